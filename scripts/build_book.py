@@ -32,7 +32,8 @@ def check_outputs(root: Path) -> None:
 
 def sphinx(root: Path) -> int:
     # --all: a page that failed last time is read again, or its warning would be missing and the build green.
-    command = [sys.executable, "-m", "jupyter_book", "build", "--all", "-W", "--keep-going", str(root)]
+    program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    command = [*program, "build", "--all", "-W", "--keep-going", str(root)]
     return subprocess.run(command, cwd=root).returncode
 
 

@@ -1,0 +1,66 @@
+# Two commands matter: `make book` and `make test`. Both set up what they need and ask nothing.
+# Options: PYTHON=/path/to/python3.12, TORCH_INDEX=<PyTorch's own CPU wheel index>, PIP_ARGS="...".
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The newest Python the pins are known to resolve for; python3 where none of these is on the path.
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; done || command -v python3 || echo python3)
+VENV_PYTHON := .venv/bin/python
+TEST := $(VENV_PYTHON) -m pytest
+TORCHVISION_TARGET ?= $(or $(PRUNING_LIB_TORCHVISION_TARGET),.tv)
+TORCHVISION_STAMP := $(TORCHVISION_TARGET)/torchvision-0.28.0.stamp
+export TORCH_INDEX PIP_ARGS
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup book test unit site-tests lint pair lock serve clean distclean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Make .venv with the pinned versions (done once; quick when nothing changed)
+	@$(PYTHON) scripts/setup_env.py
+
+book: setup ## Execute the chapters, build the site, say where it is
+	@$(VENV_PYTHON) scripts/build_book.py
+
+lint: setup ## Check the code's style and that each chapter and its notebook are in step
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) scripts/pair.py --check
+
+# torchvision must never enter .venv beside a CPU torch; one test reads it from a folder of its own.
+$(TORCHVISION_STAMP):
+	@echo "Fetching torchvision into $(TORCHVISION_TARGET), for the cross-check of the Fréchet distance"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(TORCHVISION_TARGET) torchvision==0.28.0 && touch $@
+
+unit: setup $(TORCHVISION_STAMP) ## Run the tests that need no built book
+	@PRUNING_LIB_TORCHVISION_TARGET=$(abspath $(TORCHVISION_TARGET)) $(TEST) -m "not book"
+
+site-tests: setup ## Run the tests of the built book
+	@PRUNING_LIB_CHROMIUM="$$($(VENV_PYTHON) scripts/find_chromium.py --install | tail -n 1)" $(TEST) -m book
+
+test: setup ## Everything: lint, unit tests, the strict book build, tests of the built site
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory book
+	@$(MAKE) --no-print-directory site-tests
+
+pair: setup ## Write each chapter's .ipynb from its .md
+	@$(VENV_PYTHON) scripts/pair.py
+
+lock: ## Write requirements.lock from requirements.in (needs uv)
+	@$(PYTHON) scripts/lock.py
+
+serve: setup ## Serve the built site on http://127.0.0.1:8000
+	@test -f _build/html/index.html || { echo "No site yet: run make book first." >&2; exit 1; }
+	@echo "The book: http://127.0.0.1:8000/ (Ctrl-C ends it)"
+	@$(VENV_PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+clean: ## Remove what was built and executed
+	rm -rf _build .pytest_cache .ruff_cache
+
+distclean: clean ## Remove the environment as well
+	rm -rf .venv $(TORCHVISION_TARGET) *.egg-info

@@ -1,0 +1,37 @@
+"""Shared by all tests: paths, and the mark that keeps tests of the built book apart from the others."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# The scripts and the book's extensions are programs, not a package; tests import them as they import each other.
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "_ext"), str(ROOT / "tests" / "site")]
+# No test may wait for a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+BOOK_FOLDERS = (ROOT / "tests" / "site", ROOT / "tests" / "notebooks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(folder in item.path.parents for folder in BOOK_FOLDERS):
+            item.add_marker(pytest.mark.book)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def site(root: Path) -> Path:
+    """The built site."""
+    folder = root / "_build" / "html"
+    if not (folder / "index.html").exists():
+        pytest.fail("There is no built book: run `make book` first.")
+    return folder

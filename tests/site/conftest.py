@@ -1,0 +1,60 @@
+"""A headless Chromium over the built book, the network off: whatever is not the book itself is refused and recorded."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import find_chromium
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from visits import SUB_PATH, Visitor
+
+FLAGS = [
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Serve the site under a sub-path, as a project site is; anything beside it is not found."""
+
+    def translate_path(self, path: str) -> str:
+        if not path.startswith(SUB_PATH):
+            return "/nonexistent"
+        return super().translate_path("/" + path[len(SUB_PATH) :])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def base_url(site: Path) -> Iterator[str]:
+    """Address of the site over HTTP, with its sub-path."""
+    handler = functools.partial(_Handler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{SUB_PATH}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = find_chromium.find()
+    if path is None:
+        pytest.fail(find_chromium.MISSING)
+    flags = FLAGS + (["--no-sandbox"] if os.geteuid() == 0 else [])  # Chromium's sandbox refuses root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def visitor(browser: Browser, base_url: str, site: Path) -> Visitor:
+    """Opens pages and remembers what it saw, so that each page is loaded once for many tests."""
+    return Visitor(browser, base_url, site)
