@@ -1,0 +1,216 @@
+"""The figures of chapters 1 and 2 that no other chapter draws.
+
+Each function takes data or images and returns a matplotlib Figure with an opaque background and its words in
+`figure.alt`, made from the data, so that they cannot go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = ["heat", "image_grid", "latent_channels", "lines", "shares", "to_tensor", "toy_diffusion"]
+
+INK = "#1f2933"
+COLOURS = ("#0b6e99", "#d1495b", "#6c9a3b", "#8a5a9e", "#c98a1b", "#4d5b66")
+CHARACTERS = 248
+
+
+def _figure(width: float, height: float, alt: str, **grid) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    axes = figure.subplots(squeeze=False, **grid)
+    for ax in axes.flat:
+        ax.set_facecolor("white")
+        ax.tick_params(colors=INK, labelsize=9)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    figure.alt = alt if len(alt) <= CHARACTERS else alt[: CHARACTERS - 1] + "…"
+    return figure, axes
+
+
+def to_tensor(images: Sequence) -> Tensor:
+    """Return PIL images of one size as float `[n, 3, h, w]` in [0, 1]."""
+    return torch.from_numpy(as_array(images)).permute(0, 3, 1, 2).float()
+
+
+def as_array(images: Tensor | Sequence) -> np.ndarray:
+    """Return `[n, h, w, 3]` in [0, 1] from float or uint8 `[n, 3, h, w]` or a list of PIL images."""
+    if isinstance(images, Tensor):
+        images = images.detach().float() / (255 if images.dtype == torch.uint8 else 1)
+        return images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return np.stack([np.asarray(image.convert("RGB")) / 255 for image in images])
+
+
+def image_grid(
+    images: Tensor | Sequence, *, columns: Sequence[str] = (), rows: Sequence[str] = (), what: str, size: float = 1.25
+) -> Figure:
+    """Draw images in rows, with names above the columns and beside the rows.
+
+    Args:
+        images: `[n, 3, h, w]` in [0, 1] or uint8, or PIL images, row by row; n = rows × columns.
+        columns: names of the columns; with no `rows`, all images stand in one row.
+        rows: names of the rows.
+        what: what the pictures are, for the alt text, as in "lion from three samplers".
+        size: inches per picture.
+
+    Raises:
+        ValueError: the number of images is not rows × columns.
+    """
+    pictures = as_array(images)
+    across = len(columns) or len(pictures)
+    down = max(len(rows), 1)
+    if across * down != len(pictures):
+        raise ValueError(f"{len(pictures)} images do not fill {down} rows of {across}; give names for each of them")
+    alt = f"{down * across} pictures: {what}."
+    alt += f" Columns: {', '.join(columns)}." if columns else ""
+    alt += f" Rows: {', '.join(rows)}." if rows else ""
+    label = 0.95 if rows else 0.1
+    figure, axes = _figure(across * size + label, down * size + 0.35, alt, nrows=down, ncols=across)
+    for index, ax in enumerate(axes.flat):
+        ax.imshow(pictures[index], interpolation="nearest")
+        ax.set_xticks([]), ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(True), spine.set_color("#d5dbe0")
+        if columns and index < across:
+            ax.set_title(columns[index], fontsize=9, color=INK)
+        if rows and index % across == 0:
+            ax.set_ylabel(rows[index // across], fontsize=9, color=INK, rotation=0, ha="right", va="center")
+    return figure
+
+
+def latent_channels(latents: Tensor, names: Sequence[str]) -> Figure:
+    """Draw the channels of some latents as grey pictures.
+
+    Args:
+        latents: `[n, channels, h, w]`.
+        names: one name per latent.
+    """
+    n, channels = latents.shape[:2]
+    low, high = latents.min().item(), latents.max().item()
+    alt = f"The {channels} channels of {n} latents as grey pictures: {', '.join(names)}. Values {low:.1f} to {high:.1f}."
+    figure, axes = _figure(channels * 1.3 + 1.2, n * 1.3 + 0.3, alt, nrows=n, ncols=channels)
+    for row in range(n):
+        for column in range(channels):
+            ax = axes[row, column]
+            shown = ax.imshow(latents[row, column].cpu(), cmap="gray", vmin=-3, vmax=3, interpolation="nearest")
+            ax.set_xticks([]), ax.set_yticks([])
+            if row == 0:
+                ax.set_title(f"channel {column}", fontsize=9, color=INK)
+        axes[row, 0].set_ylabel(names[row], fontsize=9, color=INK, rotation=0, ha="right", va="center")
+    figure.colorbar(shown, ax=axes, shrink=0.7, ticks=(-3, 0, 3)).ax.tick_params(labelsize=8)
+    return figure
+
+
+def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figure:
+    """Draw paths of the one-dimensional toy and where they end.
+
+    Args:
+        paths: `[steps + 1, n]`, from noise to data.
+        ends: name -> end points `[n]`, one panel each.
+        spread: standard deviation of each of the two bumps at -1 and +1.
+    """
+    where = "; ".join(f"{name}: mean {v.mean():.2f}, spread {v.std():.2f}" for name, v in ends.items())
+    alt = f"Left: {paths.shape[1]} paths run from one cloud of noise to two clusters near -1 and +1. Right, ends. {where}."
+    figure, axes = _figure(7.6, 4.2, alt, nrows=2, ncols=1, gridspec_kw={"height_ratios": (3, 2)})
+    axes[1, 0].remove(), axes[0, 0].remove()
+    grid = figure.add_gridspec(len(ends), 2, width_ratios=(3, 2))
+    main = figure.add_subplot(grid[:, 0])
+    shade = ["#d1495b" if end < 0 else "#0b6e99" for end in paths[-1]]
+    for index in range(paths.shape[1]):
+        main.plot(np.arange(len(paths)), paths[:, index], color=shade[index], linewidth=0.6, alpha=0.45)
+    main.set(xlabel="step", ylabel="value", xlim=(0, len(paths) - 1))
+    at = np.linspace(-3, 3, 400)
+    truth = sum(np.exp(-0.5 * ((at - m) / spread) ** 2) for m in (-1, 1)) / (2 * spread * np.sqrt(2 * np.pi))
+    bins = np.linspace(-3, 3, 61)
+    for row, (name, values) in enumerate(ends.items()):
+        ax = figure.add_subplot(grid[row, 1])
+        ax.plot(at, truth, color=INK, linewidth=1, label="data")
+        ax.hist(values, bins=bins, density=True, color="#c98a1b", alpha=0.75, label="samples")
+        ax.set_title(name, fontsize=9, color=INK, loc="left")
+        ax.set(yticks=[], xlim=(-3, 3), ylim=(0, 1.7 * truth.max()))  # a spike of equal ends is cut off
+        if row == 0:
+            ax.legend(fontsize=8, frameon=False)
+        if row < len(ends) - 1:
+            ax.set_xticklabels([])
+    return figure
+
+
+def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: str) -> Figure:
+    """Draw a table of similarities as coloured squares with the numbers in them.
+
+    Args:
+        matrix: `[rows, columns]`.
+        rows: names of the rows.
+        columns: names of the columns.
+        what: what the numbers are, for the alt text and the colour bar.
+    """
+    table = matrix.detach().cpu().numpy()
+    best = [columns[i] for i in table.argmax(1)]
+    pairs = ", ".join(f"{r}: {b}" for r, b in zip(rows, best, strict=True))
+    alt = f"{table.shape[0]} by {table.shape[1]} table of {what}. Highest in each row: {pairs}."
+    figure, axes = _figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
+    ax = axes[0, 0]
+    shown = ax.imshow(table, cmap="cividis", aspect="auto")
+    middle = (table.min() + table.max()) / 2
+    for i, j in np.ndindex(*table.shape):
+        ax.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=8,
+                color="white" if table[i, j] < middle else "black")  # fmt: skip
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=9)
+    ax.set_yticks(range(len(rows)), rows, fontsize=9)
+    figure.colorbar(shown, ax=ax, label=what, shrink=0.9).ax.tick_params(labelsize=8)
+    return figure
+
+
+def lines(
+    x: Sequence[float], curves: dict[str, Sequence[float]], *, xlabel: str, ylabel: str, log: bool = False
+) -> Figure:
+    """Draw curves over the same positions, each with a marker of its own.
+
+    Args:
+        x: positions, at least two.
+        curves: name -> values at `x`.
+        xlabel: name of the horizontal axis, with its unit.
+        ylabel: name of the vertical axis, with its unit.
+        log: True for a logarithmic horizontal axis.
+    """
+    ends = "; ".join(f"{name} from {v[0]:.3g} to {v[-1]:.3g}" for name, v in curves.items())
+    figure, axes = _figure(6.4, 3.4, f"{ylabel} against {xlabel}, {x[0]:g} to {x[-1]:g}: {ends}.")
+    ax = axes[0, 0]
+    for (name, values), colour, marker in zip(curves.items(), COLOURS, "osD^vP", strict=False):
+        ax.plot(x, values, color=colour, marker=marker, markersize=5, label=name)
+    if log:
+        ax.set_xscale("log")
+        ax.minorticks_off()
+    ax.set_xticks(list(x), [f"{v:g}" for v in x])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str = "share, %") -> Figure:
+    """Draw, for each name, one bar per kind of share.
+
+    Args:
+        names: the blocks, in the order in which they run.
+        parts: kind (such as "MACs") -> shares in percent, one per name.
+        unit: name of the horizontal axis.
+    """
+    tops = "; ".join(f"most {kind}: {names[int(np.argmax(v))]} with {max(v):.0f} %" for kind, v in parts.items())
+    alt = f"Bars for {len(names)} blocks: {', '.join(parts)} in percent. {tops}."
+    figure, axes = _figure(7.2, 0.22 * len(names) * (len(parts) + 0.8) + 0.9, alt)
+    ax = axes[0, 0]
+    height = 0.8 / len(parts)
+    for index, (kind, values) in enumerate(parts.items()):
+        at = np.arange(len(names)) + (index - (len(parts) - 1) / 2) * height
+        ax.barh(at, values, height=height * 0.92, color=COLOURS[index], label=kind)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.invert_yaxis()
+    ax.set_xlabel(unit)
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(fontsize=9, frameon=False, loc="lower right")
+    return figure

@@ -1,0 +1,119 @@
+"""What the chapters need around their figures: alt text, numbers for the prose, tables, and checks of exercises.
+
+Everything here works without the book's own tools: in Colab the pictures and tables are drawn by the notebook itself,
+and `glue` leaves an output that only the book reads.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+
+__all__ = ["Picture", "glue", "must_fail", "picture", "table"]
+
+MAX_ALT = 250
+
+
+class Picture:
+    """A figure together with the words that stand for it where it cannot be seen.
+
+    Attributes:
+        figure: the matplotlib figure.
+        alt: what is in the picture, at most 250 characters.
+    """
+
+    def __init__(self, figure: Figure, alt: str, dpi: int = 144) -> None:
+        if not alt.strip() or len(alt) > MAX_ALT:
+            raise ValueError(f"alt has {len(alt)} characters; allowed: 1 to {MAX_ALT}. Say what is there, shortly: {alt!r}")
+        self.figure, self.alt, self.dpi = figure, alt, dpi
+
+    def _repr_html_(self) -> str:
+        file = io.BytesIO()
+        self.figure.savefig(file, format="png", dpi=self.dpi, bbox_inches="tight", facecolor="white")
+        data = base64.b64encode(file.getvalue()).decode()
+        width = round(self.figure.get_figwidth() * 96)
+        return (
+            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt)}" '
+            f'style="width:100%;max-width:{width}px;height:auto;background:#fff">'
+        )
+
+
+def picture(figure: Figure, alt: str | None = None) -> Picture:
+    """Return `figure` as a cell output with alt text.
+
+    Args:
+        figure: a matplotlib figure; the library's plots carry their own words as `figure.alt`.
+        alt: replaces those words.
+
+    Raises:
+        ValueError: there is no alt text, or it is longer than 250 characters.
+    """
+    return Picture(figure, alt if alt is not None else getattr(figure, "alt", ""))
+
+
+def glue(**values: Any) -> None:
+    """Make numbers available to the page's sentences, as MyST-NB's `glue` does, without needing MyST-NB.
+
+    Args:
+        values: name -> value; a string is shown as it is, so format numbers before.
+    """
+    prefix = "application/papermill.record/"
+    for name, value in values.items():
+        data = {prefix + "text/plain": repr(value) if isinstance(value, str) else str(value)}
+        display(data, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}})
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", align: str = "") -> HTML:
+    """Return an HTML table that screen readers and phones can read.
+
+    Args:
+        header: column names.
+        rows: one sequence per row, as long as `header`; the first cell names the row.
+        caption: one sentence above the table.
+        align: one letter per column, "l" or "r"; by default the first is left and the others right.
+
+    Raises:
+        ValueError: a row has another length than the header.
+    """
+    align = align or "l" + "r" * (len(header) - 1)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells, the header has {len(header)}: {row!r}")
+
+    def cell(tag: str, text: Any, where: str, more: str = "") -> str:
+        side = "right" if where == "r" else "left"
+        return f'<{tag}{more} style="text-align:{side}">{html.escape(str(text))}</{tag}>'
+
+    head = "".join(cell("th", h, a, ' scope="col"') for h, a in zip(header, align, strict=True))
+    body = "".join(
+        "<tr>"
+        + cell("th", row[0], align[0], ' scope="row"')
+        + "".join(cell("td", c, a) for c, a in zip(row[1:], align[1:], strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    # tabindex: a box that scrolls sideways must be reachable by keyboard.
+    return HTML(
+        f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{html.escape(caption or "table")}">'
+        f'<table class="table">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def must_fail(check: Callable[[Any], Any], wrong: Any) -> None:
+    """Assert that `check` refuses a wrong answer, so that a check which accepts anything is noticed.
+
+    Raises:
+        AssertionError: the check accepted the wrong answer.
+    """
+    try:
+        check(wrong)
+    except AssertionError:
+        return
+    raise AssertionError("the check of this exercise accepted an answer that is known to be wrong")
