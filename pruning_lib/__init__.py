@@ -1,0 +1,55 @@
+"""Pruning for diffusion models, in a form people can read.
+
+    import pruning_lib as pl
+
+    pipe = pl.load("emoji-sd")
+    image = pipe("lion", num_inference_steps=25, guidance_scale=3).images[0]
+    print(pl.count_macs(pipe.unet).table())
+
+The names below are the ones a reader meets first; each lives in the module named beside it and is imported when used,
+so that `import pruning_lib` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "zoo.hub",
+    "models": "zoo.models",
+    "load_clip": "zoo.judge",
+    "captions": "zoo.judge",
+    "training_images": "zoo.judge",
+    "denoiser_on_meta": "zoo.architectures",
+    "count_macs": "measure.macs",
+    "measure_latency": "measure.latency",
+    "load_record": "measure.record",
+    "save_record": "measure.record",
+    "passport": "measure.record",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from .measure.latency import measure_latency
+    from .measure.macs import count_macs
+    from .measure.record import load_record, passport, save_record
+    from .zoo.architectures import denoiser_on_meta
+    from .zoo.hub import load
+    from .zoo.judge import captions, load_clip, training_images
+    from .zoo.models import models
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pruning_lib' has no attribute {name!r}. It has: {', '.join(__all__)}.")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

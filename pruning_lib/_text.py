@@ -1,0 +1,27 @@
+"""Small helpers for messages: a good error names what was given, what is allowed and how to go on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["nearest"]
+
+
+def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
+    """Return a sentence that suggests the options closest to `name`.
+
+    Args:
+        name: what the caller asked for.
+        options: the names that would have been accepted.
+        count: how many suggestions at most.
+
+    Returns:
+        `"Did you mean 'a' or 'b'?"`, or, where nothing is close, the whole list.
+    """
+    options = list(options)
+    close = difflib.get_close_matches(name.lower(), [o.lower() for o in options], n=count, cutoff=0.5)
+    by_lower = {o.lower(): o for o in options}
+    if close:
+        return "Did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?"
+    return "Known: " + ", ".join(repr(o) for o in options) + "."

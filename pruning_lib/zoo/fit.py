@@ -1,0 +1,180 @@
+"""One resumable training loop for every model of the zoo.
+
+Each step draws its batch from a generator seeded by (seed, step), so a run that was interrupted and resumed sees the
+same data as one that never stopped.  Checkpoints are written to a temporary name and moved into place, so a crash
+while writing costs nothing.  The learning rate warms up, stays constant and decays over the last part of the run
+("warm-up, stable, decay"): a run can be made longer later without having decayed too early.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+__all__ = ["FitConfig", "fit", "lr_factor", "read_log"]
+
+Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps in all, > 0. May grow when a run is resumed.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        decay: share of `steps` at the end over which the rate falls to zero, in [0, 1].
+        weight_decay: of AdamW.
+        ema: decay of the moving average of the weights; 0 turns it off.
+        clip: largest norm of the gradient.
+        seed: of data order, noise and initialisation.
+        device: where to train, for example "cpu" or "cuda".
+        bf16: run the forward pass under bfloat16 autocast.
+        checkpoint_every: steps between checkpoints; an interruption loses at most these.
+        log_every: steps between lines of the log.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = False
+    checkpoint_every: int = 200
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
+            raise ValueError("steps, checkpoint_every and log_every must be at least 1.")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay={self.decay} must lie in [0, 1]: it is a share of the steps.")
+
+
+def lr_factor(step: int, config: FitConfig) -> float:
+    """Return what the peak learning rate is multiplied by at `step` (counted from 0)."""
+    up = min(1.0, (step + 1) / max(1, config.warmup))
+    down = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return up * min(1.0, down)
+
+
+def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, name: str = "train") -> nn.Module:
+    """Train `model` in place, or go on from the checkpoint in `folder`, and return it with averaged weights.
+
+    Args:
+        model: what the optimiser updates.
+        loss: takes a generator on the CPU, draws a batch with it, returns a scalar loss and figures for the log.
+        config: see `FitConfig`. On resuming only `steps`, `decay`, the device and the intervals may differ.
+        folder: holds `checkpoint.pt` and `log.jsonl`; made when absent.
+        name: label of the progress bar.
+
+    Raises:
+        ValueError: the checkpoint belongs to another configuration, or the loss became NaN.
+        KeyboardInterrupt: passed on, after a checkpoint was written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(config.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    ema = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75) if config.ema else None
+    step, seconds = _restore(folder, model, optimizer, ema, config)
+    started, stop = time.time() - seconds, []
+    with _on_interrupt(lambda: stop.append(True)), tqdm(total=config.steps, initial=step, desc=name) as bar:
+        while step < config.steps and not stop:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * lr_factor(step, config)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            kind = torch.device(config.device).type
+            with torch.autocast(kind, torch.bfloat16, enabled=config.bf16):
+                value, figures = loss(generator)
+            if not torch.isfinite(value):
+                raise ValueError(f"The loss became {value.item()} at step {step}. Lower the learning rate ({config.lr}).")
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema:
+                ema.step(model.parameters())
+            step += 1
+            bar.update()
+            if step % config.log_every == 0 or step == config.steps:
+                line = {"step": step, "seconds": round(time.time() - started, 1), "loss": value.item(), **figures}
+                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(line) + "\n")
+                bar.set_postfix(loss=f"{value.item():.4f}")
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                _save(folder, model, optimizer, ema, config, step, time.time() - started)
+    if stop:
+        raise KeyboardInterrupt(f"Stopped at step {step}; run the same command to go on from there.")
+    if ema:
+        ema.copy_to(model.parameters())
+    return model.eval()
+
+
+def read_log(folder: str | Path) -> list[dict[str, float]]:
+    """Return the lines of a run's log; where a resumed run repeated steps, the later ones count."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text("utf-8").splitlines()]
+    return list({line["step"]: line for line in lines}.values())
+
+
+def _state(model, optimizer, ema, config, step, seconds) -> dict:
+    return {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict() if ema else None,
+        "config": asdict(config), "step": step, "seconds": seconds,
+    }
+
+
+def _save(folder: Path, *parts) -> None:
+    temporary = folder / "checkpoint.pt.part"
+    torch.save(_state(*parts), temporary)
+    os.replace(temporary, folder / "checkpoint.pt")
+
+
+def _restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[int, float]:
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        return 0, 0.0
+    saved = torch.load(path, map_location=config.device, weights_only=True)
+    may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every"}
+    now = asdict(config)
+    wrong = {k: (saved["config"][k], now[k]) for k in now if k not in may_differ and saved["config"].get(k) != now[k]}
+    if wrong:
+        raise ValueError(f"{path} was made with other settings (saved, asked): {wrong}. Use them, or another folder.")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if ema:
+        ema.load_state_dict(saved["ema"])
+        ema.to(config.device)
+    return saved["step"], saved["seconds"]
+
+
+class _on_interrupt:
+    """Let Ctrl-C and SIGTERM finish the running step, so that it can be saved."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call, self.old = call, {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.old[number] = signal.signal(number, lambda *_: self.call())
+            except ValueError:  # not the main thread: leave signals alone
+                break
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,111 @@
+"""Is the model good enough to teach with?  Three checks with thresholds, and a contact sheet for the eye.
+
+1. The autoencoder reconstructs the training images at 27 dB or better on average.
+2. Images generated from training captions find their own caption among the nearest five of all captions at least 0.8
+   times as often as the real images do.  The judge is the mini CLIP, whose text tower also steers the model; so the
+   rate of the real images, not 1, is the yardstick.
+3. The pipeline loads and its weights stay within their size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..measure.quality import bootstrap_interval, psnr
+from .assemble import MAX_BYTES
+from .judge import MiniCLIP, as_pixels
+from .vae import to_model_range
+
+__all__ = ["PSNR_MIN", "RATE_MIN", "caption_ranks", "generate", "run_gate"]
+
+PSNR_MIN = 27.0
+RATE_MIN = 0.8
+TOP = 5
+
+
+@torch.no_grad()
+def reconstruct(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
+    """Return uint8 `[n, 3, 64, 64]` after encoding to the mean latent and decoding."""
+    parts = []
+    for part in images.split(64):
+        latent = pipe.vae.encode(to_model_range(part).to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
+        parts.append(pipe.vae.decode(latent).sample.float().cpu())
+    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def generate(
+    pipe: StableDiffusionPipeline, prompts: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0,
+    batch: int = 32, progress: bool = False,
+) -> Tensor:  # fmt: skip
+    """Return uint8 `[n, 3, 64, 64]`; image i starts from noise of seed `seed` + i, whatever the batch size."""
+    out = []
+    for start in tqdm(range(0, len(prompts), batch), desc="generate", disable=not progress):
+        part = prompts[start : start + batch]
+        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        images = pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images
+        out.append(as_pixels(images))
+    return torch.cat(out)
+
+
+def caption_ranks(clip: MiniCLIP, images: Tensor, own: Tensor, texts: list[str]) -> Tensor:
+    """Return for each image how many of `texts` lie nearer than its own one: 0 is best.
+
+    Args:
+        clip: the judge.
+        images: uint8 `[n, 3, 64, 64]`.
+        own: index into `texts` of each image's caption, int64 `[n]`.
+        texts: all captions, m of them.
+    """
+    likeness = clip.embed_images(images) @ clip.embed_texts(texts).T
+    mine = likeness.gather(1, own[:, None].to(likeness.device))
+    return (likeness > mine).sum(1).cpu()
+
+
+def run_gate(
+    pipe: StableDiffusionPipeline, clip: MiniCLIP, images: Tensor, texts: list[str], folder: str | Path, *,
+    n: int = 256, steps: int = 25, guidance: float = 3.0, seed: int = 0, progress: bool = True,
+) -> tuple[dict, Tensor]:  # fmt: skip
+    """Measure the gate.
+
+    Args:
+        pipe, clip: the model and its judge.
+        images, texts: the real images and all captions, in the same order.
+        folder: the model's folder, whose weights are weighed.
+        n: captions to generate, chosen by `seed`.
+
+    Returns:
+        The figures, with `passed`, and the generated images uint8 `[n, 3, 64, 64]` in the order of
+        `figures["captions"]`.
+
+    Raises:
+        ValueError: n exceeds the number of captions.
+    """
+    if not 1 <= n <= len(texts):
+        raise ValueError(f"n={n} captions were asked for; the model knows {len(texts)}.")
+    own = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    drawn = generate(pipe, [texts[i] for i in own], steps=steps, guidance=guidance, seed=seed, progress=progress)
+    quality = psnr(reconstruct(pipe, images).float() / 255, images.float() / 255)
+    real = caption_ranks(clip, images[own], own, texts) < TOP
+    fake = caption_ranks(clip, drawn, own, texts) < TOP
+    size = sum(p.stat().st_size for p in Path(folder).rglob("*.safetensors"))
+    figures = {
+        "psnr_db": _interval(quality), "psnr_worst_db": quality.min().item(),
+        "top5_real": _interval(real.float()), "top5_generated": _interval(fake.float()),
+        "ratio": fake.float().mean().item() / max(real.float().mean().item(), 1e-9),
+        "weights_bytes": size, "steps": steps, "guidance": guidance, "seed": seed, "n": n,
+        "captions": [texts[i] for i in own], "thresholds": {"psnr_db": PSNR_MIN, "ratio": RATE_MIN, "bytes": MAX_BYTES},
+    }  # fmt: skip
+    figures["passed"] = bool(
+        figures["psnr_db"]["value"] >= PSNR_MIN and figures["ratio"] >= RATE_MIN and size <= MAX_BYTES
+    )
+    return figures, drawn
+
+
+def _interval(values: Tensor) -> dict:
+    found = bootstrap_interval(values)
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}

@@ -1,0 +1,155 @@
+"""`load`: one call for the shipped model, the papers' models, any hub id and any local folder.
+
+This is the only place of the package that may reach for a hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from .._text import nearest
+from .models import MODELS, models_folder
+
+__all__ = ["ModelUnavailableError", "load"]
+
+
+class ModelUnavailableError(OSError):
+    """The hub could not be reached, or it does not have the model."""
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> DiffusionPipeline:
+    """Load a pipeline by short name, local folder or hub id.
+
+    Args:
+        name: a name of `pl.models()`, a folder that `save_pretrained` wrote, or a hub id "owner/name".
+        device: where the pipeline goes, for example "cpu", "cuda" or "cuda:1".
+        dtype: of the weights. Default: float32 on a CPU, float16 elsewhere.
+        revision: commit or branch on the hub. Default: the pinned one of a short name, else "main".
+
+    Returns:
+        A diffusers pipeline in evaluation mode, with its progress bar off.
+
+    Raises:
+        ValueError: an unknown short name (the nearest is suggested), device or dtype.
+        FileNotFoundError: a folder without `model_index.json`.
+        ModelUnavailableError: the hub cannot be reached or refuses, or a weights file is damaged.
+    """
+    device, dtype = _checked(device, dtype)
+    with _quietly():
+        pipe = _load(name, dtype, revision)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> DiffusionPipeline:
+    info = MODELS.get(str(name))
+    if info and not info.repo:
+        return _from_folder(models_folder() / info.name, dtype)
+    if info:
+        return _from_hub(info.repo, revision or info.revision, dtype, info.memory_gib)
+    if Path(name).is_dir():
+        return _from_folder(Path(name), dtype)
+    if _looks_like_repo(str(name)):
+        return _from_hub(str(name), revision or "main", dtype, None)
+    raise ValueError(
+        f"Unknown model {str(name)!r}. {nearest(str(name), MODELS)} "
+        "Also allowed: a folder written by save_pretrained, or a hub id such as 'owner/name'."
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back progress bars and notes about optional packages: a reader asked for a model, not for a log."""
+    old = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled(), diffusers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(old)
+        if bars[0]:
+            transformers_logging.enable_progress_bar()
+        if bars[1]:
+            diffusers_logging.enable_progress_bar()
+
+
+def _checked(device, dtype) -> tuple[torch.device, torch.dtype]:
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:0', 'mps' or the like.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device='cuda' was asked for, but torch sees no CUDA GPU. In Colab: Runtime > Change runtime type > GPU. "
+            "Or use device='cpu'."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps' was asked for, but torch has no Metal backend here. Use device='cpu'.")
+    allowed = (torch.float32, torch.float16, torch.bfloat16)
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(f"dtype={dtype!r} is not a type for weights. Allowed: {', '.join(map(str, allowed))}.")
+    return device, dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+
+
+def _looks_like_repo(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model_index.json, so it is not a diffusers pipeline. "
+            "Pass the folder that pipe.save_pretrained() wrote."
+        )
+    _check_weights(folder)
+    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+
+
+def _check_weights(folder: Path) -> None:
+    """Read every safetensors header and compare it with the file's length: damage shows before anything is loaded."""
+    for path in sorted(folder.glob("*/*.safetensors")):
+        size = path.stat().st_size
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > size:
+                    raise ValueError("its header is longer than the file")
+                header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+            if 8 + length + max(ends, default=0) != size:
+                raise ValueError(f"its header asks for {8 + length + max(ends, default=0)} bytes, the file has {size}")
+        except (ValueError, KeyError, UnicodeDecodeError) as error:
+            raise ModelUnavailableError(
+                f"{path} is damaged or cut short: {error}. Fetch it again, or restore it from version control."
+            ) from error
+
+
+def _from_hub(repo: str, revision: str, dtype: torch.dtype, memory: float | None) -> DiffusionPipeline:
+    # Offline, requests fail deep inside huggingface_hub in many ways; a reader needs one answer: what, why, what now.
+    try:
+        return DiffusionPipeline.from_pretrained(repo, revision=revision, torch_dtype=dtype)
+    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
+        need = f" It needs about {memory:g} GiB of memory in half precision." if memory else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelUnavailableError(
+            f"Could not load {repo!r} (revision {revision}) from the Hugging Face hub: {reason}\n"
+            f"Check the network and the id; behind a login, run `hf auth login`.{need} "
+            "Without a network, use pl.load('emoji-sd'), or a folder you downloaded before."
+        ) from error
