@@ -1,0 +1,83 @@
+"""The build script on a miniature book: real builds, a few seconds each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mini_book import PAGE, MiniBook
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> MiniBook:
+    return MiniBook(tmp_path)
+
+
+def test_a_change_of_the_library_reaches_the_page(book: MiniBook) -> None:
+    code, output = book.build()
+    assert code == 0, output
+    assert "the answer is 1" in book.page()
+
+    book.library(2)
+    # The trap itself: jupyter-book alone is content, and the page is wrong. If this ever fails, the fingerprint
+    # has lost its reason.
+    code, output = book.build_without_fingerprint()
+    assert code == 0, output
+    assert "the answer is 1" in book.page()
+
+    code, output = book.build()
+    assert code == 0, output
+    assert "pruning_lib/__init__.py" in output
+    assert "the answer is 2" in book.page()
+
+    # Nothing changed: no kernel starts, and prose may change freely.
+    book.index("# Mini\n\nOther words.\n")
+    code, output = book.build()
+    assert code == 0, output
+    assert "in the cache" in output
+    assert "the answer is 2" in book.page()
+
+
+def test_buttons_follow_the_remote(book: MiniBook) -> None:
+    code, output = book.build()
+    assert code == 0, output
+    assert "Buttons left out" in output and "no remote 'origin'" in output
+    assert "colab.research.google.com" not in book.page()
+
+    book.git("init", "--quiet")
+    book.git("remote", "add", "origin", "git@github.com:someone/a-fork.git")
+    code, output = book.build()
+    assert code == 0, output
+    assert f"colab.research.google.com/github/someone/a-fork/blob/main/{PAGE}.ipynb" in book.page()
+    assert f"https://github.com/someone/a-fork/edit/main/{PAGE}.md" in book.page()
+
+    book.git("remote", "set-url", "origin", "https://gitlab.com/someone/a-fork.git")
+    code, output = book.build()
+    assert code == 0, output
+    assert "not on GitHub" in output
+    assert "colab.research.google.com" not in book.page()
+
+
+def test_a_failing_cell_fails_every_build(book: MiniBook) -> None:
+    book.chapter("1 / 0")
+    for _ in range(2):  # jupyter-book alone is green the second time
+        code, output = book.build()
+        assert code != 0
+        assert "ZeroDivisionError" in output
+
+
+def test_a_warning_fails_every_build(book: MiniBook) -> None:
+    book.index("# Mini\n\n[nowhere](nowhere.md)\n")
+    for _ in range(2):
+        code, output = book.build()
+        assert code != 0
+        assert "nowhere" in output
+
+
+def test_a_widget_that_needs_a_kernel_is_refused(book: MiniBook) -> None:
+    book.chapter("import ipywidgets\n\nipywidgets.IntSlider()")
+    code, output = book.build()
+    assert code != 0
+    assert "needs a kernel" in output

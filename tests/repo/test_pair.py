@@ -1,0 +1,89 @@
+"""Chapters and their notebooks: one way, byte-stable, without outputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pair
+import pytest
+from setup_cell import setup_cell
+
+CHAPTER = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Some editor's kernel
+  language: python
+  name: python3
+---
+
+# Title
+
+```{code-cell} python3
+%s```
+
+One sentence.
+
+```{code-cell} python3
+:tags: [hide-input]
+
+1 + 1
+```
+"""
+
+
+@pytest.fixture
+def book(tmp_path: Path, root: Path) -> Path:
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    source = tmp_path / "notebooks" / "01-x.md"
+    source.write_text(CHAPTER % setup_cell(""))
+    source.with_suffix(".ipynb").write_text(pair.paired(source))
+    return tmp_path
+
+
+def test_the_books_own_chapters_are_in_step(root: Path) -> None:
+    assert pair.check(root) == []
+
+
+def test_pair_is_stable_and_carries_no_output(book: Path) -> None:
+    source = book / "notebooks/01-x.md"
+    assert pair.paired(source) == pair.paired(source)
+    notebook = json.loads(pair.paired(source))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["outputs"] for cell in code] == [[], []]
+    assert [cell["id"] for cell in notebook["cells"]] == ["0", "1", "2", "3"]
+    assert code[1]["metadata"] == {"tags": ["hide-input"]}
+    assert notebook["metadata"]["kernelspec"]["display_name"] == "Python 3"
+    assert pair.check(book) == []
+
+
+def test_a_changed_source_is_seen(book: Path) -> None:
+    source = book / "notebooks/01-x.md"
+    source.write_text(source.read_text().replace("1 + 1", "1 + 2"))
+    assert pair.check(book) == ["notebooks/01-x.ipynb is not in step with 01-x.md; run `make pair`"]
+
+
+def test_outputs_in_a_notebook_are_seen(book: Path) -> None:
+    path = book / "notebooks/01-x.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["cells"][3]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "2"}]
+    path.write_text(json.dumps(notebook, indent=1) + "\n")
+    assert len(pair.check(book)) == 1
+
+
+def test_another_first_cell_is_seen(book: Path) -> None:
+    source = book / "notebooks/01-x.md"
+    source.write_text(source.read_text().replace("session = start()", "session = begin()"))
+    source.with_suffix(".ipynb").write_text(pair.paired(source))
+    assert "not the set-up cell" in pair.check(book)[0]
+
+
+def test_a_notebook_without_source_is_seen(book: Path) -> None:
+    (book / "notebooks/02-y.ipynb").write_text("{}")
+    assert "has no 02-y.md" in pair.check(book)[0]
