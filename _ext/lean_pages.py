@@ -2,8 +2,8 @@
 
 - sphinx-thebe declares the same constants twice on each page, thebe on or off: a SyntaxError in the console.
 - pydata-sphinx-theme loads fontawesome.js, 1.5 MB, on each page; its icons are drawn by CSS fonts without it.
-- The labels of the search button and of folded cells hide their visible text from screen readers; docutils calls a bibliography a list
-  without list items. Both are serious findings of axe-core.
+- The labels of the search button and of folded cells hide their visible text from screen readers, and docutils calls
+  a bibliography a list without list items: serious findings of axe-core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 MENDS = (
-    (re.compile(r'[ \t]*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?\n?'), ""),
+    (re.compile(r"[ \t]*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?\n?"), ""),
     (re.compile(r'(<button class="[^"]*\bsearch-button-field\b[^>]*?) aria-label="[^"]*"'), r"\1"),
     (re.compile(r'<summary aria-label="Toggle hidden content">'), "<summary>"),
     (re.compile(r'<div role="list" (class="citation-list")'), r"<div \1"),

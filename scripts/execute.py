@@ -69,7 +69,9 @@ def execute(root: Path, path: Path) -> Run:
         return Run(path.stem, record.data["execution_seconds"], record.created.timestamp(), fresh=False)
     result = single_nb_execution(notebook, cwd=str(path.parent), timeout=CELL_TIMEOUT_S, allow_errors=False)
     if result.err is not None:
-        raise SystemExit(f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above.")
+        raise SystemExit(
+            f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above."
+        )
     bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     return Run(path.stem, result.time, time.time(), fresh=True)

@@ -15,7 +15,13 @@ from pathlib import Path
 
 STAMP = Path("_build/.jupyter_cache/fingerprint.json")
 STALE = (".jupyter_cache", "html", ".doctrees", "jupyter_execute", "generated")
-WATCHED = ("pruning_lib", "book/results", "requirements-torch.txt", "requirements.lock", "requirements-no-deps.txt")
+WATCHED = (
+    "pruning_lib",
+    "book/results",
+    "requirements-torch.txt",
+    "requirements.lock",
+    "requirements-no-deps.txt",
+)
 SKIPPED_PARTS = {"__pycache__", ".ipynb_checkpoints"}
 
 
@@ -31,7 +37,9 @@ def _files(root: Path) -> list[Path]:
 
 def fingerprint(root: Path) -> dict[str, str]:
     """Return path -> SHA-256 for every file that executed outputs depend on, and the Python that runs them."""
-    hashes = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(root)}
+    hashes = {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(root)
+    }
     hashes["python"] = ".".join(map(str, sys.version_info[:2]))
     return hashes
 

@@ -16,7 +16,11 @@ import nbformat
 from setup_cell import problem, repository
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}  # fixed: part of the cache's key
+KERNEL = {
+    "display_name": "Python 3",
+    "language": "python",
+    "name": "python3",
+}  # fixed: part of the cache's key
 
 
 def paired(source: Path) -> str:
@@ -54,7 +58,9 @@ def check(root: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, fail where a pair is out of step")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, fail where a pair is out of step"
+    )
     parser.add_argument("--root", type=Path, default=ROOT)
     arguments = parser.parse_args()
     if arguments.check:

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "_ext"))
 
-TEMPLATE = '''\
+TEMPLATE = """\
 import sys
 
 REPOSITORY = "{repository}"  # @param {{type:"string"}}
@@ -26,8 +26,11 @@ if "google.colab" in sys.modules:
 from pruning_lib.notebook import start
 
 session = start()
-'''
-FENCE = re.compile(r"^```\{code-cell\}[^\n]*\n(?P<options>(?:---\n.*?\n---\n|(?::[^\n]*\n)+\n?)?)(?P<code>.*?)^```$", re.M | re.S)
+"""
+FENCE = re.compile(
+    r"^```\{code-cell\}[^\n]*\n(?P<options>(?:---\n.*?\n---\n|(?::[^\n]*\n)+\n?)?)(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 SETTING = re.compile(r'(?m)^repository = "(?P<url>[^"]*)"$')
 
 
@@ -35,7 +38,7 @@ def repository(root: Path = ROOT) -> str:
     """Return the address the chapters install from, empty while none is known."""
     match = SETTING.search((root / "pyproject.toml").read_text(encoding="utf-8"))
     if not match:
-        raise SystemExit("pyproject.toml has no `repository = \"...\"` line under [tool.pruning-book]")
+        raise SystemExit('pyproject.toml has no `repository = "..."` line under [tool.pruning-book]')
     return match["url"]
 
 
@@ -68,7 +71,9 @@ def write(root: Path, url: str) -> None:
         text = path.read_text(encoding="utf-8")
         cell = first_cell(text)
         if cell:
-            path.write_text(text[: cell.start("code")] + setup_cell(url) + text[cell.end("code") :], encoding="utf-8")
+            path.write_text(
+                text[: cell.start("code")] + setup_cell(url) + text[cell.end("code") :], encoding="utf-8"
+            )
 
 
 def main() -> int:
@@ -81,12 +86,16 @@ def main() -> int:
     given = arguments.repository or origin(ROOT)
     url = github_url(given) or repository()
     if arguments.repository and not github_url(arguments.repository):
-        parser.error(f"{arguments.repository!r} is not a GitHub address; expected https://github.com/OWNER/REPO")
+        parser.error(
+            f"{arguments.repository!r} is not a GitHub address; expected https://github.com/OWNER/REPO"
+        )
     if not arguments.write:
         print(setup_cell(url), end="")
         return 0
     write(ROOT, url)
-    print(f"Set-up cells install from {url or '(no address: none is known)'}; now run `make pair` and commit.")
+    print(
+        f"Set-up cells install from {url or '(no address: none is known)'}; now run `make pair` and commit."
+    )
     return 0
 
 

@@ -24,7 +24,10 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "pruning-lib.stamp"
 PINS = ("requirements-torch.txt", "requirements.lock", "requirements-no-deps.txt")
-MINIMUM = (3, 11)  # diffusers, numpy and scipy at the pinned versions ask for it; the package itself runs on 3.10
+MINIMUM = (
+    3,
+    11,
+)  # diffusers, numpy and scipy at the pinned versions ask for it; the package itself runs on 3.10
 
 
 def wanted() -> list[str]:
@@ -56,7 +59,9 @@ def create_venv() -> None:
         return
     # Debian and Ubuntu ship venv's other half, ensurepip, in a package of its own.
     if not apt_install([f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"], why="to make .venv"):
-        raise SystemExit("No virtual environment can be made: install your system's python3-venv, then run make again.")
+        raise SystemExit(
+            "No virtual environment can be made: install your system's python3-venv, then run make again."
+        )
     run(*command)
 
 

@@ -56,7 +56,9 @@ def status(root: Path, runs: Sequence[Run]) -> dict:
     return {
         "built": _moment(dt.datetime.now(dt.timezone.utc).timestamp()),
         "page_budget_s": PAGE_BUDGET_S,
-        "pages": [{"page": r.name, "seconds": round(r.seconds, 1), "executed": _moment(r.finished)} for r in runs],
+        "pages": [
+            {"page": r.name, "seconds": round(r.seconds, 1), "executed": _moment(r.finished)} for r in runs
+        ],
         "hardware": {
             "processor": _processor(),
             "cores": usable,
@@ -70,7 +72,9 @@ def status(root: Path, runs: Sequence[Run]) -> dict:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines
+    )
 
 
 def page(data: dict) -> str:

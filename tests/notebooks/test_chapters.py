@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from execute import PAGE_BUDGET_S, executed
 from nbformat import NotebookNode
+
+from execute import PAGE_BUDGET_S, executed
 from pair import chapters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,9 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def text_of(outputs: list[NotebookNode], name: str) -> str:
-    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == name)
+    return "".join(
+        output.text for output in outputs if output.output_type == "stream" and output.name == name
+    )
 
 
 def test_there_are_chapters() -> None:

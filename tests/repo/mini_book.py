@@ -78,7 +78,12 @@ class MiniBook:
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         # The miniature's own library, not the installed one.
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "NO_COLOR": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         return subprocess.run(
             [sys.executable, *command], cwd=self.folder, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mini_book import PAGE, MiniBook
 
 pytestmark = pytest.mark.slow

@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from check_site import faults, toc_pages
 from lean_pages import mend
 
-TOC = "format: jb-book\nroot: index\nparts:\n  - chapters:\n      - file: one\n        sections:\n          - file: sub/two\n"
+TOC = """\
+format: jb-book
+root: index
+parts:
+  - chapters:
+      - file: one
+        sections:
+          - file: sub/two
+"""
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ PINS = {
 
 
 def test_torchvision_is_not_here() -> None:
-    # Beside a CPU torch the registry's torchvision cannot load its operators, and takes transformers and diffusers down.
+    # Beside a CPU torch the registry's torchvision fails to load, and takes transformers and diffusers down.
     import torch
 
     if torch.version.cuda:

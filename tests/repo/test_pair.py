@@ -6,8 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import pair
 import pytest
+
+import pair
 from setup_cell import setup_cell
 
 CHAPTER = """\

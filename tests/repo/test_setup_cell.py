@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from setup_cell import repository, setup_cell, write
 
 # Runs the cell as a notebook does (IPython, so that %pip is a magic), with pip replaced by a record of what was asked,
@@ -34,7 +35,11 @@ print("\\n" + json.dumps({"asked": asked, "managers": managers, "error": str(err
 
 def run(cell: str, colab: bool) -> tuple[dict, str]:
     result = subprocess.run(
-        [sys.executable, "-c", HARNESS], input=json.dumps([cell, colab]), text=True, capture_output=True, check=True
+        [sys.executable, "-c", HARNESS],
+        input=json.dumps([cell, colab]),
+        text=True,
+        capture_output=True,
+        check=True,
     )
     *printed, last = result.stdout.strip().splitlines()
     return json.loads(last), "\n".join(printed)
@@ -69,7 +74,8 @@ def test_write_puts_the_address_everywhere(tmp_path: Path, root: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     shutil.copy(root / "pyproject.toml", tmp_path)
     chapter = tmp_path / "notebooks" / "01-x.md"
-    chapter.write_text("# T\n\n```{code-cell} python3\n:tags: [remove-input]\n\nold()\n```\n\n```{code-cell}\nkept()\n```\n")
+    old = "# T\n\n```{code-cell} python3\n:tags: [remove-input]\n\nold()\n```\n\n"
+    chapter.write_text(old + "```{code-cell}\nkept()\n```\n")
     write(tmp_path, "https://github.com/someone/book")
     assert repository(tmp_path) == "https://github.com/someone/book"
     text = chapter.read_text()
@@ -81,4 +87,6 @@ def test_lower_bounds_leave_colabs_packages_alone(root: Path) -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
     metadata = tomllib.loads((root / "pyproject.toml").read_text())
     for requirement in metadata["project"]["dependencies"]:
-        assert ">=" in requirement and not any(sign in requirement for sign in ("==", "<", "~=", "!=")), requirement
+        assert ">=" in requirement and not any(sign in requirement for sign in ("==", "<", "~=", "!=")), (
+            requirement
+        )

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import find_chromium
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+import find_chromium
 from visits import SUB_PATH, Visitor
 
 FLAGS = [

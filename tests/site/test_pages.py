@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_site import toc_pages
 from PIL import Image
+
+from check_site import toc_pages
 from visits import Visitor
 
 PAGES = [f"{page}.html" for page in toc_pages(Path(__file__).resolve().parents[2])]
@@ -70,7 +71,10 @@ def test_no_serious_accessibility_finding(visitor: Visitor, path: str, theme: st
 def test_both_themes_draw(visitor: Visitor, path: str) -> None:
     visit = visitor.visit(path)
     assert visit.themes == {"light": "light", "dark": "dark"}
-    grey = {name: np.asarray(Image.open(io.BytesIO(shot)).convert("L"), float) for name, shot in visit.shots.items()}
+    grey = {
+        name: np.asarray(Image.open(io.BytesIO(shot)).convert("L"), float)
+        for name, shot in visit.shots.items()
+    }
     assert all(picture.std() > 5 for picture in grey.values()), "a blank page"
     assert np.median(grey["light"]) > 200 > 80 > np.median(grey["dark"])
 

@@ -16,10 +16,11 @@ SETTLED = """async () => {
   if (window.MathJax?.startup?.promise) await MathJax.startup.promise;
   await document.fonts.ready;
   const images = [...document.images].filter((image) => image.loading !== "lazy");
-  await Promise.all(images.map((image) => image.complete || new Promise((done) => { image.onload = image.onerror = done; })));
+  const settled = (image) => image.complete || new Promise((done) => { image.onload = image.onerror = done; });
+  await Promise.all(images.map(settled));
 }"""
 IMAGES = """() => [...document.images].map((image) => ({
-  alt: image.getAttribute("alt"), src: image.getAttribute("src"), decorative: image.getAttribute("role") === "presentation",
+  alt: image.getAttribute("alt"), src: image.getAttribute("src"),
   broken: image.loading !== "lazy" && image.naturalWidth === 0,
 }))"""
 MATHS = """() => ({
@@ -85,7 +86,7 @@ class Visitor:
         page.on("console", lambda message: message.type == "error" and visit.console.append(message.text))
         page.on("pageerror", lambda error: visit.console.append(str(error)))
         page.on("requestfailed", lambda request: visit.failed.append(f"{request.url}: {request.failure}"))
-        page.on("response", lambda answer: answer.status >= 400 and visit.failed.append(f"{answer.url}: {answer.status}"))
+        page.on("response", lambda r: r.status >= 400 and visit.failed.append(f"{r.url}: {r.status}"))
         answer = page.goto(self.base[protocol] + path, wait_until="load")
         visit.status = answer.status if answer else None
         page.evaluate(SETTLED)
