@@ -27,7 +27,7 @@ MISSING = (
 def is_snap_stub(path: str) -> bool:
     """Return True for Ubuntu's placeholder, a small script that only asks for the snap."""
     try:
-        return b"snap" in Path(path).read_bytes()[:2000]
+        return b"/snap/" in Path(path).read_bytes()[:4000]
     except OSError:
         return False
 

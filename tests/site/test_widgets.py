@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator
+
 from visits import PHONE, Visitor
 
 pytestmark = pytest.mark.browser
