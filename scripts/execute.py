@@ -67,7 +67,13 @@ def execute(root: Path, path: Path) -> Run:
     record = _cached(cache, notebook)
     if record is not None:
         return Run(path.stem, record.data["execution_seconds"], record.created.timestamp(), fresh=False)
-    result = single_nb_execution(notebook, cwd=str(path.parent), timeout=CELL_TIMEOUT_S, allow_errors=False)
+    result = single_nb_execution(
+        notebook,
+        cwd=str(path.parent),
+        timeout=CELL_TIMEOUT_S,
+        allow_errors=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a line on TCP for each kernel
+    )
     if result.err is not None:
         raise SystemExit(
             f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above."

@@ -1,0 +1,39 @@
+"""The wheel holds the package and all its data, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+LEFT_OUT = {"__pycache__"}
+LIMIT_MIB = 40
+
+
+def test_wheel_is_complete(tmp_path: Path, root: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(root / "pruning_lib", source / "pruning_lib", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-TEXT", "NOTICE"):
+        shutil.copy(root / name, source)
+    (source / "notebooks").mkdir()  # a second top-level folder must not confuse the packaging
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        tmp_path,
+    ]
+    result = subprocess.run([*map(str, command), str(source)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("pruning_lib-*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {str(path.relative_to(root)) for path in (root / "pruning_lib").rglob("*") if path.is_file()}
+    wanted = {name for name in wanted if not LEFT_OUT & set(Path(name).parts)}
+    assert held == wanted
+    assert wheel.stat().st_size < LIMIT_MIB * 2**20
