@@ -68,6 +68,7 @@ def image_grid(
     alt = f"{down * across} pictures: {what}."
     alt += f" Columns: {', '.join(columns)}." if columns else ""
     alt += f" Rows: {', '.join(rows)}." if rows else ""
+    alt = alt.replace("\n", " ")
     label = 0.95 if rows else 0.1
     figure, axes = _figure(across * size + label, down * size + 0.35, alt, nrows=down, ncols=across)
     for index, ax in enumerate(axes.flat):
@@ -139,7 +140,9 @@ def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figu
     return figure
 
 
-def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: str) -> Figure:
+def heat(
+    matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: str, form: str = "{:.2f}"
+) -> Figure:
     """Draw a table of similarities as coloured squares with the numbers in them.
 
     Args:
@@ -147,17 +150,19 @@ def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: s
         rows: names of the rows.
         columns: names of the columns.
         what: what the numbers are, for the alt text and the colour bar.
+        form: how a number is written.
     """
     table = matrix.detach().cpu().numpy()
-    best = [columns[i] for i in table.argmax(1)]
+    itself = np.eye(len(rows), dtype=bool) if list(rows) == list(columns) else np.zeros(table.shape, dtype=bool)
+    best = [columns[i] for i in np.where(itself, -np.inf, table).argmax(1)]
     pairs = ", ".join(f"{r}: {b}" for r, b in zip(rows, best, strict=True))
-    alt = f"{table.shape[0]} by {table.shape[1]} table of {what}. Highest in each row: {pairs}."
+    alt = f"{table.shape[0]} by {table.shape[1]} table of {what}. Highest in each row, itself left out: {pairs}."
     figure, axes = _figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
     ax = axes[0, 0]
     shown = ax.imshow(table, cmap="cividis", aspect="auto")
     middle = (table.min() + table.max()) / 2
     for i, j in np.ndindex(*table.shape):
-        ax.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=8,
+        ax.text(j, i, form.format(table[i, j]), ha="center", va="center", fontsize=8,
                 color="white" if table[i, j] < middle else "black")  # fmt: skip
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=9)
     ax.set_yticks(range(len(rows)), rows, fontsize=9)

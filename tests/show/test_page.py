@@ -1,0 +1,78 @@
+"""The chapters' helpers: alt text, tables, glue and the checks of exercises."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure
+
+from pruning_lib.show import page
+
+
+def figure(alt: str | None = None) -> Figure:
+    drawn = Figure(figsize=(2, 1))
+    drawn.subplots().plot([0, 1])
+    if alt is not None:
+        drawn.alt = alt
+    return drawn
+
+
+def test_picture_carries_the_figures_own_words() -> None:
+    html = page.picture(figure('A line from 0 to 1, "rising" & straight.'))._repr_html_()
+    assert html.startswith('<img src="data:image/png;base64,iVBOR')
+    assert 'alt="A line from 0 to 1, &quot;rising&quot; &amp; straight."' in html
+
+
+def test_given_words_replace_the_figures() -> None:
+    assert page.picture(figure("old"), "new").alt == "new"
+
+
+@pytest.mark.parametrize("alt", ["", "  ", "x" * 251])
+def test_picture_without_fitting_words_is_refused(alt: str) -> None:
+    with pytest.raises(ValueError, match="1 to 250"):
+        page.picture(figure(alt))
+
+
+def test_figure_without_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="alt"):
+        page.picture(figure())
+
+
+def test_table_escapes_and_names_its_rows() -> None:
+    html = page.table(["a", "b<c"], [["x & y", 1], ["z", 2]], caption="Two rows").data
+    assert "b&lt;c" in html and "x &amp; y" in html
+    assert html.count('scope="row"') == 2 and html.count('scope="col"') == 2
+    assert "<caption>Two rows</caption>" in html
+
+
+def test_table_refuses_a_short_row() -> None:
+    with pytest.raises(ValueError, match="1 cells, the header has 2"):
+        page.table(["a", "b"], [["x"]])
+
+
+def test_glue_leaves_what_the_book_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(page, "display", lambda data, raw, metadata: shown.append((data, metadata)))
+    page.glue(speed="1.50", count=3)
+    (first, meta), (second, _) = shown
+    assert first == {"application/papermill.record/text/plain": "'1.50'"}
+    assert meta["scrapbook"] == {"name": "speed", "mime_prefix": "application/papermill.record/"}
+    assert second == {"application/papermill.record/text/plain": "3"}
+
+
+def test_glue_leaves_what_myst_nb_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = pytest.importorskip("myst_nb.ext.glue")
+    ours, theirs = [], []
+    monkeypatch.setattr(page, "display", lambda data, raw, metadata: ours.append((data, metadata)))
+    monkeypatch.setattr(reference, "ipy_display", lambda data, raw, metadata: theirs.append((data, metadata)))
+    page.glue(speed="1.50")
+    reference.glue("speed", "1.50", display=False)
+    assert ours == theirs
+
+
+def test_must_fail_passes_when_the_check_refuses() -> None:
+    def check(answer: int) -> None:
+        assert answer == 4
+
+    page.must_fail(check, 5)
+    with pytest.raises(AssertionError, match="known to be wrong"):
+        page.must_fail(check, 4)
