@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 __all__ = ["Session", "on_colab", "start"]
 
 MODES = ("replay", "live")
-_REPORTED = ("pruning-lib", "torch", "diffusers", "transformers", "numpy")
+_REPORTED = ("pruning-lib", "torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Session:
 
     def __str__(self) -> str:
         packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        return f"{self.device}, {self.mode} | Python {platform.python_version()}, {packages}"
+        return f"{self.device}, {self.mode}, Python {platform.python_version()}\n{packages}"
 
 
 def on_colab() -> bool:
@@ -52,7 +52,7 @@ def on_colab() -> bool:
 
 
 def start(mode: str | None = None) -> Session:
-    """Print device, mode and versions in one line; on Colab, allow third-party widgets.
+    """Print device, mode and versions, in two short lines; on Colab, allow third-party widgets.
 
     Args:
         mode: "replay" or "live"; by default the environment variable PRUNING_LIB_MODE, else "live" where CUDA is

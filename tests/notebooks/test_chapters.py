@@ -58,7 +58,7 @@ def test_no_cell_writes_to_stderr(chapter: NotebookNode) -> None:
 
 
 def test_the_first_cell_says_what_it_ran_on(chapter: NotebookNode) -> None:
-    assert "replay | Python 3" in text_of(code_cells(chapter)[0].outputs, "stdout")
+    assert "replay, Python 3" in text_of(code_cells(chapter)[0].outputs, "stdout")
 
 
 def test_no_cell_prints_a_page(chapter: NotebookNode) -> None:

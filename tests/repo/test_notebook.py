@@ -7,7 +7,7 @@ import pytest
 from pruning_lib.notebook import Session, on_colab, start
 
 
-def test_start_prints_one_line_and_returns_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> None:
     session = start("replay")
     printed = capsys.readouterr().out
     assert printed == f"{session}\n"
