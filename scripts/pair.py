@@ -13,6 +13,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+import execute
 from setup_cell import problem, repository
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,12 @@ def paired(source: Path) -> str:
     return nbformat.writes(clean, indent=1) + "\n"
 
 
+def read_alike(root: Path, source: Path) -> bool:
+    """Return True where the book sees the code cells that the notebook has; a cell inside a ::: block it does not."""
+    mine = [cell.source for cell in jupytext.read(source, fmt="md:myst").cells if cell.cell_type == "code"]
+    return mine == [cell.source for cell in execute.read(root, source).cells if cell.cell_type == "code"]
+
+
 def chapters(root: Path) -> list[Path]:
     """Return the chapters' sources in order."""
     return sorted((root / "notebooks").glob("*.md"))
@@ -47,6 +54,10 @@ def check(root: Path) -> list[str]:
         pair = source.with_suffix(".ipynb")
         if not pair.exists() or pair.read_text(encoding="utf-8") != paired(source):
             faults.append(f"{pair.relative_to(root)} is not in step with {source.name}; run `make pair`")
+        if not read_alike(root, source):
+            faults.append(
+                f"{source.name}: the book and jupytext see other code cells; keep cells out of ::: blocks"
+            )
         fault = problem(source, repository(root))
         if fault:
             faults.append(fault)

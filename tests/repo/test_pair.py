@@ -41,7 +41,8 @@ One sentence.
 @pytest.fixture
 def book(tmp_path: Path, root: Path) -> Path:
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(root / "pyproject.toml", tmp_path)
+    for name in ("pyproject.toml", "_config.yml"):
+        shutil.copy(root / name, tmp_path)
     source = tmp_path / "notebooks" / "01-x.md"
     source.write_text(CHAPTER % setup_cell(""))
     source.with_suffix(".ipynb").write_text(pair.paired(source))
@@ -83,6 +84,14 @@ def test_another_first_cell_is_seen(book: Path) -> None:
     source.write_text(source.read_text().replace("session = start()", "session = begin()"))
     source.with_suffix(".ipynb").write_text(pair.paired(source))
     assert "not the set-up cell" in pair.check(book)[0]
+
+
+def test_a_cell_inside_a_block_is_seen(book: Path) -> None:
+    source = book / "notebooks/01-x.md"
+    block = "\n:::{admonition} Solution\n```{code-cell} python3\n3 + 3\n```\n:::\n"
+    source.write_text(source.read_text() + block)
+    source.with_suffix(".ipynb").write_text(pair.paired(source))
+    assert "keep cells out of ::: blocks" in pair.check(book)[0]
 
 
 def test_a_notebook_without_source_is_seen(book: Path) -> None:
