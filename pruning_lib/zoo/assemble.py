@@ -67,7 +67,9 @@ def assemble(
         (work / "training.json").write_text(json.dumps(training, indent=1) + "\n", "utf-8")
         size = sum(p.stat().st_size for p in work.rglob("*.safetensors"))
         if size > MAX_BYTES:
-            raise ValueError(f"The weights take {size / 1e6:.1f} MB, more than the {MAX_BYTES / 1e6:.0f} MB allowed.")
+            raise ValueError(
+                f"The weights take {size / 1e6:.1f} MB, more than the {MAX_BYTES / 1e6:.0f} MB allowed."
+            )
         for extra in ("README.md", "gate.json", "contact_sheet.png"):  # kept from an earlier assembly
             if (folder / extra).is_file():
                 shutil.copy2(folder / extra, work / extra)

@@ -35,7 +35,9 @@ def write_card(folder: str | Path, figures: dict, stamp: dict, sheet: Tensor) ->
     """
     folder = Path(folder)
     training = json.loads((folder / "training.json").read_text("utf-8"))
-    (folder / "gate.json").write_text(json.dumps({"figures": figures, "passport": stamp}, indent=1) + "\n", "utf-8")
+    (folder / "gate.json").write_text(
+        json.dumps({"figures": figures, "passport": stamp}, indent=1) + "\n", "utf-8"
+    )
     contact_sheet(sheet, columns=8, gap=8).save(folder / "contact_sheet.png", optimize=True)
     _curve(training).save(folder / "training_curve.png", optimize=True)
     (folder / "README.md").write_text(_text(figures, stamp, training), "utf-8")
@@ -89,18 +91,20 @@ pipe("lion", num_inference_steps=25, guidance_scale=3).images[0]
 
 ![Contact sheet: 64 generated emoji in eight rows, one per prompt](contact_sheet.png)
 
-The prompts of the sheet, row by row: {", ".join(CONTACT_PROMPTS)}. 25 DDIM steps, guidance {figures["guidance"]:g}, one seed each.
+The prompts of the sheet, row by row: {", ".join(CONTACT_PROMPTS)}.
+25 DDIM steps, guidance {figures["guidance"]:g}, one seed each, none picked by hand.
 
 ## Data and licences
 
-| what | from | licence |
+| what | from, and its npm package | licence |
 |---|---|---|
-| images the denoiser learned, and half of those the autoencoder and the judge saw | Noto Emoji, © Google, through the npm package `emoji-datasource-google` | Apache-2.0 |
-| the other half, for the autoencoder and the judge only | Twemoji, © Twitter, Inc. and other contributors, through `emoji-datasource-twitter` | CC-BY 4.0 |
+| images for every part | Noto Emoji, © Google, `emoji-datasource-google` | Apache-2.0 |
+| for autoencoder and judge only | Twemoji, © Twitter, Inc. and others, `emoji-datasource-twitter` | CC-BY 4.0 |
 | names and search words | `emojibase-data`, © Miles Johnson | MIT |
 | packaging of the images | emoji-datasource, © Cal Henderson | MIT |
 
-The images were put on white. `training_images.png` holds the {training["concepts"]} Noto images in the order of `concepts.json`.
+The images were put on white.
+`training_images.png` holds the {training["concepts"]} Noto images in the order of `concepts.json`.
 The weights are released under Apache-2.0.
 
 ## Training
@@ -111,8 +115,9 @@ The weights are released under Apache-2.0.
 {run("clip")}
 {run("unet")}
 
-AdamW, warm-up, constant rate, decay over the last part; averaged weights (EMA). Denoiser: v-prediction, captions dropped one time in ten,
-names alone 85 % of the time, else with search words. Configuration and thinned logs are in `training.json`.
+AdamW, warm-up, constant rate, decay over the last part; averaged weights (EMA).
+Denoiser: v-prediction, captions dropped one time in ten, names alone 85 % of the time, else with search words.
+Configuration and thinned logs are in `training.json`.
 
 ![Loss against minutes for the three trainings](training_curve.png)
 
@@ -131,7 +136,7 @@ Passport: {stamp.get("date", "")}, {stamp.get("hardware", "")}, commit {stamp.ge
 ## Limits
 
 It draws what it was shown, one style, one thing at a time; it does not combine concepts.
-Prompts outside its list give a guess or a blur. The judge shares its text tower with the pipeline, so its scores compare models of this family only.
+Prompts outside its list give a guess or a blur.
+The judge shares its text tower with the pipeline, so its scores compare models of this family only.
 There are no people in the data, by choice; faces are the yellow kind.
 """
-

@@ -18,7 +18,9 @@ RunOption = Annotated[Path, typer.Option("--run", help="Folder of the training r
 @app.command()
 def data(
     out: Annotated[Path, typer.Option(help="Where the tensors go.")] = DATA,
-    npm_packages: Annotated[Optional[Path], typer.Option(help="A node_modules folder; default: ask npm.")] = None,
+    npm_packages: Annotated[
+        Optional[Path], typer.Option(help="A node_modules folder; default: ask npm.")
+    ] = None,
 ) -> None:
     """Fetch the emoji packages with npm and turn them into tensors."""
     from .data import fetch, prepare
@@ -94,8 +96,11 @@ def gate(
     )
     for key in ("psnr_db", "top5_real", "top5_generated", "ratio"):
         value = figures[key]
-        typer.echo(f"{key:16s}" + (f"{value:.3f}" if isinstance(value, float) else
-                                   f"{value['value']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]  n={value['n']}"))  # fmt: skip
+        if isinstance(value, dict):
+            value = "{value:.3f}  [{low:.3f}, {high:.3f}]  n={n}".format(**value)
+        else:
+            value = f"{value:.3f}"
+        typer.echo(f"{key:16s}{value}")
     typer.echo("passed" if figures["passed"] else "NOT passed")
     stamp = passport(seeds=[seed], n=n, device=device)
     if record:

@@ -25,9 +25,14 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Return an untrained mini CLIP for `tokenizer`: width 128, 3 text and 4 image layers, projection 64."""
     shared = {"hidden_size": 128, "num_attention_heads": 4, "projection_dim": 64, "hidden_act": "quick_gelu"}
     text = {
-        **shared, "num_hidden_layers": 3, "intermediate_size": 512, "vocab_size": len(tokenizer),
-        "max_position_embeddings": MAX_TOKENS, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        **shared,
+        "num_hidden_layers": 3,
+        "intermediate_size": 512,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {**shared, "num_hidden_layers": 4, "intermediate_size": 512, "image_size": 64, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
@@ -60,7 +65,9 @@ def train_clip(
         picked = torch.randperm(len(groups), generator=generator)[:batch].tolist()
         index = [groups[g][int(torch.randint(len(groups[g]), (), generator=generator))] for g in picked]
         texts = [caption(data.labels[i], data.tags[i], generator) for i in index]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(config.device)
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(
+            config.device
+        )
         images = disturb(to_model_range(data.images[index]), generator).to(config.device)
         out = model(input_ids=tokens.input_ids, pixel_values=images)
         logits, target = out.logits_per_image.float(), torch.arange(len(index), device=config.device)
@@ -83,5 +90,7 @@ def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
     small = F.interpolate(F.avg_pool2d(moved, 2), scale_factor=2, mode="bilinear")
     blur = torch.rand(n, 1, 1, 1, generator=generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)
     fade = 1 - 0.3 * torch.rand(n, 1, 1, 1, generator=generator)
-    noise = 0.15 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
+    noise = (
+        0.15 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
+    )
     return (((1 - blur) * moved + blur * small - 1) * fade + 1 + noise).clamp(-1, 1)

@@ -53,7 +53,10 @@ class EmojiData:
         keep = self.concept.nonzero().flatten()
         at = keep.tolist()
         return EmojiData(
-            self.images[keep], [self.labels[i] for i in at], [self.tags[i] for i in at], self.style[keep],
+            self.images[keep],
+            [self.labels[i] for i in at],
+            [self.tags[i] for i in at],
+            self.style[keep],
             self.concept[keep],
         )
 
@@ -63,7 +66,9 @@ class EmojiData:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"images": self.images, "style": self.style, "concept": self.concept}
         save_file(tensors, folder / "data.safetensors")
-        (folder / "data.json").write_text(json.dumps({"labels": self.labels, "tags": self.tags}), encoding="utf-8")
+        (folder / "data.json").write_text(
+            json.dumps({"labels": self.labels, "tags": self.tags}), encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> EmojiData:
@@ -93,10 +98,20 @@ def fetch(folder: str | Path) -> Path:
     if npm is None:
         raise RuntimeError(
             "npm was not found. Install Node.js with npm, or pass --npm-packages with a folder that holds "
-            + ", ".join(PACKAGES) + "."
+            + ", ".join(PACKAGES)
+            + "."
         )
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    command = [npm, "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", *wanted]
+    command = [
+        npm,
+        "install",
+        "--prefix",
+        str(folder),
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        *wanted,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError("npm could not fetch the emoji packages. It said:\n" + done.stderr.strip()[-800:])
@@ -115,8 +130,12 @@ def prepare(node_modules: str | Path) -> EmojiData:
     node_modules = Path(node_modules)
     missing = [name for name in PACKAGES if not (node_modules / name / "package.json").is_file()]
     if missing:
-        raise FileNotFoundError(f"{node_modules} lacks {', '.join(missing)}. Fetch them with npm, or let us do it.")
-    words = {e["hexcode"]: e for e in json.loads((node_modules / "emojibase-data/en/data.json").read_text("utf-8"))}
+        raise FileNotFoundError(
+            f"{node_modules} lacks {', '.join(missing)}. Fetch them with npm, or let us do it."
+        )
+    words = {
+        e["hexcode"]: e for e in json.loads((node_modules / "emojibase-data/en/data.json").read_text("utf-8"))
+    }
     images, labels, tags, style, concept = [], [], [], [], []
     for code, name in enumerate(STYLES):
         package = node_modules / f"emoji-datasource-{name}"

@@ -72,7 +72,9 @@ def lr_factor(step: int, config: FitConfig) -> float:
     return up * min(1.0, down)
 
 
-def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, name: str = "train") -> nn.Module:
+def fit(
+    model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, name: str = "train"
+) -> nn.Module:
     """Train `model` in place, or go on from the checkpoint in `folder`, and return it with averaged weights.
 
     Args:
@@ -90,7 +92,11 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, nam
     folder.mkdir(parents=True, exist_ok=True)
     model.to(config.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    ema = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75) if config.ema else None
+    ema = (
+        EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75)
+        if config.ema
+        else None
+    )
     step, seconds = _restore(folder, model, optimizer, ema, config)
     started, stop = time.time() - seconds, []
     with _on_interrupt(lambda: stop.append(True)), tqdm(total=config.steps, initial=step, desc=name) as bar:
@@ -102,7 +108,7 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, nam
             with torch.autocast(kind, torch.bfloat16, enabled=config.bf16):
                 value, figures = loss(generator)
             if not torch.isfinite(value):
-                raise ValueError(f"The loss became {value.item()} at step {step}. Lower the learning rate ({config.lr}).")
+                raise ValueError(f"The loss became {value.item()} at step {step}. Lower lr ({config.lr}).")
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
@@ -112,7 +118,12 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, nam
             step += 1
             bar.update()
             if step % config.log_every == 0 or step == config.steps:
-                line = {"step": step, "seconds": round(time.time() - started, 1), "loss": value.item(), **figures}
+                line = {
+                    "step": step,
+                    "seconds": round(time.time() - started, 1),
+                    "loss": value.item(),
+                    **figures,
+                }
                 with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(line) + "\n")
                 bar.set_postfix(loss=f"{value.item():.4f}")
@@ -133,8 +144,12 @@ def read_log(folder: str | Path) -> list[dict[str, float]]:
 
 def _state(model, optimizer, ema, config, step, seconds) -> dict:
     return {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict() if ema else None,
-        "config": asdict(config), "step": step, "seconds": seconds,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+        "config": asdict(config),
+        "step": step,
+        "seconds": seconds,
     }
 
 
@@ -151,9 +166,15 @@ def _restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[in
     saved = torch.load(path, map_location=config.device, weights_only=True)
     may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every"}
     now = asdict(config)
-    wrong = {k: (saved["config"][k], now[k]) for k in now if k not in may_differ and saved["config"].get(k) != now[k]}
+    wrong = {
+        k: (saved["config"][k], now[k])
+        for k in now
+        if k not in may_differ and saved["config"].get(k) != now[k]
+    }
     if wrong:
-        raise ValueError(f"{path} was made with other settings (saved, asked): {wrong}. Use them, or another folder.")
+        raise ValueError(
+            f"{path} was made with other settings (saved, asked): {wrong}. Use them, or another folder."
+        )
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     if ema:

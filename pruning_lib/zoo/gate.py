@@ -88,7 +88,9 @@ def run_gate(
     if not 1 <= n <= len(texts):
         raise ValueError(f"n={n} captions were asked for; the model knows {len(texts)}.")
     own = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:n].sort().values
-    drawn = generate(pipe, [texts[i] for i in own], steps=steps, guidance=guidance, seed=seed, progress=progress)
+    drawn = generate(
+        pipe, [texts[i] for i in own], steps=steps, guidance=guidance, seed=seed, progress=progress
+    )
     quality = psnr(reconstruct(pipe, images).float() / 255, images.float() / 255)
     real = caption_ranks(clip, images[own], own, texts) < TOP
     fake = caption_ranks(clip, drawn, own, texts) < TOP

@@ -6,6 +6,7 @@ This is the only place of the package that may reach for a hub.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,10 @@ def _quietly() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # the newest diffusers prefers `dtype`; the older ones we also support know only `torch_dtype`
+            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(old)
         if bars[0]:
@@ -93,7 +97,9 @@ def _checked(device, dtype) -> tuple[torch.device, torch.dtype]:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"Unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:0', 'mps' or the like.") from error
+        raise ValueError(
+            f"Unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:0', 'mps' or the like."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device='cuda' was asked for, but torch sees no CUDA GPU. In Colab: Runtime > Change runtime type > GPU. "
@@ -103,7 +109,9 @@ def _checked(device, dtype) -> tuple[torch.device, torch.dtype]:
         raise ValueError("device='mps' was asked for, but torch has no Metal backend here. Use device='cpu'.")
     allowed = (torch.float32, torch.float16, torch.bfloat16)
     if dtype is not None and dtype not in allowed:
-        raise ValueError(f"dtype={dtype!r} is not a type for weights. Allowed: {', '.join(map(str, allowed))}.")
+        raise ValueError(
+            f"dtype={dtype!r} is not a type for weights. Allowed: {', '.join(map(str, allowed))}."
+        )
     return device, dtype or (torch.float32 if device.type == "cpu" else torch.float16)
 
 
@@ -134,7 +142,9 @@ def _check_weights(folder: Path) -> None:
                 header = json.loads(file.read(length))
             ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
             if 8 + length + max(ends, default=0) != size:
-                raise ValueError(f"its header asks for {8 + length + max(ends, default=0)} bytes, the file has {size}")
+                raise ValueError(
+                    f"its header asks for {8 + length + max(ends, default=0)} bytes, the file has {size}"
+                )
         except (ValueError, KeyError, UnicodeDecodeError) as error:
             raise ModelUnavailableError(
                 f"{path} is damaged or cut short: {error}. Fetch it again, or restore it from version control."

@@ -47,7 +47,9 @@ class MiniCLIP:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors `[n, 64]`, one per text."""
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         pooled = [self.model.text_model(t.to(self.model.device)).pooler_output for t in tokens.split(256)]
         return F.normalize(self.model.text_projection(torch.cat(pooled)), dim=-1)
 

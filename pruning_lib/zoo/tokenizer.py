@@ -26,12 +26,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 2048) -> CLIPTokeniz
         ValueError: the vocabulary cannot hold the 512 byte tokens and the two special ones.
     """
     if vocabulary < 600:
-        raise ValueError(f"vocabulary={vocabulary} is too small; 514 tokens are fixed, so ask for at least 600.")
+        raise ValueError(
+            f"vocabulary={vocabulary} is too small; 514 tokens are fixed, so ask for at least 600."
+        )
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     # CLIP's order of tokens: bytes, bytes that end a word, merges, specials. Naming the first two groups up front also
     # fixes their ids; else the trainer numbers them in the order of a hash map and breaks ties differently every run.

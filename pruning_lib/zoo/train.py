@@ -23,10 +23,13 @@ PARTS = ("tokenizer", "clip", "vae", "unet")
 
 # What the shipped model was trained with. `batch` is images a step.
 RECIPES: dict[str, tuple[FitConfig, int]] = {
-    "clip": (FitConfig(steps=1000, lr=1e-3, weight_decay=0.05, ema=0.998, bf16=True, checkpoint_every=100, log_every=10), 192),
+    "clip": (
+        FitConfig(steps=1000, weight_decay=0.05, ema=0.998, bf16=True, checkpoint_every=100, log_every=10),
+        192,
+    ),
     "vae": (FitConfig(steps=3200, lr=2e-3, bf16=True), 24),
-    "unet": (FitConfig(steps=12000, lr=1.5e-3, ema=0.999), 32),
-}  # fmt: skip
+    "unet": (FitConfig(steps=12000, lr=1.2e-3, ema=0.999, checkpoint_every=250), 32),
+}
 
 
 def train_part(part: str, data: EmojiData, run: str | Path, **changes) -> None:
@@ -77,13 +80,19 @@ def assemble_run(data: EmojiData, run: str | Path, folder: str | Path) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train {part!r} first.")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        training[part] = {"config": saved["config"], "steps_done": saved["step"], "log": _thin(read_log(run / part))}
+        training[part] = {
+            "config": saved["config"],
+            "steps_done": saved["step"],
+            "log": _thin(read_log(run / part)),
+        }
         if part == "unet":
             unet.load_state_dict(saved["model"])
             if saved["ema"]:
                 for parameter, average in zip(unet.parameters(), saved["ema"]["shadow_params"], strict=True):
                     parameter.data.copy_(average)
-    training["recipes"] = {part: {**asdict(config), "batch": batch} for part, (config, batch) in RECIPES.items()}
+    training["recipes"] = {
+        part: {**asdict(config), "batch": batch} for part, (config, batch) in RECIPES.items()
+    }
     return assemble(
         folder, unet=unet.eval(), vae=vae, clip=clip, tokenizer=_tokenizer(run), data=data, training=training
     )

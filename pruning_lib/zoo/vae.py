@@ -26,9 +26,16 @@ def build_vae(channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
     """Return an untrained autoencoder; each channel count after the first halves the resolution."""
     stages = len(channels)
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=64, block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * stages, up_block_types=("UpDecoderBlock2D",) * stages,
-        layers_per_block=1, norm_num_groups=min(16, channels[0]), mid_block_add_attention=False,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=64,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        layers_per_block=1,
+        norm_num_groups=min(16, channels[0]),
+        mid_block_add_attention=False,
     )
 
 

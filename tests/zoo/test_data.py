@@ -56,7 +56,9 @@ def test_round_trip(packages, tmp_path):
     found = prepare(packages)
     found.save(tmp_path / "out")
     again = EmojiData.load(tmp_path / "out")
-    assert torch.equal(found.images, again.images) and found.labels == again.labels and found.tags == again.tags
+    assert (
+        torch.equal(found.images, again.images) and found.labels == again.labels and found.tags == again.tags
+    )
     assert again.concepts().labels == ["lion", "sun"]
 
 

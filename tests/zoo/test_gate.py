@@ -47,7 +47,9 @@ def test_generated_images_find_their_captions(model):
 
 def test_noise_does_not_pass(model):
     _, clip, images, texts = model
-    noise = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (64, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert (gate.caption_ranks(clip, noise, torch.arange(64), texts) < 5).float().mean() < 0.2
 
 
@@ -73,6 +75,15 @@ def test_card_names_sources_and_figures(tmp_path):
     stored = json.loads((FOLDER / "gate.json").read_text())
     write_card(tmp_path, stored["figures"], stored["passport"], torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
     text = (tmp_path / "README.md").read_text()
-    for word in ("Noto Emoji", "Twemoji", "CC-BY 4.0", "Apache-2.0", "emojibase", f"{stored['figures']['ratio']:.3f}"):
+    for word in (
+        "Noto Emoji",
+        "Twemoji",
+        "CC-BY 4.0",
+        "Apache-2.0",
+        "emojibase",
+        f"{stored['figures']['ratio']:.3f}",
+    ):
         assert word in text
-    assert (tmp_path / "training_curve.png").stat().st_size > 5000 and (tmp_path / "contact_sheet.png").is_file()
+    assert (tmp_path / "training_curve.png").stat().st_size > 5000 and (
+        tmp_path / "contact_sheet.png"
+    ).is_file()

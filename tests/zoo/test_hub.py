@@ -54,7 +54,9 @@ def test_captions_and_real_images_belong_together():
     assert heart[0] > heart[1] + 20 and heart[0] > heart[2] + 20  # red, not grey
 
 
-@pytest.mark.parametrize("asked, meant", [("emoji_sd", "emoji-sd"), ("sd15", "sd-1.5"), ("pixart", "pixart-alpha")])
+@pytest.mark.parametrize(
+    "asked, meant", [("emoji_sd", "emoji-sd"), ("sd15", "sd-1.5"), ("pixart", "pixart-alpha")]
+)
 def test_unknown_name_suggests_the_nearest(asked, meant):
     with pytest.raises(ValueError, match=meant):
         pl.load(asked)
@@ -97,7 +99,15 @@ def test_truncated_weights_are_named(copy):
         pl.load(copy)
 
 
-@pytest.mark.parametrize("junk", [b"", b"\xff" * 64, (10**12).to_bytes(8, "little") + b"{}", b"\x05" + b"\0" * 7 + b"{\xff\xfe}}"])
+JUNK = {
+    "empty": b"",
+    "noise": b"\xff" * 64,
+    "header longer than the file": (10**12).to_bytes(8, "little") + b"{}",
+    "header is no text": b"\x05" + b"\0" * 7 + b"{\xff\xfe}}",
+}
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK.keys())
 def test_corrupt_weights_are_named(copy, junk):
     (copy / "vae/diffusion_pytorch_model.safetensors").write_bytes(junk)
     with pytest.raises(ModelUnavailableError, match="vae.*damaged"):
