@@ -1,0 +1,63 @@
+"""The yardsticks: multiply-accumulates, latency, quality, and the record with its passport.
+
+Nothing here knows the zoo; models come in as arguments.  Names are imported when used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_WHERE = {
+    "MacsReport": "macs",
+    "ModuleCost": "macs",
+    "count_macs": "macs",
+    "example_inputs": "inputs",
+    "families": "inputs",
+    "Latency": "latency",
+    "measure_latency": "latency",
+    "ratio": "latency",
+    "Interval": "interval",
+    "bootstrap_interval": "interval",
+    "psnr": "quality",
+    "ssim": "quality",
+    "clip_score": "quality",
+    "retrieval_rank": "quality",
+    "FrechetResult": "frechet",
+    "RankDeficientWarning": "frechet",
+    "frechet": "frechet",
+    "frechet_distance": "frechet",
+    "frechet_interval": "frechet",
+    "InceptionUnavailableError": "inception",
+    "clean_resize": "inception",
+    "torchvision_is_healthy": "inception",
+    "RecordError": "record",
+    "load_record": "record",
+    "passport": "record",
+    "passport_line": "record",
+    "save_record": "record",
+}
+
+__all__ = list(_WHERE)
+
+if TYPE_CHECKING:
+    from .frechet import FrechetResult, RankDeficientWarning, frechet, frechet_distance, frechet_interval
+    from .inception import InceptionUnavailableError, clean_resize, torchvision_is_healthy
+    from .inputs import example_inputs, families
+    from .interval import Interval, bootstrap_interval
+    from .latency import Latency, measure_latency, ratio
+    from .macs import MacsReport, ModuleCost, count_macs
+    from .quality import clip_score, psnr, retrieval_rank, ssim
+    from .record import RecordError, load_record, passport, passport_line, save_record
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pruning_lib.measure' has no attribute {name!r}. It has: {', '.join(__all__)}.")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

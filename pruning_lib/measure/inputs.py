@@ -1,0 +1,201 @@
+"""Inputs a denoiser accepts, built from its own configuration: the only file of `measure` that knows diffusers classes.
+
+A *family* is one function that turns a configuration into the arguments of `forward`.  Adding a family means adding
+one function to `_FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from .._text import nearest
+
+__all__ = ["example_inputs", "families"]
+
+
+class _Maker:
+    """Makes the tensors of one call: empty ones on the meta device, random ones elsewhere."""
+
+    def __init__(self, batch: int, size: tuple[int, int], tokens: int | None, device, dtype, seed: int):
+        self.batch, self.size, self.tokens = batch, size, tokens
+        self.device, self.dtype = torch.device(device), dtype
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        if self.device.type == "meta":
+            return torch.empty(self.batch, *shape, device="meta", dtype=self.dtype)
+        # Drawn on the CPU, so that the numbers are the same on every device.
+        return torch.randn(self.batch, *shape, generator=self._generator).to(self.device, self.dtype)
+
+    def whole(self, value: int, *shape: int) -> Tensor:
+        return torch.full((self.batch, *shape), value, device=self.device, dtype=torch.long)
+
+    def unbatched(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, device=self.device, dtype=self.dtype)
+
+
+def _unet_2d(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
+    inputs = {"sample": make.normal(c.in_channels, *make.size), "timestep": make.whole(500)}
+    if getattr(c, "class_embed_type", None) or getattr(c, "num_class_embeds", None):
+        inputs["class_labels"] = make.whole(0)
+    return inputs
+
+
+def _unet_2d_condition(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
+    inputs = _unet_2d(c, make)
+    width = c.cross_attention_dim
+    width = width if isinstance(width, int) else width[0]
+    inputs["encoder_hidden_states"] = make.normal(make.tokens or 77, c.encoder_hid_dim or width)
+    if c.addition_embed_type == "text_time":  # SDXL: a pooled text vector and six numbers for size and crop
+        pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {"text_embeds": make.normal(pooled), "time_ids": make.normal(6)}
+    elif c.addition_embed_type not in (None, "text"):
+        raise ValueError(
+            f"This UNet2DConditionModel wants addition_embed_type={c.addition_embed_type!r}, which no rule here covers. "
+            "Pass what its forward needs: count_macs(unet, added_cond_kwargs={...})."
+        )
+    return inputs
+
+
+def _dit(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
+    sample = make.normal(c.in_channels, *make.size)
+    return {"hidden_states": sample, "timestep": make.whole(500), "class_labels": make.whole(0)}
+
+
+def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
+    inputs = {
+        "hidden_states": make.normal(c.in_channels, *make.size),
+        "encoder_hidden_states": make.normal(make.tokens or 120, c.caption_channels),  # PixArt-alpha: 120 T5 tokens
+        "timestep": make.whole(500),
+    }
+    extra = c.use_additional_conditions
+    if extra or (extra is None and c.sample_size == 128):  # diffusers' own rule for the 1024 pixel models
+        inputs["added_cond_kwargs"] = {"resolution": make.normal(2), "aspect_ratio": make.normal(1)}
+    else:
+        inputs["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+    return inputs
+
+
+def _sd3(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
+    return {
+        "hidden_states": make.normal(c.in_channels, *make.size),
+        "encoder_hidden_states": make.normal(make.tokens or 333, c.joint_attention_dim),  # 77 CLIP and 256 T5 tokens
+        "pooled_projections": make.normal(c.pooled_projection_dim),
+        "timestep": make.whole(500),
+    }
+
+
+def _flux(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
+    # The pipeline packs 2x2 latent pixels into one token of in_channels values before it calls the transformer.
+    positions, tokens = (make.size[0] // 2) * (make.size[1] // 2), make.tokens or 512
+    inputs = {
+        "hidden_states": make.normal(positions, c.in_channels),
+        "encoder_hidden_states": make.normal(tokens, c.joint_attention_dim),
+        "pooled_projections": make.normal(c.pooled_projection_dim),
+        "timestep": make.normal().abs(),
+        "img_ids": make.unbatched(positions, 3),
+        "txt_ids": make.unbatched(tokens, 3),
+    }
+    if c.guidance_embeds:
+        inputs["guidance"] = make.normal().abs()
+    return inputs
+
+
+_FAMILIES: dict[str, Callable[[SimpleNamespace, _Maker], dict]] = {
+    "UNet2DModel": _unet_2d,
+    "UNet2DConditionModel": _unet_2d_condition,
+    "DiTTransformer2DModel": _dit,
+    "PixArtTransformer2DModel": _pixart,
+    "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
+}
+_DEFAULT_SIZE = {"FluxTransformer2DModel": 128}  # its configuration holds no size; 128 is 1024 pixels
+
+
+def families() -> list[str]:
+    """Return the names of the diffusers classes whose inputs `example_inputs` can build."""
+    return list(_FAMILIES)
+
+
+def example_inputs(
+    denoiser: nn.Module,
+    *,
+    sample_size: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    tokens: int | None = None,
+    device: str | torch.device = "meta",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> dict[str, Tensor | dict[str, Tensor]]:
+    """Build the keyword arguments of one forward call of `denoiser`.
+
+    Args:
+        denoiser: a diffusers model of one of `families()`; only its class and `config` are read.
+        sample_size: side of the latent, or (height, width), in latent pixels. Default: the configuration's.
+        batch: number of samples, >= 1.
+        tokens: length of the text, in tokens, >= 1. Default: for a UNet that of the text encoder in the same pipeline
+            folder, else 77; otherwise what the family's pipeline uses (120 for PixArt, 333 for SD3, 512 for Flux).
+        device: "meta" gives shapes without values; elsewhere the values are drawn from a unit normal distribution.
+        dtype: of the floating-point inputs.
+        seed: of the random values.
+
+    Returns:
+        Keyword arguments for `denoiser(...)`, batch first.
+
+    Raises:
+        TypeError: `denoiser` is not a module, or its family is unknown.
+        ValueError: sizes that make no sense, or none known.
+    """
+    kind = _family(denoiser)
+    config = SimpleNamespace(**denoiser.config)
+    for name, value in (("batch", batch), ("tokens", tokens)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
+    size = _size(kind, config, sample_size)
+    if kind == "UNet2DConditionModel":  # one text encoder, or two of the same length
+        tokens = tokens or _tokens_beside(getattr(config, "_name_or_path", None))
+    return _FAMILIES[kind](config, _Maker(batch, size, tokens, device, dtype, seed))
+
+
+def _family(denoiser: nn.Module) -> str:
+    if not isinstance(denoiser, nn.Module):
+        hint = " Pass its denoiser: pipe.unet or pipe.transformer." if hasattr(denoiser, "components") else ""
+        raise TypeError(f"Expected a diffusers denoiser (an nn.Module), got {type(denoiser).__name__}.{hint}")
+    # Subclasses count as their parent: forks of a family add options, not inputs.
+    for cls in type(denoiser).__mro__:
+        if cls.__name__ in _FAMILIES and hasattr(denoiser, "config"):
+            return cls.__name__
+    name = type(denoiser).__name__
+    raise TypeError(
+        f"{name} is not of a known family. {nearest(name, _FAMILIES)} For another family give every input of its "
+        "forward by name, as in count_macs(model, hidden_states=torch.empty(1, 4, 32, 32), timestep=torch.tensor([1])); "
+        "or add a function to _FAMILIES in pruning_lib/measure/inputs.py that builds these inputs from model.config."
+    )
+
+
+def _size(kind: str, config: SimpleNamespace, sample_size) -> tuple[int, int]:
+    given = sample_size if sample_size is not None else getattr(config, "sample_size", None) or _DEFAULT_SIZE.get(kind)
+    if given is None:
+        raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say (latent pixels).")
+    pair = (given, given) if isinstance(given, int) else tuple(given)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(f"sample_size={sample_size!r}; it must be a side or (height, width) in whole latent pixels >= 1.")
+    return pair
+
+
+def _tokens_beside(where: str | None) -> int | None:
+    """Read the text length from the text encoder's configuration in the same pipeline folder, if there is one."""
+    if not where:
+        return None
+    path = Path(where).parent / "text_encoder" / "config.json"
+    try:
+        length = json.loads(path.read_text("utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError):
+        return None
+    return length if isinstance(length, int) and length >= 1 else None

@@ -1,0 +1,187 @@
+"""Multiply-accumulates (MACs) and parameters of every module, without weights.
+
+The model's structure is run once on the meta device, where tensors have shapes but no values, and PyTorch's own
+formulas (`torch.utils.flop_counter`) count each matrix product and convolution.  One MAC is a multiplication and the
+addition that follows: FLOPs / 2.  Additions of biases, norms and activations are not counted, as in published tables.
+
+Two conventions, never mixed: *with* attention products (QK^T and AV, the products of two activations; Vaswani et al.
+2017, Eq. 1) and *without* them.  Batch 1 and one call unless asked otherwise; guidance doubles the batch of a real run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .inputs import example_inputs
+from .report import MacsReport, ModuleCost, role_of
+from .skeleton import skeleton
+
+__all__ = ["MacsReport", "ModuleCost", "count_macs"]
+
+# Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
+_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
+
+
+def count_macs(
+    denoiser: nn.Module,
+    *,
+    sample_size: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    tokens: int | None = None,
+    **inputs,
+) -> MacsReport:
+    """Count the MACs and parameters of one forward call, module by module.
+
+    The model is only read: nothing is moved, cast, hooked or run on its device, and its weights may be absent (meta).
+    Hooks and patched forward methods are ignored, so the structure is counted, not a cache that skips parts of it.
+
+    Args:
+        denoiser: a diffusers denoiser of a known family (`measure.families()`); or any module, if its inputs are given.
+        sample_size: side of the latent or (height, width), in latent pixels. Default: the configuration's.
+        batch: samples per call, >= 1.
+        tokens: length of the text, in tokens. Default: see `example_inputs`.
+        **inputs: arguments of `forward` by name. They are added to the built ones or replace them; of tensors only
+            shape and type are used.
+
+    Returns:
+        A `MacsReport`.
+
+    Raises:
+        TypeError: not a module, or an unknown family whose inputs were not given.
+        ValueError: impossible sizes, or a forward call that does not accept these inputs.
+
+    Example:
+        >>> report = count_macs(pipe.unet)
+        >>> print(report.table())
+    """
+    asked = inputs
+    try:
+        inputs = {**example_inputs(denoiser, sample_size=sample_size, batch=batch, tokens=tokens), **asked}
+    except TypeError:
+        if not asked or not isinstance(denoiser, nn.Module):
+            raise
+    copy = skeleton(denoiser)
+    inputs = {name: _on_meta(value) for name, value in inputs.items()}
+    owned, order = _run(copy, inputs)
+    return MacsReport(type(copy).__name__, _shapes(inputs), _costs(copy, owned, order))
+
+
+def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str]]:
+    """Return MACs per module path, [with weights, of activations], without those of its children; and the call order."""
+    stack, order = [""], []
+
+    def enter(path):
+        def hook(module, args):
+            stack.append(path)
+            order.append(path)
+
+        return hook
+
+    def leave(module, args, output):
+        stack.pop()
+
+    for path, module in model.named_modules():  # the copy is ours: its hooks need no removal
+        module.register_forward_pre_hook(enter(path))
+        module.register_forward_hook(leave)
+    weights = {_storage(t) for t in [*model.parameters(), *model.buffers()]}
+    counter = _Counter(weights, stack)
+    try:
+        with torch.no_grad(), counter:
+            model(**inputs)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on {_shapes(inputs)}: {error} "
+            "Check sample_size, or pass the inputs of its forward by name."
+        ) from error
+    return counter.macs, list(dict.fromkeys(order))
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up each product under the innermost module that is running."""
+
+    def __init__(self, weights: set[int], stack: list[str]):
+        super().__init__()
+        self.weights, self.stack = weights, stack
+        self.macs: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            macs = formula(*args, **kwargs, out_val=out) // 2
+            self.macs[self.stack[-1]][self._of_activations(func, args)] += macs
+        return out
+
+    def _of_activations(self, func, args) -> bool:
+        # A linear layer may reach us as mm, addmm or bmm, depending on strides and bias, and attention as a fused
+        # operator, bmm or baddbmm, depending on the processor.  What tells them apart is whether a factor is a weight.
+        name = func.overloadpacket.__name__
+        if name in _FACTORS:
+            return not any(_storage(args[i]) in self.weights for i in _FACTORS[name])
+        return "attention" in name
+
+
+def _storage(tensor: Tensor) -> int:
+    # Views of a weight (transposed, expanded) share its storage object, also on meta, where data pointers are all 0.
+    return tensor.untyped_storage()._cdata
+
+
+def _on_meta(value: object) -> object:
+    if isinstance(value, Tensor):
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        return torch.empty(value.shape, dtype=dtype, device="meta")
+    if isinstance(value, dict):
+        return {key: _on_meta(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_meta(item) for item in value)
+    return value
+
+
+def _shapes(inputs: dict) -> dict[str, object]:
+    shapes = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            shapes[name] = list(value.shape)
+        elif isinstance(value, dict):
+            shapes[name] = _shapes(value)
+        elif isinstance(value, (bool, int, float, str)) or value is None:
+            shapes[name] = value
+    return shapes
+
+
+def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> dict[str, ModuleCost]:
+    """Sum children into parents; modules in the order in which they run, those that never run at the end."""
+    found = dict(model.named_modules())
+    total = {path: [0, 0, 0] for path in found}
+    for path, module in found.items():
+        mine = (sum(p.numel() for p in module.parameters(recurse=False)), *owned.get(path, (0, 0)))
+        for up in _ancestors(path):
+            total[up] = [a + b for a, b in zip(total[up], mine, strict=True)]
+    # A tied parameter would be counted once per owner.
+    for path, module in found.items():
+        total[path][0] = sum(p.numel() for p in module.parameters())
+    costs = {}
+    for path in dict.fromkeys([*order, *found]):
+        module, (params, weight, products) = found[path], total[path]
+        own_weight, own_products = owned.get(path, (0, 0))
+        parents = [type(found[up]).__name__ for up in _ancestors(path)]
+        costs[path] = ModuleCost(
+            kind=type(module).__name__, role=role_of(module, parents), params=params,
+            macs=weight + products, macs_without_attention=weight,
+            own_params=sum(p.numel() for p in module.parameters(recurse=False)),
+            own_macs=own_weight + own_products, own_macs_without_attention=own_weight,
+        )  # fmt: skip
+    return costs
+
+
+def _ancestors(path: str) -> list[str]:
+    """Return the path itself and every path above it, nearest first, ending in the model ("")."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
