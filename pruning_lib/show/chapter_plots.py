@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-__all__ = ["heat", "image_grid", "latent_channels", "lines", "shares", "to_tensor", "toy_diffusion"]
+__all__ = ["heat", "image_grid", "latent_channels", "lines", "roofline", "shares", "to_tensor", "toy_diffusion"]
 
 INK = "#1f2933"
 COLOURS = ("#0b6e99", "#d1495b", "#6c9a3b", "#8a5a9e", "#c98a1b", "#4d5b66")
@@ -92,7 +92,8 @@ def latent_channels(latents: Tensor, names: Sequence[str]) -> Figure:
     """
     n, channels = latents.shape[:2]
     low, high = latents.min().item(), latents.max().item()
-    alt = f"The {channels} channels of {n} latents as grey pictures: {', '.join(names)}. Values {low:.1f} to {high:.1f}."
+    alt = f"The {channels} channels of {n} latents as grey pictures: {', '.join(names)}."
+    alt += f" Values {low:.1f} to {high:.1f}."
     figure, axes = _figure(channels * 1.3 + 1.2, n * 1.3 + 0.3, alt, nrows=n, ncols=channels)
     for row in range(n):
         for column in range(channels):
@@ -115,7 +116,7 @@ def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figu
         spread: standard deviation of each of the two bumps at -1 and +1.
     """
     where = "; ".join(f"{name}: mean {v.mean():.2f}, spread {v.std():.2f}" for name, v in ends.items())
-    alt = f"Left: {paths.shape[1]} paths run from one cloud of noise to two clusters near -1 and +1. Right, ends. {where}."
+    alt = f"Left: {paths.shape[1]} paths from one cloud of noise to two clusters near -1 and +1. Right, ends. {where}."
     figure, axes = _figure(7.6, 4.2, alt, nrows=2, ncols=1, gridspec_kw={"height_ratios": (3, 2)})
     axes[1, 0].remove(), axes[0, 0].remove()
     grid = figure.add_gridspec(len(ends), 2, width_ratios=(3, 2))
@@ -218,4 +219,28 @@ def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str
     ax.set_xlabel(unit)
     ax.grid(axis="x", alpha=0.25)
     ax.legend(fontsize=9, frameon=False, loc="lower right")
+    return figure
+
+
+def roofline(points: dict[str, tuple[float, float]], peak: float, bandwidth: float) -> Figure:
+    """Draw layers under the roof that arithmetic and memory put over them (Williams et al. 2009, figure 1).
+
+    Args:
+        points: layer -> (MACs per byte, MACs per second); both above zero.
+        peak: best rate of arithmetic, MACs per second.
+        bandwidth: best rate of memory, bytes per second.
+    """
+    part = {name: 100 * rate / min(peak, reuse * bandwidth) for name, (reuse, rate) in points.items()}
+    below = "; ".join(f"{name}: {share:.0f} %" for name, share in part.items())
+    figure, axes = _figure(6.6, 4.0, f"Rate against MACs per byte, both logarithmic. Reached, of the roof: {below}.")
+    ax = axes[0, 0]
+    reuses = [reuse for reuse, _ in points.values()]
+    x = np.geomspace(min(reuses) / 3, max(reuses) * 3, 200)
+    ax.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color=INK, linewidth=1.5, label="roof")
+    ax.axvline(peak / bandwidth, color=INK, linewidth=0.8, linestyle=":")
+    for (name, (reuse, rate)), colour, marker in zip(points.items(), COLOURS, "osD^vP", strict=False):
+        ax.plot(reuse, rate / 1e9, marker, color=colour, markersize=8, label=name)
+    ax.set(xscale="log", yscale="log", xlabel="MACs per byte moved", ylabel="GMACs per second")
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure

@@ -30,7 +30,9 @@ class Picture:
 
     def __init__(self, figure: Figure, alt: str, dpi: int = 144) -> None:
         if not alt.strip() or len(alt) > MAX_ALT:
-            raise ValueError(f"alt has {len(alt)} characters; allowed: 1 to {MAX_ALT}. Say what is there, shortly: {alt!r}")
+            raise ValueError(
+                f"alt has {len(alt)} characters; allowed: 1 to {MAX_ALT}. Say what is there, shortly: {alt!r}"
+            )
         self.figure, self.alt, self.dpi = figure, alt, dpi
 
     def _repr_html_(self) -> str:

@@ -27,6 +27,7 @@ def every_figure() -> dict:
         "toy": plots.toy_diffusion(paths, {"1 step": paths[-1], "2 steps": paths[-2]}, 0.2),
         "heat": plots.heat(torch.rand(2, 3), ["a", "b"], ["x", "y", "z"], what="values"),
         "lines": plots.lines([1, 2, 4], {"one": [1.0, 2.0, 3.0]}, xlabel="x", ylabel="y", log=True),
+        "roofline": plots.roofline({"small": (2.0, 1e9), "large": (90.0, 4e10)}, 5e10, 5e9),
         "shares": plots.shares(["in", "out"], {"params": [40.0, 60.0], "MACs": [90.0, 10.0]}),
     }
 

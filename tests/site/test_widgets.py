@@ -12,17 +12,17 @@ from visits import PHONE, Visitor
 pytestmark = pytest.mark.browser
 
 HOST = "[data-pl-widget]"
-# What a reader perceives: words, the control's own state, pictures and drawings.
+CONTROLS = "input[type=range], input[type=radio]:checked, select"
+# What a reader perceives: words, the controls' own state, pictures and drawings; in the shadow root where there is one.
 SEEN = """host => {
   const root = host.shadowRoot ?? host;
-  const controls = [...root.querySelectorAll("input, select, button")].map((c) =>
-    [c.value, c.checked, c.getAttribute("aria-valuetext")].join());
-  const drawn = [...root.querySelectorAll("canvas")].map((c) => c.toDataURL());
-  const shown = [...root.querySelectorAll("img, svg, [style]")].map((e) =>
-    [e.getAttribute("src"), e.getAttribute("style"), e.getAttribute("alt"), e.getAttribute("d")].join());
+  const all = (selector) => [...root.querySelectorAll(selector)];
+  const controls = all("input, select").map((c) => [c.value, c.checked, c.getAttribute("aria-valuetext")].join());
+  const shown = all("img, svg *, [style]").map((e) => [...e.attributes].map((a) => a.value).join());
   return {
-    controls: controls.join("|"), text: host.innerText, pictures: [...drawn, ...shown].join("|"),
-    box: host.getBoundingClientRect().toJSON(), ranges: root.querySelectorAll("input[type=range]").length,
+    controls: controls.join("|"), text: root.textContent,
+    pictures: [...all("canvas").map((c) => c.toDataURL()), ...shown].join("|"),
+    width: host.getBoundingClientRect().width, height: host.getBoundingClientRect().height,
   };
 }"""
 
@@ -32,11 +32,22 @@ def pages_with_widgets(site: Path) -> list[str]:
     return [page for page in pages if "data-pl-widget" in (site / page).read_text(encoding="utf-8")]
 
 
-def move(slider: Locator) -> None:
-    """Move a slider by one stop, by keyboard, away from the end it stands at."""
-    at, end = slider.evaluate("input => [Number(input.value), Number(input.max)]")
-    slider.focus()
-    slider.press("ArrowLeft" if at >= end else "ArrowRight")
+def move(control: Locator) -> None:
+    """Move a control by one stop, by keyboard, away from the end it stands at."""
+    at_end = control.evaluate(
+        "c => c.type === 'range' ? Number(c.value) >= Number(c.max) : c.selectedIndex === c.options?.length - 1"
+    )
+    control.focus()
+    control.press("ArrowLeft" if at_end else "ArrowRight")
+
+
+def usable(control: Locator) -> bool:
+    """Return False for a control that is disabled or has only one stop."""
+    return control.evaluate(
+        """c => !c.disabled && (c.type === "range" ? Number(c.max) > Number(c.min)
+          : c.type === "radio" ? c.getRootNode().querySelectorAll(`[name="${c.name}"]`).length > 1
+          : c.options.length > 1)"""
+    )
 
 
 def test_the_book_has_widgets(site: Path) -> None:
@@ -47,24 +58,19 @@ def test_the_book_has_widgets(site: Path) -> None:
 def test_widgets_draw_and_answer_to_the_keyboard(visitor: Visitor, site: Path, protocol: str) -> None:
     for path in pages_with_widgets(site):
         page, visit = visitor.open(path, protocol)
-        page.wait_for_function(
-            f"[...document.querySelectorAll('{HOST}')].every((host) => host.childElementCount > 0)"
-        )
         for host in page.locator(HOST).all():
             host.scroll_into_view_if_needed()
-            before = host.evaluate(SEEN)
-            assert before["box"]["width"] > 100 and before["box"]["height"] > 50, f"{path}: nothing drawn"
-            assert before["ranges"], f"{path}: no native slider to move by keyboard"
-            for slider in host.locator("input[type=range]").all():
-                if slider.evaluate("input => Number(input.max) <= Number(input.min) || input.disabled"):
-                    continue
+            host.locator(CONTROLS).first.wait_for(timeout=10_000)
+            drawn = host.evaluate(SEEN)
+            assert drawn["width"] > 100 and drawn["height"] > 50, f"{path}: nothing drawn"
+            for control in filter(usable, host.locator(CONTROLS).all()):
                 before = host.evaluate(SEEN)
-                move(slider)
+                move(control)
                 page.wait_for_timeout(250)
                 after = host.evaluate(SEEN)
-                assert after["controls"] != before["controls"], f"{path}: the slider did not move"
+                assert after["controls"] != before["controls"], f"{path}: the control did not move"
                 changed = after["text"] != before["text"] or after["pictures"] != before["pictures"]
-                assert changed, f"{path}: the slider moved and nothing else changed"
+                assert changed, f"{path}: the control moved and nothing else changed"
         assert visit.console == [] and visit.outside == [] and visit.failed == []
         page.context.close()
 

@@ -1,0 +1,1 @@
+"""Plots and interactive figures. Import what you need: `show.plots`, `show.widgets`."""

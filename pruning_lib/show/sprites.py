@@ -1,0 +1,112 @@
+"""Many small pictures as one: a sheet of equal tiles, row by row, that a page loads once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["Sheet", "data_url", "to_pil"]
+
+# Above this a sheet is stored with loss in a page; the pictures on disk stay as they are.
+LOSSLESS_BYTES = 300_000
+
+
+def to_pil(images: Any) -> list[Image.Image]:
+    """Return RGB PIL images from PIL images, uint8 `[n, h, w, 3]`, or a tensor `[n, 3, h, w]` (uint8, or float in [0, 1]).
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if hasattr(images, "detach"):  # a torch tensor, without importing torch
+        array = images.detach().cpu().float().numpy() * (1 if not images.is_floating_point() else 255)
+        if array.ndim != 4 or array.shape[1] != 3:
+            raise ValueError(f"images is a tensor of shape {tuple(images.shape)}; give [n, 3, height, width]")
+        images = array.round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise ValueError(f"images is {images.dtype} {images.shape}; give uint8 [n, height, width, 3]")
+        images = [Image.fromarray(image) for image in images]
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"images holds a {type(image).__name__}; give PIL images, a uint8 array or a tensor")
+    return [image.convert("RGB") for image in images]
+
+
+def data_url(image: Image.Image, budget: int = LOSSLESS_BYTES) -> str:
+    """Return `image` as a WebP data URL, lossless where that stays within `budget` bytes."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=True, method=4)
+    if file.tell() > budget:
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=90, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+class Sheet:
+    """Equal tiles in rows, the first at the top left.
+
+    Args:
+        image: the whole sheet.
+        width: of one tile, in pixels.
+        height: of one tile, in pixels.
+        count: how many tiles it holds; the last row may have empty places.
+
+    Raises:
+        ValueError: the sheet is no multiple of the tile, or holds another number of tiles.
+    """
+
+    def __init__(self, image: Image.Image, width: int, height: int, count: int) -> None:
+        if width < 1 or height < 1 or image.width % width or image.height % height:
+            raise ValueError(f"the sheet is {image.width} x {image.height} px, which no tiles of {width} x {height} px fill")
+        self.image, self.width, self.height, self.count = image.convert("RGB"), width, height, count
+        self.columns, rows = image.width // width, image.height // height
+        if not self.columns * (rows - 1) < count <= self.columns * rows:
+            raise ValueError(
+                f"the sheet has room for {self.columns} x {rows} tiles, and {count} pictures are wanted (one for each "
+                "combination of stops). Record the missing ones, or remove empty rows."
+            )
+
+    @classmethod
+    def pack(cls, images: Sequence) -> Sheet:
+        """Make a sheet of `images` (as `to_pil` takes them), about as wide as high.
+
+        Raises:
+            ValueError: there are none, or their sizes differ.
+        """
+        pictures = to_pil(images)
+        sizes = {picture.size for picture in pictures}
+        if len(sizes) != 1:
+            raise ValueError(f"images have sizes {sorted(sizes)}; all must have the same" if sizes else "images is empty")
+        width, height = sizes.pop()
+        columns = math.ceil(math.sqrt(len(pictures)))
+        whole = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
+        for index, picture in enumerate(pictures):
+            whole.paste(picture, (index % columns * width, index // columns * height))
+        return cls(whole, width, height, len(pictures))
+
+    @classmethod
+    def read(cls, path: str | Path, width: int, height: int, count: int) -> Sheet:
+        """Read a sheet that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it does not hold `count` tiles.
+        """
+        with Image.open(path) as image:
+            return cls(image.copy(), width, height, count)
+
+    def save(self, path: str | Path) -> None:
+        """Write the sheet as PNG or lossless WebP, by the suffix of `path`."""
+        self.image.save(path, lossless=True) if str(path).endswith(".webp") else self.image.save(path, optimize=True)
+
+    def tile(self, index: int) -> Image.Image:
+        """Return one picture."""
+        left, top = index % self.columns * self.width, index // self.columns * self.height
+        return self.image.crop((left, top, left + self.width, top + self.height))

@@ -1,0 +1,218 @@
+"""The sweep explorer: move a slider, see the picture, the numbers and the place on the chart change."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .._text import nearest
+from .lattice import Axis, Metric
+from .sprites import Sheet, data_url, to_pil
+from .twin import TwinWidget, passport_line
+
+__all__ = ["SweepExplorer"]
+
+DATA_VERSION = 1
+
+
+class SweepExplorer(TwinWidget):
+    """Pictures and measurements over a lattice of settings.
+
+    Every combination of stops has one picture and one value per metric, in the order of
+    `itertools.product(*stops)`: the last axis varies fastest. Nothing is interpolated.
+
+    Args:
+        name: identifies the figure in its page; `<a href="#name:steps=8">` sets it, to the nearest measured stop.
+        axes: the settings, as `Axis` or as mappings with its fields; or a mapping name -> stops.
+        images: one per combination: PIL images, uint8 `[n, h, w, 3]`, a tensor `[n, 3, h, w]`, or a `Sheet`.
+        metrics: the quantities, as `Metric` or as mappings with its fields.
+        title: one line above the controls.
+        picture: what the pictures are, for those who do not see them, as in "image from emoji-sd".
+        start: axis name -> stop shown first; by default the first choice and the middle of each slider.
+        baseline: axis name -> stop of the picture on the left; the other settings follow the controls.
+            `{"steps": 50}` compares with 50 steps of the same prompt. None leaves the left picture out.
+        chart: names of the metrics (or of an axis, for x) on the chart's x and y; by default the first two metrics.
+            With one metric, the first slider is x. `()` leaves the chart out.
+        passport: of the record, or a sentence; shown below.
+        sheet_url: where the site serves the sheet, relative to its root, for sheets too large to sit in the page;
+            save it with `explorer.sheet.save("assets/…")`. Such a figure has no pictures outside of the site.
+        on_change: called with `{axis name: stop}` where a kernel is there; returns
+            `{"image": PIL image of the same size, "metrics": {name: value}}`, either may be left out.
+
+    Raises:
+        ValueError: the lattice is not complete, a name is unknown, or a part is malformed; the message says which.
+
+    Example:
+        >>> SweepExplorer("steps", {"steps": [2, 4]}, images, [Metric("ms", [30, 61], unit="ms")], title="Steps")
+    """
+
+    module: ClassVar[str] = "sweep_explorer"
+
+    def __init__(
+        self,
+        name: str,
+        axes: Mapping[str, Sequence] | Sequence[Axis | Mapping],
+        images: Any,
+        metrics: Sequence[Metric | Mapping],
+        *,
+        title: str,
+        picture: str = "generated image",
+        start: Mapping[str, Any] | None = None,
+        baseline: Mapping[str, Any] | None = None,
+        chart: Sequence[str] | None = None,
+        passport: Mapping | str | None = None,
+        sheet_url: str | None = None,
+        on_change: Callable[[dict], Mapping] | None = None,
+    ) -> None:
+        super().__init__(name, on_change=on_change)
+        if isinstance(axes, Mapping):
+            axes = [Axis(key, stops) for key, stops in axes.items()]
+        self.axes = [axis if isinstance(axis, Axis) else Axis(**axis) for axis in axes]
+        self.metrics = [metric if isinstance(metric, Metric) else Metric(**metric) for metric in metrics]
+        self.title, self.picture, self.passport, self.sheet_url = title, picture, passport_line(passport), sheet_url
+        if not self.axes or not self.metrics:
+            raise ValueError(f"{len(self.axes)} axes and {len(self.metrics)} metrics were given; one of each is the least")
+        for kind, names in (("axes", [a.name for a in self.axes]), ("metrics", [m.name for m in self.metrics])):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{kind} have a name twice: {names}")
+        self.combinations = list(itertools.product(*(range(len(axis.stops)) for axis in self.axes)))
+        count, shape = len(self.combinations), " x ".join(f"{len(a.stops)} {a.name}" for a in self.axes)
+        for metric in self.metrics:
+            if len(metric.values) != count:
+                raise ValueError(f"metric {metric.name!r} has {len(metric.values)} values; {shape} make {count}")
+        self.sheet = images if isinstance(images, Sheet) else Sheet.pack(images)
+        if self.sheet.count != count:
+            raise ValueError(f"there are {self.sheet.count} images; {shape} make {count}. Every combination needs one.")
+        self.start = self._state(start or {}, "start")
+        middle = [len(axis.stops) // 2 if axis.kind == "ordered" else 0 for axis in self.axes]
+        self.start = [middle[k] if stop is None else stop for k, stop in enumerate(self.start)]
+        self.baseline = None if baseline is None else self._state(baseline, "baseline")
+        self.chart = self._chart(chart)
+
+    @classmethod
+    def from_record(cls, record: Mapping, sheet: str | Path | Sheet, name: str, **options: Any) -> SweepExplorer:
+        """Make an explorer from a record whose data hold `axes`, `metrics` and `tile` (as `to_data` gives them).
+
+        Args:
+            record: as `measure.load_record` returns it.
+            sheet: the sheet of pictures, or its file beside the record.
+            name: as for the class.
+            options: as for the class; `passport` comes from the record.
+
+        Raises:
+            ValueError: a part is missing or does not fit.
+        """
+        data = record["data"]
+        missing = [key for key in ("axes", "metrics", "tile") if key not in data]
+        if missing:
+            raise ValueError(f"the record's data lack {missing}; they hold {sorted(data)}. Record them with to_data().")
+        if not isinstance(sheet, Sheet):
+            count = 1
+            for axis in data["axes"]:
+                count *= len(axis["stops"])
+            sheet = Sheet.read(sheet, *data["tile"], count)
+        options.setdefault("passport", record.get("passport"))
+        return cls(name, data["axes"], sheet, data["metrics"], **options)
+
+    def to_data(self) -> dict:
+        """Return axes, metrics and tile size for a record; the pictures go beside it with `explorer.sheet.save`."""
+        return {
+            "axes": [axis.to_dict() for axis in self.axes],
+            "metrics": [metric.to_dict() for metric in self.metrics],
+            "tile": [self.sheet.width, self.sheet.height],
+        }
+
+    def index(self, **stops: Any) -> int:
+        """Return the place of a combination in `images` and in each metric's values."""
+        state = self._state(stops, "index")
+        if None in state:
+            raise ValueError(f"give a stop for every axis: {[axis.name for axis in self.axes]}")
+        return self.combinations.index(tuple(state))
+
+    def _state(self, stops: Mapping[str, Any], what: str) -> list[int | None]:
+        names = [axis.name for axis in self.axes]
+        for key in stops:
+            if key not in names:
+                raise ValueError(f"{what} names the axis {key!r}, which is not there. {nearest(key, names)}")
+        return [axis.index(stops[axis.name]) if axis.name in stops else None for axis in self.axes]
+
+    def _chart(self, chart: Sequence[str] | None) -> dict | None:
+        sliders = [a.name for a in self.axes if a.kind == "ordered" and all(not isinstance(s, str) for s in a.stops)]
+        metrics = [metric.name for metric in self.metrics]
+        if chart is None:
+            chart = metrics[:2] if len(metrics) > 1 else [*sliders[:1], metrics[0]]
+            chart = chart if len(chart) == 2 else ()
+        if not chart:
+            return None
+        x, y = chart
+        for key, allowed in ((x, metrics + sliders), (y, metrics)):
+            if key not in allowed:
+                raise ValueError(f"chart names {key!r}, which is not there. {nearest(key, allowed)}")
+        return {"x": x, "y": y}
+
+    def data(self) -> dict:
+        """Return what the module draws."""
+        source = {"src": self.sheet_url, "site": True} if self.sheet_url else {"src": data_url(self.sheet.image)}
+        return {
+            "version": DATA_VERSION, "name": self.name, "title": self.title, "picture": self.picture,
+            "axes": [{**axis.to_dict(), "phrases": axis.phrases} for axis in self.axes],
+            "metrics": [metric.to_dict() for metric in self.metrics],
+            "start": self.start, "baseline": self.baseline, "chart": self.chart, "passport": self.passport,
+            "sheet": {**source, "columns": self.sheet.columns, "width": self.sheet.width, "height": self.sheet.height},
+        }  # fmt: skip
+
+    def answer(self, state: dict) -> dict:
+        """Return what `on_change` computed for `state`, checked and ready for the page."""
+        given = dict(self.on_change(state))
+        metrics = {key: getattr(value, "item", lambda v=value: v)() for key, value in (given.get("metrics") or {}).items()}
+        names = [metric.name for metric in self.metrics]
+        for key in metrics:
+            if key not in names:
+                raise ValueError(f"on_change returned the metric {key!r}, which is not there. {nearest(key, names)}")
+        answer: dict[str, Any] = {"metrics": metrics}
+        if given.get("image") is not None:
+            (image,) = to_pil([given["image"]])
+            if image.size != (self.sheet.width, self.sheet.height):
+                raise ValueError(f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}")
+            answer["image"] = data_url(image)
+        return answer
+
+    def phrase(self, state: Sequence[int], skip: int | None = None) -> str:
+        """Return the stops of `state` in words, without those of axis `skip`."""
+        return ", ".join(axis.phrases[state[k]] for k, axis in enumerate(self.axes) if k != skip)
+
+    def fallback_html(self) -> str:
+        """Return the pictures at the start, and a table of the first slider's stops."""
+        along = next((k for k, axis in enumerate(self.axes) if axis.kind == "ordered"), 0)
+        states = {"this stop": self.start}
+        if self.baseline is not None:
+            base = [b if b is not None else s for b, s in zip(self.baseline, self.start, strict=True)]
+            states = {"baseline": base, **states}
+        figures = "".join(
+            f'<figure><img src="{data_url(self.sheet.tile(self.combinations.index(tuple(state))))}" '
+            f'width="{self.sheet.width}" height="{self.sheet.height}" '
+            f'alt="{escape(f"{self.picture}, {kind}: {self.phrase(state)}"[:250])}">'
+            f"<figcaption>{escape(f'{kind}: {self.phrase(state)}')}</figcaption></figure>"
+            for kind, state in states.items()
+        )
+        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in [self.axes[along].label, *(m.label for m in self.metrics)])
+        rows = ""
+        for stop, label in enumerate(self.axes[along].labels):
+            index = self.combinations.index(tuple([*self.start[:along], stop, *self.start[along + 1 :]]))
+            cells = "".join(f"<td>{escape(metric.text(index))}</td>" for metric in self.metrics)
+            rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
+        others = self.phrase(self.start, skip=along)
+        intervals = "; ".join(f"{m.label}: {m.interval}" for m in self.metrics if m.interval)
+        caption = ". ".join(text for text in (self.title, others and f"Measured for {others}", intervals) if text)
+        return (
+            f'<div class="pl-pair">{figures}</div>'
+            f'<div class="pl-scroll" tabindex="0" role="region" aria-label="{escape(self.title)}"><table>'
+            f"<caption>{escape(caption)}.</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f'<p class="pl-passport">{escape(self.passport)}</p>'
+        )
+
+    def __repr__(self) -> str:
+        return f"SweepExplorer({self.name!r}: {' x '.join(f'{len(a.stops)} {a.name}' for a in self.axes)})"
