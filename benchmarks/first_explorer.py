@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
+from pruning_lib.measure.quality import clip_score
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
-from pruning_lib.measure.quality import clip_score
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
@@ -50,10 +50,8 @@ def record(repeats: int, out: Path) -> None:
     unet_macs = pl.count_macs(pipe.unet).macs
     settings = [(steps, guidance) for guidance in GUIDANCE for steps in STEPS]
 
-    timed = pl.measure_latency(
-        {f"{steps},{guidance}": lambda s=steps, g=guidance: draw(pipe, PROMPTS[0], s, g) for steps, guidance in settings},
-        repeats=repeats, warmup=1,
-    )  # fmt: skip
+    calls = {f"{s},{g}": lambda s=s, g=g: draw(pipe, PROMPTS[0], s, g) for s, g in settings}
+    timed = pl.measure_latency(calls, repeats=repeats, warmup=1)
     stops, images = [], []
     for prompt in tqdm(PROMPTS, desc="prompts"):
         for steps, guidance in settings:
