@@ -34,7 +34,6 @@ _WHERE = {
     "RecordError": "record",
     "load_record": "record",
     "passport": "record",
-    "passport_line": "record",
     "save_record": "record",
 }
 
@@ -48,12 +47,14 @@ if TYPE_CHECKING:
     from .latency import Latency, measure_latency, ratio
     from .macs import MacsReport, ModuleCost, count_macs
     from .quality import clip_score, psnr, retrieval_rank, ssim
-    from .record import RecordError, load_record, passport, passport_line, save_record
+    from .record import RecordError, load_record, passport, save_record
 
 
 def __getattr__(name: str):
     if name not in _WHERE:
-        raise AttributeError(f"module 'pruning_lib.measure' has no attribute {name!r}. It has: {', '.join(__all__)}.")
+        raise AttributeError(
+            f"module 'pruning_lib.measure' has no attribute {name!r}. It has: {', '.join(__all__)}."
+        )
     value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
     globals()[name] = value
     return value

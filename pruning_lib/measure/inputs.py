@@ -57,8 +57,8 @@ def _unet_2d_condition(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
         inputs["added_cond_kwargs"] = {"text_embeds": make.normal(pooled), "time_ids": make.normal(6)}
     elif c.addition_embed_type not in (None, "text"):
         raise ValueError(
-            f"This UNet2DConditionModel wants addition_embed_type={c.addition_embed_type!r}, which no rule here covers. "
-            "Pass what its forward needs: count_macs(unet, added_cond_kwargs={...})."
+            f"This UNet2DConditionModel wants addition_embed_type={c.addition_embed_type!r}, which no rule here "
+            "covers. Pass what its forward needs: count_macs(unet, added_cond_kwargs={...})."
         )
     return inputs
 
@@ -71,7 +71,9 @@ def _dit(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
 def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     inputs = {
         "hidden_states": make.normal(c.in_channels, *make.size),
-        "encoder_hidden_states": make.normal(make.tokens or 120, c.caption_channels),  # PixArt-alpha: 120 T5 tokens
+        "encoder_hidden_states": make.normal(
+            make.tokens or 120, c.caption_channels
+        ),  # PixArt-alpha: 120 T5 tokens
         "timestep": make.whole(500),
     }
     extra = c.use_additional_conditions
@@ -85,7 +87,9 @@ def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
 def _sd3(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     return {
         "hidden_states": make.normal(c.in_channels, *make.size),
-        "encoder_hidden_states": make.normal(make.tokens or 333, c.joint_attention_dim),  # 77 CLIP and 256 T5 tokens
+        "encoder_hidden_states": make.normal(
+            make.tokens or 333, c.joint_attention_dim
+        ),  # 77 CLIP and 256 T5 tokens
         "pooled_projections": make.normal(c.pooled_projection_dim),
         "timestep": make.whole(500),
     }
@@ -180,12 +184,18 @@ def _family(denoiser: nn.Module) -> str:
 
 
 def _size(kind: str, config: SimpleNamespace, sample_size) -> tuple[int, int]:
-    given = sample_size if sample_size is not None else getattr(config, "sample_size", None) or _DEFAULT_SIZE.get(kind)
+    given = (
+        sample_size
+        if sample_size is not None
+        else getattr(config, "sample_size", None) or _DEFAULT_SIZE.get(kind)
+    )
     if given is None:
-        raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say (latent pixels).")
+        raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say.")
     pair = (given, given) if isinstance(given, int) else tuple(given)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
-        raise ValueError(f"sample_size={sample_size!r}; it must be a side or (height, width) in whole latent pixels >= 1.")
+        raise ValueError(
+            f"sample_size={sample_size!r}; it must be a side or (height, width) in latent pixels >= 1."
+        )
     return pair
 
 

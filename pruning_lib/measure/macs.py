@@ -11,7 +11,6 @@ Two conventions, never mixed: *with* attention products (QK^T and AV, the produc
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ def count_macs(
 
 
 def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str]]:
-    """Return MACs per module path, [with weights, of activations], without those of its children; and the call order."""
+    """Return MACs per module path, [with weights, of activations], without its children's; and the order of calls."""
     stack, order = [""], []
 
     def enter(path):

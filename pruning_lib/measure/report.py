@@ -106,7 +106,9 @@ class MacsReport:
         Attention products have a row of their own, so the rows add up to the whole model (tied parameters count with
         every owner).
         """
-        kinds: dict[str, dict[str, int]] = defaultdict(lambda: dict(params=0, macs=0, macs_without_attention=0))
+        kinds: dict[str, dict[str, int]] = defaultdict(
+            lambda: dict(params=0, macs=0, macs_without_attention=0)
+        )
         for cost in self.modules.values():
             if cost.own_params or cost.own_macs_without_attention:
                 kinds[cost.role]["params"] += cost.own_params
@@ -130,7 +132,9 @@ class MacsReport:
         rows.append(("total", self.model, *self._cells(self.modules[""])))
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         lines = [
-            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in [head, *rows]
         ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1]])

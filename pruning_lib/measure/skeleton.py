@@ -57,5 +57,7 @@ def _empty(value: object, seen: dict[int, object]) -> object:
     if id(value) not in seen:
         dtype = torch.float32 if value.is_floating_point() else value.dtype
         empty = torch.empty(value.shape, dtype=dtype, device="meta")
-        seen[id(value)] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
+        seen[id(value)] = (
+            nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
+        )
     return seen[id(value)]
