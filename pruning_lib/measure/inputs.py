@@ -178,7 +178,7 @@ def _family(denoiser: nn.Module) -> str:
     name = type(denoiser).__name__
     raise TypeError(
         f"{name} is not of a known family. {nearest(name, _FAMILIES)} For another family give every input of its "
-        "forward by name, as in count_macs(model, hidden_states=torch.empty(1, 4, 32, 32), timestep=torch.tensor([1])); "
+        "forward by name, as in count_macs(model, hidden_states=torch.empty(1, 4, 32, 32), timestep=torch.ones(1)); "
         "or add a function to _FAMILIES in pruning_lib/measure/inputs.py that builds these inputs from model.config."
     )
 
