@@ -2,9 +2,10 @@
 
     python benchmarks/first_explorer.py
 
-writes book/results/first_explorer.json and, beside it, one sheet of all pictures, first_explorer.png.  Every picture
-starts from the noise of the same seed.  Times are of the whole call, from prompt to picture, batch 1; all settings
-are timed in turn, so that a disturbance from outside hits them alike.
+writes book/results/first_explorer.json and, beside it, one sheet of all pictures, first_explorer.webp. Every picture
+starts from the noise of the same seed. Times are of the whole call, from prompt to picture, batch 1, for one prompt:
+the text is padded to a fixed length, so the time does not depend on it. All settings are timed in turn, so that a
+disturbance from outside hits them alike. About three minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -12,72 +13,72 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from PIL import Image
-from pruning_lib.measure.quality import clip_score
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
+from pruning_lib.measure import clip_score
+from pruning_lib.measure.record import check_writable
+from pruning_lib.show.first import MODEL, SEED, redraw, sampler, total_macs
+from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
 STEPS = (1, 2, 4, 8, 16, 25, 50)
 GUIDANCE = (1.0, 3.0, 6.0)
-SEED = 7
-TILE = 64
 
 
-def draw(pipe: StableDiffusionPipeline, prompt: str, steps: int, guidance: float, seed: int = SEED) -> Image.Image:
-    """Return the picture of one stop."""
-    noise = torch.Generator().manual_seed(seed)
-    return pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images[0]
+def record(path: Path, repeats: int, device: str) -> Path:
+    """Draw, judge, time and write.
 
+    Args:
+        path: the record's file.
+        repeats: timed calls per setting.
+        device: where to run, as in "cpu".
+    """
+    check_writable(path)
+    pipe = sampler(pl.load(MODEL, device=device))
+    clip = pl.load_clip(MODEL)
+    macs = pl.count_macs(pipe.unet).macs
+    settings = [(steps, guidance) for steps in STEPS for guidance in GUIDANCE]
+    bar = tqdm(total=(len(PROMPTS) + repeats + 1) * len(settings), desc="pictures", unit="picture")
 
-def sheet(images: list[Image.Image], columns: int) -> Image.Image:
-    """Return all pictures in rows of `columns`, in order."""
-    out = Image.new("RGB", (columns * TILE, -(-len(images) // columns) * TILE), "white")
-    for index, image in enumerate(images):
-        out.paste(image, (index % columns * TILE, index // columns * TILE))
-    return out
+    def draw(prompt: str, steps: int, guidance: float):
+        image = redraw(pipe, prompt, steps, guidance)
+        bar.update()
+        return image
 
+    images = [draw(prompt, *setting) for prompt in PROMPTS for setting in settings]
+    calls = {f"{s} {g}": lambda s=s, g=g: draw(PROMPTS[0], s, g) for s, g in settings}
+    timed = list(pl.measure_latency(calls, repeats=repeats, warmup=1, device=device).values()) * len(PROMPTS)
+    bar.close()
 
-def record(repeats: int, out: Path) -> None:
-    """Draw, judge, time and write."""
-    pipe = pl.load("emoji-sd")
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    clip = pl.load_clip("emoji-sd")
-    unet_macs = pl.count_macs(pipe.unet).macs
-    settings = [(steps, guidance) for guidance in GUIDANCE for steps in STEPS]
-
-    calls = {f"{s},{g}": lambda s=s, g=g: draw(pipe, PROMPTS[0], s, g) for s, g in settings}
-    timed = pl.measure_latency(calls, repeats=repeats, warmup=1)
-    stops, images = [], []
-    for prompt in tqdm(PROMPTS, desc="prompts"):
-        for steps, guidance in settings:
-            image = draw(pipe, prompt, steps, guidance)
-            time = timed[f"{steps},{guidance}"]
-            stops.append({
-                "prompt": prompt, "steps": steps, "guidance": guidance, "seed": SEED, "tile": len(images),
-                "clip_score": round(clip_score(clip, [image], [prompt]).item(), 2),
-                "unet_macs": steps * unet_macs * (2 if guidance > 1 else 1),
-                "latency_ms": {"median": time.median_ms, "p10": time.p10_ms, "p90": time.p90_ms, "n": time.n},
-            })  # fmt: skip
-            images.append(image)
-    out.mkdir(parents=True, exist_ok=True)
-    columns = len(STEPS)
-    sheet(images, columns).save(out / "first_explorer.png", optimize=True)
-    data = {
-        "model": "emoji-sd", "sampler": "DDIM, trailing", "timed_prompt": PROMPTS[0],
-        "axes": {"prompt": list(PROMPTS), "steps": list(STEPS), "guidance": list(GUIDANCE)},
-        "sheet": {"file": "first_explorer.png", "tile": TILE, "columns": columns}, "stops": stops,
-    }  # fmt: skip
-    pl.save_record(out / "first_explorer.json", "first_explorer", data, pl.passport(seeds=[SEED], n=repeats))
+    words = [prompt for prompt in PROMPTS for _ in settings]
+    gmacs = [total_macs(macs, *setting) / 1e9 for setting in settings] * len(PROMPTS)
+    scores = [round(score, 2) for score in clip_score(clip, images, words).tolist()]
+    metrics = [
+        Metric(
+            "latency_ms", [round(t.median_ms, 2) for t in timed], label="time for the picture", unit="ms",
+            low=[round(t.p10_ms, 2) for t in timed], high=[round(t.p90_ms, 2) for t in timed],
+            interval="median, p10 to p90", n=repeats, digits=0,
+        ),
+        Metric("clip_score", scores, label="CLIP score (mini CLIP)", n=1, digits=1),
+        Metric("unet_gmacs", gmacs, label="MACs in the UNet, with attention", unit="G", digits=2),
+    ]  # fmt: skip
+    axes = [
+        Axis("prompt", PROMPTS, label="Prompt"),
+        Axis("steps", STEPS, label="Steps"),
+        Axis("guidance", GUIDANCE, label="Guidance weight"),
+    ]
+    explorer = SweepExplorer("first-explorer", axes, images, metrics, title="as recorded")
+    passport = pl.passport(seeds=[SEED], n=repeats, device=device)
+    more = {"model": MODEL, "sampler": "DDIM, trailing", "seed": SEED, "timed_prompt": PROMPTS[0], "warmup": 1}
+    return explorer.save(path, "first_explorer", passport, **more)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=10, help="timed calls per setting (default 10)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
     arguments = parser.parse_args()
-    record(arguments.repeats, arguments.out)
+    print(record(arguments.out / "first_explorer.json", arguments.repeats, arguments.device))

@@ -5,23 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from numbers import Real
 from typing import Any
 
-__all__ = ["Axis", "Metric", "number"]
+__all__ = ["Axis", "Metric", "Reading", "number"]
 
 
 def number(value: float | None, digits: int, unit: str = "") -> str:
-    """Return a value as the widgets write it: fixed decimals, commas between thousands; "not measured" for None."""
+    """Return a value as the widgets write it: fixed decimals, commas between thousands; "not measured" for None.
+
+    Halves are rounded up, as browsers do, so that the static table and the moving one show the same digits.
+    """
     if value is None:
         return "not measured"
-    return f"{value:,.{digits}f}" + (f"\u00a0{unit}" if unit else "")
+    rounded = Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{rounded if rounded else abs(rounded):,}" + (f"\u00a0{unit}" if unit else "")
 
 
 def _plain(value: Any) -> Any:
     """Return NumPy scalars as Python's, NaN as None (NaN is no JSON)."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measured value with the ends of its interval and its sample count; None where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
 
 
 @dataclass
@@ -54,7 +69,9 @@ class Axis:
         self.kind = self.kind or ("ordered" if numeric else "choice")
         self.labels = [str(text) for text in self.labels] or [f"{s:g}" if numeric else str(s) for s in self.stops]
         if not self.name.isidentifier():
-            raise ValueError(f"axis name is {self.name!r}; give an identifier, such as 'steps' (label= is what readers see)")
+            raise ValueError(
+                f"axis name is {self.name!r}; give an identifier, such as 'steps' (label= is what readers see)"
+            )
         if not self.stops:
             raise ValueError(f"axis {self.name!r} has no stops")
         if len(set(self.stops)) != len(self.stops):
@@ -126,8 +143,8 @@ class Metric:
     def __post_init__(self) -> None:
         self.label = self.label or self.name
         self.values = [_plain(value) for value in self.values]
-        if isinstance(self.n, int):
-            self.n = [self.n] * len(self.values)
+        if isinstance(self.n, Real):
+            self.n = [_plain(self.n)] * len(self.values)
         for key in ("low", "high", "n"):
             given = getattr(self, key)
             if given is None:
@@ -138,7 +155,9 @@ class Metric:
         if (self.low is None) != (self.high is None):
             raise ValueError(f"metric {self.name!r} has only one of low and high; give both or none")
         if self.low is not None and not self.interval:
-            raise ValueError(f"metric {self.name!r} has low and high; say what they are, as in interval='95 % interval'")
+            raise ValueError(
+                f"metric {self.name!r} has low and high; say what they are, as in interval='95 % interval'"
+            )
         if all(value is None for value in self.values):
             raise ValueError(f"metric {self.name!r} has no measured value; leave it out")
         for i, value in enumerate(self.values):
@@ -146,7 +165,14 @@ class Metric:
             if any(v is not None and not (isinstance(v, Real) and math.isfinite(v)) for v in (value, *ends)):
                 raise ValueError(f"metric {self.name!r} at {i}: {value!r}, {ends}; finite numbers or None are allowed")
             if None not in (value, *ends) and not ends[0] <= value <= ends[1]:
-                raise ValueError(f"metric {self.name!r} at {i}: {value} is not between low {ends[0]} and high {ends[1]}")
+                raise ValueError(
+                    f"metric {self.name!r} at {i}: {value} is not between low {ends[0]} and high {ends[1]}"
+                )
+
+    def reading(self, index: int) -> Reading:
+        """Return the value at `index` with its interval and sample count."""
+        low, high, n = (None if ends is None else ends[index] for ends in (self.low, self.high, self.n))
+        return Reading(self.values[index], low, high, n)
 
     def text(self, index: int) -> str:
         """Return the value at `index` with its interval, as text."""

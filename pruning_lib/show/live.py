@@ -37,7 +37,11 @@ def live_widget(twin: TwinWidget) -> Any:
                 # Other views of the same widget may have been given the data before; then nothing changes.
                 self.data = twin.data()
             elif "state" in request:
-                self.response = {"view": request.get("view"), "number": request.get("number"), **_answer(request["state"])}
+                self.response = {
+                    "view": request.get("view"),
+                    "number": request.get("number"),
+                    **_answer(request["state"]),
+                }
 
     def _answer(state: dict) -> dict:
         try:

@@ -15,11 +15,14 @@ from PIL import Image
 __all__ = ["Sheet", "data_url", "to_pil"]
 
 # Above this a sheet is stored with loss in a page; the pictures on disk stay as they are.
-LOSSLESS_BYTES = 300_000
+LOSSLESS_BYTES = 500_000
 
 
 def to_pil(images: Any) -> list[Image.Image]:
-    """Return RGB PIL images from PIL images, uint8 `[n, h, w, 3]`, or a tensor `[n, 3, h, w]` (uint8, or float in [0, 1]).
+    """Return RGB PIL images.
+
+    Args:
+        images: PIL images, uint8 `[n, h, w, 3]`, or a tensor `[n, 3, h, w]` (uint8, or float in [0, 1]).
 
     Raises:
         ValueError: another shape or type.
@@ -64,7 +67,9 @@ class Sheet:
 
     def __init__(self, image: Image.Image, width: int, height: int, count: int) -> None:
         if width < 1 or height < 1 or image.width % width or image.height % height:
-            raise ValueError(f"the sheet is {image.width} x {image.height} px, which no tiles of {width} x {height} px fill")
+            raise ValueError(
+                f"the sheet is {image.width} x {image.height} px, which no tiles of {width} x {height} px fill"
+            )
         self.image, self.width, self.height, self.count = image.convert("RGB"), width, height, count
         self.columns, rows = image.width // width, image.height // height
         if not self.columns * (rows - 1) < count <= self.columns * rows:
@@ -83,7 +88,9 @@ class Sheet:
         pictures = to_pil(images)
         sizes = {picture.size for picture in pictures}
         if len(sizes) != 1:
-            raise ValueError(f"images have sizes {sorted(sizes)}; all must have the same" if sizes else "images is empty")
+            raise ValueError(
+                f"images have sizes {sorted(sizes)}; all must have the same" if sizes else "images is empty"
+            )
         width, height = sizes.pop()
         columns = math.ceil(math.sqrt(len(pictures)))
         whole = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")

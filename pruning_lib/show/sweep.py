@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .._text import nearest
-from .lattice import Axis, Metric
+from .fallback import sweep_fallback
+from .lattice import Axis, Metric, Reading
+from .recorded import load_sweep, save_sweep
 from .sprites import Sheet, data_url, to_pil
 from .twin import TwinWidget, passport_line
 
@@ -74,7 +75,9 @@ class SweepExplorer(TwinWidget):
         self.metrics = [metric if isinstance(metric, Metric) else Metric(**metric) for metric in metrics]
         self.title, self.picture, self.passport, self.sheet_url = title, picture, passport_line(passport), sheet_url
         if not self.axes or not self.metrics:
-            raise ValueError(f"{len(self.axes)} axes and {len(self.metrics)} metrics were given; one of each is the least")
+            raise ValueError(
+                f"{len(self.axes)} axes and {len(self.metrics)} metrics were given; one of each is the least"
+            )
         for kind, names in (("axes", [a.name for a in self.axes]), ("metrics", [m.name for m in self.metrics])):
             if len(set(names)) < len(names):
                 raise ValueError(f"{kind} have a name twice: {names}")
@@ -93,37 +96,58 @@ class SweepExplorer(TwinWidget):
         self.chart = self._chart(chart)
 
     @classmethod
-    def from_record(cls, record: Mapping, sheet: str | Path | Sheet, name: str, **options: Any) -> SweepExplorer:
-        """Make an explorer from a record whose data hold `axes`, `metrics` and `tile` (as `to_data` gives them).
+    def from_record(cls, record: str | Path, name: str, **options: Any) -> SweepExplorer:
+        """Make an explorer from a record that `save` wrote.
 
         Args:
-            record: as `measure.load_record` returns it.
-            sheet: the sheet of pictures, or its file beside the record.
+            record: the record's name or file, as `measure.load_record` takes it; the sheet lies beside it.
             name: as for the class.
             options: as for the class; `passport` comes from the record.
 
         Raises:
-            ValueError: a part is missing or does not fit.
+            RecordError: the record cannot be read, or its sheet is missing or not the one that was recorded.
+            ValueError: a part does not fit.
         """
-        data = record["data"]
-        missing = [key for key in ("axes", "metrics", "tile") if key not in data]
-        if missing:
-            raise ValueError(f"the record's data lack {missing}; they hold {sorted(data)}. Record them with to_data().")
-        if not isinstance(sheet, Sheet):
-            count = 1
-            for axis in data["axes"]:
-                count *= len(axis["stops"])
-            sheet = Sheet.read(sheet, *data["tile"], count)
-        options.setdefault("passport", record.get("passport"))
-        return cls(name, data["axes"], sheet, data["metrics"], **options)
+        axes, metrics, sheet, passport = load_sweep(record)
+        options.setdefault("passport", passport)
+        return cls(name, axes, sheet, metrics, **options)
 
-    def to_data(self) -> dict:
-        """Return axes, metrics and tile size for a record; the pictures go beside it with `explorer.sheet.save`."""
-        return {
-            "axes": [axis.to_dict() for axis in self.axes],
-            "metrics": [metric.to_dict() for metric in self.metrics],
-            "tile": [self.sheet.width, self.sheet.height],
-        }
+    def save(self, path: str | Path, experiment: str, passport: Mapping, **more: Any) -> Path:
+        """Write axes, metrics and pictures as a record, `<path>.json`, and a sheet beside it.
+
+        Args:
+            path: the record's file, ending in .json.
+            experiment: its name.
+            passport: as `measure.passport` returns it.
+            more: further data, JSON-ready.
+
+        Raises:
+            RecordError: the place cannot be written to.
+        """
+        return save_sweep(path, experiment, self.axes, self.metrics, self.sheet, passport, **more)
+
+    def axis(self, name: str) -> Axis:
+        """Return the axis `name`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self.axes[self._place(name, self.axes, "axis")]
+
+    def reading(self, metric: str, **stops: Any) -> Reading:
+        """Return what was measured at a combination, as in `reading("latency_ms", prompt="lion", steps=8)`.
+
+        Raises:
+            ValueError: an unknown metric or axis, a stop that was not measured, or an axis without a stop.
+        """
+        return self.metrics[self._place(metric, self.metrics, "metric")].reading(self.index(**stops))
+
+    @staticmethod
+    def _place(name: str, parts: Sequence[Axis] | Sequence[Metric], what: str) -> int:
+        names = [part.name for part in parts]
+        if name not in names:
+            raise ValueError(f"there is no {what} {name!r}. {nearest(str(name), names)}")
+        return names.index(name)
 
     def index(self, **stops: Any) -> int:
         """Return the place of a combination in `images` and in each metric's values."""
@@ -167,7 +191,9 @@ class SweepExplorer(TwinWidget):
     def answer(self, state: dict) -> dict:
         """Return what `on_change` computed for `state`, checked and ready for the page."""
         given = dict(self.on_change(state))
-        metrics = {key: getattr(value, "item", lambda v=value: v)() for key, value in (given.get("metrics") or {}).items()}
+        metrics = {
+            key: getattr(value, "item", lambda v=value: v)() for key, value in (given.get("metrics") or {}).items()
+        }
         names = [metric.name for metric in self.metrics]
         for key in metrics:
             if key not in names:
@@ -176,7 +202,9 @@ class SweepExplorer(TwinWidget):
         if given.get("image") is not None:
             (image,) = to_pil([given["image"]])
             if image.size != (self.sheet.width, self.sheet.height):
-                raise ValueError(f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}")
+                raise ValueError(
+                    f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}"
+                )
             answer["image"] = data_url(image)
         return answer
 
@@ -186,33 +214,7 @@ class SweepExplorer(TwinWidget):
 
     def fallback_html(self) -> str:
         """Return the pictures at the start, and a table of the first slider's stops."""
-        along = next((k for k, axis in enumerate(self.axes) if axis.kind == "ordered"), 0)
-        states = {"this stop": self.start}
-        if self.baseline is not None:
-            base = [b if b is not None else s for b, s in zip(self.baseline, self.start, strict=True)]
-            states = {"baseline": base, **states}
-        figures = "".join(
-            f'<figure><img src="{data_url(self.sheet.tile(self.combinations.index(tuple(state))))}" '
-            f'width="{self.sheet.width}" height="{self.sheet.height}" '
-            f'alt="{escape(f"{self.picture}, {kind}: {self.phrase(state)}"[:250])}">'
-            f"<figcaption>{escape(f'{kind}: {self.phrase(state)}')}</figcaption></figure>"
-            for kind, state in states.items()
-        )
-        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in [self.axes[along].label, *(m.label for m in self.metrics)])
-        rows = ""
-        for stop, label in enumerate(self.axes[along].labels):
-            index = self.combinations.index(tuple([*self.start[:along], stop, *self.start[along + 1 :]]))
-            cells = "".join(f"<td>{escape(metric.text(index))}</td>" for metric in self.metrics)
-            rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
-        others = self.phrase(self.start, skip=along)
-        intervals = "; ".join(f"{m.label}: {m.interval}" for m in self.metrics if m.interval)
-        caption = ". ".join(text for text in (self.title, others and f"Measured for {others}", intervals) if text)
-        return (
-            f'<div class="pl-pair">{figures}</div>'
-            f'<div class="pl-scroll" tabindex="0" role="region" aria-label="{escape(self.title)}"><table>'
-            f"<caption>{escape(caption)}.</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-            f'<p class="pl-passport">{escape(self.passport)}</p>'
-        )
+        return sweep_fallback(self)
 
     def __repr__(self) -> str:
         return f"SweepExplorer({self.name!r}: {' x '.join(f'{len(a.stops)} {a.name}' for a in self.axes)})"

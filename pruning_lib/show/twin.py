@@ -46,6 +46,9 @@ def module_source(kind: str) -> str:
 
     collect(kind)
     source = "\n".join(parts.values())
+    left = re.search(r"^\s*(?:import\b|export\b.*\bfrom\b).*|\bimport\s*\(.*", source, re.MULTILINE)
+    if left:
+        raise ValueError(f'static/{kind}.js: write imports as `import {{ a, b }} from "./file.js";`, not {left[0]!r}')
     if re.search(r"</script|<!--", source, re.IGNORECASE):
         raise ValueError(f"static/{kind}.js must not contain '</script' or '<!--': it is written into HTML pages")
     return source
@@ -65,17 +68,17 @@ def passport_line(passport: Mapping | str | None) -> str:
     if passport is None or isinstance(passport, str):
         return passport or ""
     versions = passport.get("versions") or {}
-    commit = str(passport.get("commit") or passport.get("git_commit") or "")
-    device = passport.get("device_name") or passport.get("hardware") or passport.get("device")
-    if isinstance(device, Mapping):
-        device = device.get("name") or ", ".join(f"{key} {value}" for key, value in device.items())
+    commit = str(passport.get("commit") or "")
+    if commit and commit != "uncommitted":
+        commit = f"commit {commit[:10]}" + (" with changes" if passport.get("dirty") else "")
+    on_cpu, threads = passport.get("device", "cpu") == "cpu", passport.get("cpu_threads")
     parts = [
-        f"Measured on {device}" if device else "",
-        f"{passport['cpu_threads']} CPU threads" if passport.get("cpu_threads") else "",
+        f"Measured on {passport['hardware']}" if passport.get("hardware") else "",
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads and on_cpu else "",
         f"n = {passport['n']}" if passport.get("n") is not None else "",
         *(f"{name} {versions[name]}" for name in ("torch", "diffusers") if name in versions),
         str(passport.get("date") or "")[:10],
-        f"commit {commit[:10]}" if commit else "",
+        commit,
     ]
     return ", ".join(part for part in parts if part)
 
@@ -96,7 +99,9 @@ class TwinWidget:
 
     def __init__(self, name: str, *, on_change: Callable[[dict], Mapping] | None = None) -> None:
         if not isinstance(name, str) or not _NAME.match(name):
-            raise ValueError(f"name is {name!r}; it must be like 'steps-1': a lower-case letter, then letters, digits, hyphens")
+            raise ValueError(
+                f"name is {name!r}; it must be like 'steps-1': a lower-case letter, then letters, digits, hyphens"
+            )
         if on_change is not None and not callable(on_change):
             raise ValueError(f"on_change is {on_change!r}; give a function that takes the state as a dict, or None")
         self.name, self.on_change = name, on_change
@@ -145,16 +150,17 @@ class TwinWidget:
             self._widget = live_widget(self)
         return self._widget
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self.to_html()}
         if self.on_change is not None:
             try:
                 shown = self.widget()._repr_mimebundle_()
             except ImportError:  # the HTML twin shows the record
-                return bundle
-            view = shown[0] if isinstance(shown, tuple) else shown
-            bundle.update({mime: value for mime, value in (view or {}).items() if mime.endswith("widget-view+json")})
-        return bundle
+                return bundle, {}
+            view, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
+            bundle.update({mime: value for mime, value in view.items() if mime.endswith("widget-view+json")})
+            return bundle, metadata  # Colab finds there where its widget manager is
+        return bundle, {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

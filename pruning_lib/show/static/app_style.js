@@ -54,6 +54,18 @@ figcaption b { display: block; color: var(--pl-ink); }
 .legend { display: flex; flex-wrap: wrap; justify-content: center; gap: .1rem 1rem; margin: .2rem 0 0; font-size: .78em; color: var(--pl-muted); }
 .legend svg { display: inline-block; width: 14px; height: 12px; margin: 0 .3rem 0 0; vertical-align: -1px; }
 
+.drawing svg { display: block; width: 100%; max-width: 26rem; height: auto; margin: 0 auto; }
+.stage.top { align-items: start; }
+.block { cursor: pointer; }
+.block .ground { fill: var(--pl-ground); }
+.block .fill { fill: var(--pl-bar); }
+.block .edge { fill: none; stroke: var(--pl-edge); }
+.block text { font-size: 11px; fill: var(--pl-ink); font-variant-numeric: tabular-nums; }
+.block.chosen .edge { stroke: var(--pl-accent); stroke-width: 3; }
+.block.chosen text { font-weight: 600; }
+.flow { stroke: var(--pl-edge); stroke-width: 1.5; }
+.skip { stroke: var(--pl-edge); stroke-width: 1.5; stroke-dasharray: 3 3; }
+
 .say { min-height: 1.4em; margin: .9rem 0 .4rem; }
 .note { margin: .4rem 0 0; font-size: .82em; color: var(--pl-muted); }
 .note.warn { color: var(--pl-warn); font-weight: 600; }
@@ -73,12 +85,15 @@ details { margin-top: .7rem; }
 summary { cursor: pointer; color: var(--pl-muted); font-size: .88em; }
 .passport { margin: .8rem 0 0; padding-top: .55rem; border-top: 1px solid var(--pl-line); font-size: .78em; color: var(--pl-muted); overflow-wrap: anywhere; }
 
+.compact { font-size: .84em; }
+.compact th, .compact td { padding-inline: .25rem; }
+.compact thead th { white-space: normal; vertical-align: bottom; }
 .bars td.bar { width: 50%; padding-top: .55rem; }
-.bars th:first-child { overflow-wrap: anywhere; }
 .bar i { display: block; height: .85rem; min-width: 1px; border-radius: 2px; background: var(--pl-bar); }
 tr[aria-current] .bar i { background: var(--pl-accent); }
 .bars tfoot > tr > * { border-top: 2px solid var(--pl-line); font-weight: 600; }
 @container (max-width: 28rem) { .bars td.bar { width: 30%; } th, td { padding-inline: .3rem; } }
 @media (prefers-reduced-motion: no-preference) { .bar i { transition: width .25s ease-out; } }
+@media (forced-colors: active) { .bar i { background: CanvasText; } .options input:checked + span { outline: 3px solid Highlight; } }
 @media print { slot { display: contents; } .app { display: none; } }
 `;

@@ -13,7 +13,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
   const phrase = (stops, which = axes.keys()) => [...which].map((k) => axes[k].phrases[stops[k]]).join(", ");
   const reference = (stops) => data.baseline && stops.map((stop, k) => data.baseline[k] ?? stop);
   const value = (metric, index) => (answer && index === flat(state) && metric.name in answer.metrics
-    ? { value: answer.metrics[metric.name], low: null, high: null, n: null }
+    ? { value: answer.metrics[metric.name], low: null, high: null, n: null, live: true }
     : { value: metric.values[index], low: metric.low?.[index] ?? null, high: metric.high?.[index] ?? null, n: metric.n?.[index] ?? null });
   const spoken = (index) => metrics.map((metric) => `${metric.label} ${number(value(metric, index).value, metric.digits, metric.unit)}`).join(", ");
 
@@ -68,7 +68,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     state.forEach((_, k) => { state[k] = Math.floor(index / strides[k]) % axes[k].stops.length; });
     changed();
   });
-  const body = h("tbody"), path = h("tbody"), pathName = h("caption");
+  const body = h("tbody"), path = h("tbody"), pathName = h("caption"), pathHead = h("th", { scope: "col" });
 
   function column(name) {
     const metric = metrics.find((candidate) => candidate.name === name);
@@ -79,8 +79,9 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
   }
 
   function cell(metric, index) {
-    const { value: main, low, high } = value(metric, index);
-    const between = low === null || high === null ? null : h("small", {}, `${number(low, metric.digits)} to ${number(high, metric.digits)}`);
+    const { value: main, low, high, live: now } = value(metric, index);
+    const between = now ? h("small", {}, `recorded: ${number(metric.values[index], metric.digits)}`)
+      : low === null || high === null ? null : h("small", {}, `${number(low, metric.digits)} to ${number(high, metric.digits)}`);
     return h("td", { class: main === null ? "absent" : null }, number(main, metric.digits, metric.unit), between);
   }
 
@@ -91,6 +92,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
         base === null ? null : cell(metric, base), cell(metric, index));
     }));
     pathName.textContent = `Along ${axes[along].label.toLowerCase()}, ${phrase(state, [...axes.keys()].filter((k) => k !== along)) || "all stops"}`;
+    pathHead.textContent = axes[along].label;
     path.replaceChildren(...axes[along].stops.map((_, stop) => {
       const stops = state.with(along, stop);
       return h("tr", { "aria-current": stop === state[along] ? "true" : null },
@@ -130,23 +132,25 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     badge.toggleAttribute("data-live", Boolean(answer));
   }
 
+  function failed(why) {
+    answer = null;
+    draw();
+    note.textContent = `The live run failed, so this is the recorded stop. ${why}`;
+  }
+
   async function live() {
     const mine = ++serial;
     badge.textContent = "computing\u2026";
     const response = await ask(Object.fromEntries(axes.map((axis, k) => [axis.name, axis.stops[state[k]]])));
     if (!response || mine !== serial) return;
-    if (response.error) {
-      badge.textContent = "recorded";
-      note.textContent = `The live run failed, so this is the recorded stop. ${response.error}`;
-      return;
-    }
+    if (response.error) return failed(response.error);
     answer = { metrics: response.metrics ?? {}, image: null };
     if (response.image) {
       const picture = new Image();
       picture.src = response.image;
-      await picture.decode();
+      try { await picture.decode(); } catch { return failed("Its picture could not be read."); }
       if (mine !== serial) return;
-      answer.image = picture;
+      answer.image = picture; // decoded: it can be painted at once
     }
     draw();
   }
@@ -178,12 +182,13 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     h("table", {}, heads(["measured", data.baseline ? "baseline" : null, "this stop"]), body),
     h("details", {}, h("summary", {}, "All stops of this slider as a table"),
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Measured values at each stop" },
-        h("table", {}, pathName, heads([axes[along].label, ...metrics.map(({ label }) => label)]), path))),
+        h("table", {}, pathName, h("thead", {}, h("tr", {}, pathHead, metrics.map(({ label }) => h("th", { scope: "col" }, label)))), path))),
     ordered.length ? h("p", { class: "note" }, "The sliders stop only where something was measured.") : null,
     data.passport ? h("p", { class: "passport" }, data.passport) : null,
   ].filter(Boolean));
 
   image.onload = draw;
+  image.onerror = () => { note.textContent = `The pictures could not be loaded from ${image.src.slice(0, 200)}.`; };
   image.src = sheet.site ? new URL((document.documentElement.dataset.content_root ?? "") + sheet.src, document.baseURI) : sheet.src;
   draw();
   if (hash) followHash(host, data.name, go);

@@ -18,7 +18,7 @@ export function h(tag, attributes = {}, ...children) {
 /** Write a number as the Python side does: fixed decimals, commas between thousands, "not measured" for null. */
 export function number(value, digits, unit = "") {
   if (value === null || value === undefined) return "not measured";
-  const text = value.toLocaleString("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const text = value.toLocaleString("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" });
   return unit ? `${text}\u00a0${unit}` : text;
 }
 
@@ -53,7 +53,8 @@ export function readHash(name, hash = location.hash) {
 export function writeHash(name, state) {
   const others = location.hash.replace(/^#/, "").split(";").filter((part) => part.includes(":") && !part.startsWith(`${name}:`));
   const own = Object.entries(state).map((pair) => pair.map((text) => encodeURIComponent(text)).join("=")).join("&");
-  history.replaceState(history.state, "", `#${[...others, `${name}:${own}`].join(";")}`);
+  // Browsers refuse more than some hundred changes in half a minute; the next one catches up.
+  try { history.replaceState(history.state, "", `#${[...others, `${name}:${own}`].join(";")}`); } catch { /* as above */ }
 }
 
 /** Call back with {axis: text} when the page is opened at, or a link leads to, "#name:axis=stop". */

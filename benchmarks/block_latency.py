@@ -1,0 +1,100 @@
+"""Record the time of every top-level block of a denoiser, for the block explorer of chapter 2.
+
+    python benchmarks/block_latency.py
+    python benchmarks/block_latency.py --model emoji-sd --model sd-1.5 --repeats 5
+
+writes book/results/block_latency.json. Models other than emoji-sd are built from their configuration with random
+weights: time depends on shapes, not on what the weights are. One denoiser call, batch 1, no guidance, float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+import pruning_lib as pl
+from pruning_lib.measure import Latency, example_inputs
+from pruning_lib.measure.device import synchronise
+from pruning_lib.measure.record import check_writable
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+WARMUP = 3
+
+
+def denoiser(model: str, device: torch.device) -> nn.Module:
+    """Return the denoiser of emoji-sd with its weights, or another with random ones, in evaluation mode."""
+    if model == "emoji-sd":
+        return pl.load(model, device=device).unet.eval()
+    found = pl.denoiser_on_meta(model).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for tensor in (*found.parameters(), *found.buffers()):
+        if tensor.is_floating_point():  # whatever memory held may be NaN or denormal, which is slow
+            tensor.data.normal_(0, 0.02, generator=generator)
+    return found.eval()
+
+
+@torch.no_grad()
+def time_blocks(model: nn.Module, repeats: int, device: torch.device) -> dict[str, Latency]:
+    """Time every top-level block inside whole calls of the denoiser.
+
+    Args:
+        model: the denoiser.
+        repeats: timed calls.
+        device: where it is.
+
+    Returns:
+        Block, as `MacsReport.by_block` names it -> its times.
+    """
+    blocks = [name for name in pl.count_macs(model).by_block() if name != "(model)"]
+    times: dict[str, list[float]] = defaultdict(list)
+    started: dict[str, float] = {}
+
+    def watch(name: str) -> list:
+        def begin(*_):
+            synchronise(device)
+            started[name] = time.perf_counter()
+
+        def end(*_):
+            synchronise(device)
+            times[name].append(1000 * (time.perf_counter() - started[name]))
+
+        module = model.get_submodule(name)
+        return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+
+    hooks = [hook for name in blocks for hook in watch(name)]
+    inputs = example_inputs(model, device=device)
+    for _ in tqdm(range(WARMUP + repeats), desc=type(model).__name__, unit="call"):
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return {name: Latency(tuple(found[WARMUP:]), WARMUP, None, str(device)) for name, found in times.items()}
+
+
+def record(path: Path, models: list[str], repeats: int, device: str) -> Path:
+    """Time the blocks of each model and write them."""
+    check_writable(path)
+    found = {}
+    for name in models:
+        latencies = time_blocks(denoiser(name, torch.device(device)), repeats, torch.device(device))
+        blocks = {
+            block: {key: round(getattr(latency, key), 4) for key in ("median_ms", "p10_ms", "p90_ms")}
+            for block, latency in latencies.items()
+        }
+        found[name] = {"n": repeats, "warmup": WARMUP, "batch": 1, "dtype": "float32", "blocks": blocks}
+    return pl.save_record(path, "block_latency", {"models": found}, pl.passport(seeds=[0], n=repeats, device=device))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", help="may be given more than once (default emoji-sd)")
+    parser.add_argument("--repeats", type=int, default=50, help="timed calls per model (default 50)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
+    options = parser.parse_args()
+    print(record(options.out / "block_latency.json", options.model or ["emoji-sd"], options.repeats, options.device))
