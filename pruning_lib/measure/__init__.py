@@ -23,11 +23,11 @@ _WHERE = {
     "ssim": "quality",
     "clip_score": "quality",
     "retrieval_rank": "quality",
-    "FrechetResult": "frechet",
-    "RankDeficientWarning": "frechet",
-    "frechet": "frechet",
-    "frechet_distance": "frechet",
-    "frechet_interval": "frechet",
+    "FrechetResult": "distribution",
+    "RankDeficientWarning": "distribution",
+    "frechet": "distribution",
+    "frechet_distance": "distribution",
+    "frechet_interval": "distribution",
     "InceptionUnavailableError": "inception",
     "clean_resize": "inception",
     "torchvision_is_healthy": "inception",
@@ -40,7 +40,7 @@ _WHERE = {
 __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
-    from .frechet import FrechetResult, RankDeficientWarning, frechet, frechet_distance, frechet_interval
+    from .distribution import FrechetResult, RankDeficientWarning, frechet, frechet_distance, frechet_interval
     from .inception import InceptionUnavailableError, clean_resize, torchvision_is_healthy
     from .inputs import example_inputs, families
     from .interval import Interval, bootstrap_interval

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class MiniCLIP:
         model: both towers, in evaluation mode.
         tokenizer: the pipeline's tokenizer.
     """
+
+    features_name: ClassVar[str] = "mini-CLIP"  # what a Fréchet distance calls them
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
