@@ -158,6 +158,10 @@ def heat(
     best = [columns[i] for i in np.where(itself, -np.inf, table).argmax(1)]
     pairs = ", ".join(f"{r}: {b}" for r, b in zip(rows, best, strict=True))
     alt = f"{table.shape[0]} by {table.shape[1]} table of {what}. Highest in each row, itself left out: {pairs}."
+    if len(alt) > CHARACTERS:
+        i, j = divmod(int(np.where(itself, -np.inf, table).argmax()), table.shape[1])
+        alt = f"{table.shape[0]} by {table.shape[1]} table of {what}, {table.min():.2f} to {table.max():.2f}. "
+        alt += f"Highest, itself left out: {rows[i]} and {columns[j]}."
     figure, axes = _figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
     ax = axes[0, 0]
     shown = ax.imshow(table, cmap="cividis", aspect="auto")
@@ -231,8 +235,10 @@ def roofline(points: dict[str, tuple[float, float]], peak: float, bandwidth: flo
         bandwidth: best rate of memory, bytes per second.
     """
     part = {name: 100 * rate / min(peak, reuse * bandwidth) for name, (reuse, rate) in points.items()}
-    below = "; ".join(f"{name}: {share:.0f} %" for name, share in part.items())
-    figure, axes = _figure(6.6, 4.0, f"Rate against MACs per byte, both logarithmic. Reached, of the roof: {below}.")
+    near, far = max(part, key=part.get), min(part, key=part.get)
+    alt = f"{len(part)} layers under a roof: rate against MACs per byte, both logarithmic. "
+    alt += f"Reached, of the roof: most {near} with {part[near]:.0f} %, least {far} with {part[far]:.0f} %."
+    figure, axes = _figure(6.6, 4.0, alt)
     ax = axes[0, 0]
     reuses = [reuse for reuse, _ in points.values()]
     x = np.geomspace(min(reuses) / 3, max(reuses) * 3, 200)

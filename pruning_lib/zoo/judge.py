@@ -87,8 +87,11 @@ def _folder(name: str) -> Path:
 def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
     """Load the judge that ships with model `name`, in float32."""
     folder = _folder(name) / "clip"
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-    return MiniCLIP(model, CLIPTokenizer.from_pretrained(folder.parent / "tokenizer"))
+    from .hub import _quietly  # here, because captions() and training_images() need no diffusers
+
+    with _quietly():
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        return MiniCLIP(model, CLIPTokenizer.from_pretrained(folder.parent / "tokenizer"))
 
 
 def captions(name: str = "emoji-sd") -> list[str]:

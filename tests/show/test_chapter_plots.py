@@ -53,6 +53,19 @@ def test_heat_names_the_highest_other() -> None:
     assert "a: b, b: a, c: b" in alt
 
 
+def test_heat_with_many_rows_names_the_highest_pair_in_full() -> None:
+    names = [f"a name of twenty {i:02d}" for i in range(12)]
+    alike = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) / 2
+    alike[7, 3] = 0.9
+    alt = plots.heat(alike, names, names, what="likeness").alt
+    assert alt.endswith(f"Highest, itself left out: {names[7]} and {names[3]}.")
+
+
+def test_roofline_names_the_nearest_and_the_farthest() -> None:
+    alt = plots.roofline({"slow": (1.0, 1e9), "mid": (1.0, 3e9), "fast": (100.0, 4.5e10)}, 5e10, 5e9).alt
+    assert "most fast with 90 %, least slow with 20 %" in alt
+
+
 def test_image_grid_keeps_order_and_colour() -> None:
     red, blue = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
     red[0], blue[2] = 1, 1
