@@ -47,6 +47,7 @@ app = typer.Typer(
     help="Prune diffusion models, and measure what it does.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain lines, for pipes and screen readers
     add_completion=False,
 )
 app.add_typer(zoo_app, name="zoo")

@@ -50,7 +50,9 @@ def denoiser_config(name: str | Path) -> tuple[dict, Path]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Restore the file that diffusers wrote.") from error
+        raise ValueError(
+            f"{path} is not valid JSON: {error}. Restore the file that diffusers wrote."
+        ) from error
     if not isinstance(config, dict) or "_class_name" not in config:
         raise ValueError(f"{path} has no _class_name, so it is not the configuration of a diffusers model.")
     return config, path
@@ -92,7 +94,7 @@ def _find(name: str | Path) -> Path:
     if key and shipped.is_file():
         return shipped
     folder = Path(name)
-    if folder.is_dir():
+    if str(name) and folder.is_dir():
         for path in (*(folder / part / "config.json" for part in _PARTS), folder / "config.json"):
             if path.is_file():
                 return path
@@ -100,4 +102,6 @@ def _find(name: str | Path) -> Path:
             f"{folder} holds no denoiser: looked for {', '.join(f'{p}/config.json' for p in _PARTS)} and config.json. "
             "Pass the folder that save_pretrained() wrote."
         )
-    raise ValueError(f"Unknown architecture {str(name)!r}. {nearest(str(name), architectures())} Or pass a local folder.")
+    raise ValueError(
+        f"Unknown architecture {str(name)!r}. {nearest(str(name), architectures())} Or pass a local folder."
+    )

@@ -14,7 +14,9 @@ from pruning_lib.measure import RankDeficientWarning, frechet, frechet_distance,
 
 
 def draw(n: int, dim: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
-    return shift + scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return shift + scale * torch.randn(
+        n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def textbook(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -33,7 +35,9 @@ def test_one_dimension_by_hand():
 
 def test_exact_gaussians_of_known_covariance():
     x = draw(500, 4, 0)
-    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T  # covariance is now the unit matrix
+    x = (x - x.mean(0)) @ torch.linalg.inv(
+        torch.linalg.cholesky(x.T.cov())
+    ).T  # covariance is now the unit matrix
     scales, shift = torch.tensor([1.0, 2.0, 3.0, 0.5]), torch.tensor([1.0, 0.0, -2.0, 0.0])
     expected = (shift**2).sum() + ((scales - 1) ** 2).sum()
     assert frechet_distance(x, x * scales + shift) == pytest.approx(expected.item(), rel=1e-9)
@@ -98,7 +102,9 @@ class Colours:
 
 
 def flat(n: int, seed: int) -> torch.Tensor:
-    colours = torch.randint(0, 200, (n, 3, 1, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    colours = torch.randint(
+        0, 200, (n, 3, 1, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     return colours.expand(n, 3, 4, 4)
 
 

@@ -136,7 +136,9 @@ def test_all_forms_of_an_image_score_alike():
 
 def test_retrieval_rank():
     candidates = ["anti-red", "green", "yellow", "red"]
-    rank = retrieval_rank(ColourJudge(), [RED, RED, RED, GREEN], ["red", "yellow", "anti-red", "green"], candidates)
+    rank = retrieval_rank(
+        ColourJudge(), [RED, RED, RED, GREEN], ["red", "yellow", "anti-red", "green"], candidates
+    )
     assert rank.tolist() == [1, 2, 4, 1] and rank.dtype == torch.int64
 
 
