@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scipy import linalg
 
+import pruning_lib as pl
 from pruning_lib.measure import RankDeficientWarning, frechet, frechet_distance, frechet_interval
 
 
@@ -72,15 +73,18 @@ def test_enough_images_do_not_warn():
 
 
 def test_interval_holds_what_a_new_sample_of_the_same_size_gives():
-    fresh = [frechet_distance(draw(120, 6, 2 * i), draw(120, 6, 2 * i + 1, shift=0.5)) for i in range(400)]
-    expected = float(np.mean(fresh))  # with the excess that 120 images cause
-    held = 0
-    for i in range(60):
-        a, b = draw(120, 6, 5000 + 2 * i), draw(120, 6, 5001 + 2 * i, shift=0.5)
-        found = frechet_interval(a, b, n_boot=100, seed=i)
-        held += found.low <= expected <= found.high
-        assert found.low <= found.value <= found.high and found.n == 120
+    n, dim = 60, 12  # few images for the features: resampling alone would lie far too high
+
+    def pair(i):
+        return draw(n, dim, 2 * i), draw(n, dim, 2 * i + 1, shift=0.3)
+
+    expected = (
+        sum(frechet_distance(*pair(i)) for i in range(400)) / 400
+    )  # with the excess that 60 images cause
+    found = [frechet_interval(*pair(5000 + i), n_boot=100, seed=i) for i in range(60)]
+    held = sum(interval.low <= expected <= interval.high for interval in found)
     assert held / 60 >= 0.83  # 95 % asked for; four standard errors below it
+    assert all(interval.low <= interval.value <= interval.high and interval.n == n for interval in found)
 
 
 def test_interval_shrinks_with_n():
@@ -119,6 +123,16 @@ def test_frechet_of_images_names_its_features():
     assert "mean colour" in str(found)
     pil = [Image.fromarray(i.permute(1, 2, 0).numpy()) for i in a]
     assert frechet(pil, b, features=colours, name="mine", n_boot=100).value == found.value
+
+
+def test_the_shipped_judge_is_named():
+    images = pl.training_images()
+    assert len(images) > 300, "the mini CLIP has 128 features"
+    half = len(images) // 2
+    near = frechet(images[:half], images[half:], features=pl.load_clip(), n_boot=100)
+    far = frechet(images[:half], 255 - images[half:], features=pl.load_clip(), n_boot=100)
+    assert near.features == "mini-CLIP" and near.dim == 128
+    assert near.high < far.low
 
 
 def test_bad_input():
