@@ -212,7 +212,7 @@ def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str
     """
     tops = "; ".join(f"most {kind}: {names[int(np.argmax(v))]} with {max(v):.0f} %" for kind, v in parts.items())
     alt = f"Bars for {len(names)} blocks: {', '.join(parts)} in percent. {tops}."
-    figure, axes = _figure(7.2, 0.22 * len(names) * (len(parts) + 0.8) + 0.9, alt)
+    figure, axes = _figure(7.2, 0.13 * len(names) * (len(parts) + 0.8) + 0.9, alt)
     ax = axes[0, 0]
     height = 0.8 / len(parts)
     for index, (kind, values) in enumerate(parts.items()):

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 __all__ = ["Picture", "glue", "must_fail", "picture", "table"]
 
 MAX_ALT = 250
+NO_BREAK = 20  # characters of a table's cell that are kept on one line
 
 
 class Picture:
@@ -89,8 +90,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
             raise ValueError(f"a row has {len(row)} cells, the header has {len(header)}: {row!r}")
 
     def cell(tag: str, text: Any, where: str, more: str = "") -> str:
-        side = "right" if where == "r" else "left"
-        return f'<{tag}{more} style="text-align:{side}">{html.escape(str(text))}</{tag}>'
+        style = "text-align:right" if where == "r" else "text-align:left"
+        if "col" not in more and len(str(text)) <= NO_BREAK:
+            style += ";white-space:nowrap"  # a number and its spread stay on one line
+        return f'<{tag}{more} style="{style}">{html.escape(str(text))}</{tag}>'
 
     head = "".join(cell("th", h, a, ' scope="col"') for h, a in zip(header, align, strict=True))
     body = "".join(
