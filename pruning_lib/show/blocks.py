@@ -183,7 +183,8 @@ class BlockExplorer(TwinWidget):
         """
         timed = latency["data"]["models"] if latency else {}
         if latency:
-            options.setdefault("passport", "Times: " + passport_line(latency["passport"]))
+            line = passport_line(latency["passport"])
+            options.setdefault("passport", f"Times: {line[:1].lower()}{line[1:]}")
         models = [block_model(label, report, timed.get(label)) for label, report in reports.items()]
         return cls(name, models, title=title, **options)
 

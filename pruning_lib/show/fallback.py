@@ -25,7 +25,7 @@ def _sentences(*texts: str) -> str:
 
 def _scrolling(label: str, caption: str, head: Sequence[str], rows: Sequence[str], passport: str) -> str:
     """Return a table in a box that scrolls sideways and can be reached by keyboard, and a line on where it is from."""
-    cells = "".join(f'<th scope="col">{text}</th>' for text in head)
+    cells = "".join(f'<th scope="col">{text}</th>' if text else "<td></td>" for text in head)
     return (
         f'<div class="pl-scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
         f"<caption>{caption}</caption><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

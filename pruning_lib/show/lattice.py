@@ -15,11 +15,12 @@ __all__ = ["Axis", "Metric", "Reading", "number"]
 def number(value: float | None, digits: int, unit: str = "") -> str:
     """Return a value as the widgets write it: fixed decimals, commas between thousands; "not measured" for None.
 
-    Halves are rounded up, as browsers do, so that the static table and the moving one show the same digits.
+    Halves of the shortest decimal form are rounded up, as browsers do (1.005 becomes 1.01), so that the static table
+    and the moving one show the same digits.
     """
     if value is None:
         return "not measured"
-    rounded = Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     return f"{rounded if rounded else abs(rounded):,}" + (f"\u00a0{unit}" if unit else "")
 
 

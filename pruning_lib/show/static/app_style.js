@@ -88,6 +88,7 @@ summary { cursor: pointer; color: var(--pl-muted); font-size: .88em; }
 .compact { font-size: .84em; }
 .compact th, .compact td { padding-inline: .25rem; }
 .compact thead th { white-space: normal; vertical-align: bottom; }
+.compact td { position: relative; }
 .bars td.bar { width: 50%; padding-top: .55rem; }
 .bar i { display: block; height: .85rem; min-width: 1px; border-radius: 2px; background: var(--pl-bar); }
 tr[aria-current] .bar i { background: var(--pl-accent); }

@@ -66,7 +66,7 @@ export function mount(host, data, { hash = false } = {}) {
       h("th", { scope: "row" }, row.label),
       models.map((other) => {
         const i = other.blocks.indexOf(block);
-        return i < 0 ? h("td", { class: "absent" }, "no such block") : cell(cost(other, row, i), "not measured");
+        return i < 0 ? h("td", { class: "absent" }, h("span", { "aria-hidden": "true" }, "\u2013"), h("span", { class: "hidden" }, "no such block")) : cell(cost(other, row, i), "not measured");
       }))));
 
     all.caption.textContent = `${measure.label} of ${model.label}, in the order in which data flows`;

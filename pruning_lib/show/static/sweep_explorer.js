@@ -8,7 +8,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
   const flat = (state) => state.reduce((sum, stop, k) => sum + stop * strides[k], 0);
   const ordered = axes.map((_, k) => k).filter((k) => axes[k].kind === "ordered" && axes[k].stops.length > 1);
   const state = [...data.start];
-  let along = ordered[0] ?? 0, answer = null, serial = 0;
+  let along = ordered[0] ?? 0, answer = null, busy = false, serial = 0;
 
   const phrase = (stops, which = axes.keys()) => [...which].map((k) => axes[k].phrases[stops[k]]).join(", ");
   const reference = (stops) => data.baseline && stops.map((stop, k) => data.baseline[k] ?? stop);
@@ -128,30 +128,34 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
       traceName: axes[along].label.toLowerCase(),
       describe: `${column(data.chart.y).label} against ${column(data.chart.x).label}; now at ${phrase(state)}: ${spoken(index)}`,
     });
-    badge.textContent = answer ? "live: computed just now" : "recorded";
+    badge.textContent = busy ? "computing\u2026" : answer ? "live: computed just now" : "recorded";
     badge.toggleAttribute("data-live", Boolean(answer));
   }
 
   function failed(why) {
     answer = null;
+    busy = false;
     draw();
     note.textContent = `The live run failed, so this is the recorded stop. ${why}`;
   }
 
   async function live() {
     const mine = ++serial;
-    badge.textContent = "computing\u2026";
+    busy = true;
+    draw();
     const response = await ask(Object.fromEntries(axes.map((axis, k) => [axis.name, axis.stops[state[k]]])));
-    if (!response || mine !== serial) return;
+    if (!response || mine !== serial) return; // a newer request is under way
     if (response.error) return failed(response.error);
-    answer = { metrics: response.metrics ?? {}, image: null };
+    let picture = null;
     if (response.image) {
-      const picture = new Image();
+      picture = new Image();
       picture.src = response.image;
-      try { await picture.decode(); } catch { return failed("Its picture could not be read."); }
+      const readable = await picture.decode().then(() => true, () => false);
       if (mine !== serial) return;
-      answer.image = picture; // decoded: it can be painted at once
+      if (!readable) return failed("Its picture could not be read.");
     }
+    answer = { metrics: response.metrics ?? {}, image: picture };
+    busy = false;
     draw();
   }
 

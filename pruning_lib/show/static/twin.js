@@ -33,7 +33,7 @@ export function choice(id, legend, labels, current, onchange) {
     type: "radio", name: id, id: `${id}-${i}`, value: i, checked: i === current, onchange: () => onchange(i),
   }));
   const options = inputs.map((input, i) => h("label", { for: input.id }, input, h("span", {}, labels[i])));
-  const element = h("fieldset", { class: "control" }, h("legend", {}, legend), h("div", { class: "options" }, options));
+  const element = h("fieldset", { class: labels.join("").length > 30 ? "control wide" : "control" }, h("legend", {}, legend), h("div", { class: "options" }, options));
   return { element, set: (i) => { inputs[i].checked = true; } };
 }
 

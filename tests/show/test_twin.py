@@ -1,0 +1,103 @@
+"""The base of the explorers: self-contained modules, safe JSON, MIME bundles, the passport's line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from pruning_lib.show import twin
+from pruning_lib.show.twin import json_for_html, module_source, passport_line
+
+KINDS = ["sweep_explorer", "block_explorer"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_module_stands_alone(kind):
+    source = module_source(kind)
+    assert not re.search(r"^\s*import\b|\bimport\s*\(", source, re.MULTILINE)
+    # No address is fetched: the only ones are names of XML namespaces.
+    assert set(re.findall(r"https?://[^\s\"'`]+", source)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\b(?:fetch|XMLHttpRequest|importScripts)\b", source)
+    exports = re.findall(r"^export (\w+ ?\w*)", source, re.MULTILINE)
+    assert exports == ["function mount", "default anywidget"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('import * as all from "./twin.js";\n', "write imports as"),
+        ('const twin = await import("./twin.js");\n', "write imports as"),
+        ('export { a } from "./twin.js";\n', "write imports as"),
+        ("const a = '</SCRIPT>';\n", "must not contain"),
+    ],
+)
+def test_a_module_that_could_not_stand_alone_is_refused(monkeypatch, text, words):
+    monkeypatch.setattr(twin, "static_text", lambda file: text)
+    with pytest.raises(ValueError, match=words):
+        module_source.__wrapped__("some_explorer")
+
+
+def test_a_module_shared_by_two_is_put_in_once(monkeypatch):
+    files = {
+        "top.js": 'import { a } from "./left.js";\nimport { b } from "./base.js";\nexport default a + b;\n',
+        "left.js": 'import { b } from "./base.js";\nexport const a = b;\n',
+        "base.js": "export const b = 1;\n",
+    }
+    monkeypatch.setattr(twin, "static_text", files.__getitem__)
+    assert module_source.__wrapped__("top").split() == "const b = 1; const a = b; export default a + b;".split()
+
+
+def test_json_cannot_end_its_element_and_survives():
+    data = {"text": "</script><!-- <script> \u2028 & é '\""}
+    written = json_for_html(data)
+    assert "<" not in written and json.loads(written) == data
+    with pytest.raises(ValueError, match="JSON"):
+        json_for_html({"x": float("nan")})
+
+
+@pytest.mark.parametrize("name", ["Steps", "1st", "two words", "a:b", "", 'x" onclick="', None])
+def test_a_name_that_cannot_stand_in_a_link_is_refused(sweep, name):
+    with pytest.raises(ValueError, match="lower-case letter"):
+        sweep(name)
+
+
+def test_the_recorded_side_is_html_alone(sweep):
+    bundle, metadata = sweep()._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"} and metadata == {}
+
+
+def test_the_html_holds_data_and_no_live_markup_from_texts(sweep):
+    html = sweep().to_html()
+    found = re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)[1]
+    assert json.loads(found) == json.loads(json.dumps(sweep().data()))
+    assert "a <b>" not in html and html.count("</script>") == 2
+
+
+def test_a_page_names_itself(sweep):
+    page = sweep().to_page("a < b")
+    assert "<title>a &lt; b</title>" in page and page.startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("passport", "line"),
+    [
+        (None, ""),
+        ("Counted.", "Counted."),
+        ({"hardware": "a CPU", "device": "cpu", "cpu_threads": 2, "n": 5}, "Measured on a CPU, 2 threads, n = 5"),
+        ({"hardware": "a GPU", "device": "cuda", "cpu_threads": 2}, "Measured on a GPU"),
+        ({"commit": "abcdef0123456789", "dirty": True, "date": "2026-01-02T03:04:05"},
+         "2026-01-02, commit abcdef0123 with changes"),
+        ({"commit": "uncommitted", "versions": {"torch": "2.6", "numpy": "2"}}, "torch 2.6, uncommitted"),
+    ],
+)  # fmt: skip
+def test_the_passport_in_one_line(passport, line):
+    assert passport_line(passport) == line
+
+
+def test_a_real_passport_in_one_line():
+    from pruning_lib.measure.record import passport
+
+    line = passport_line(passport(seeds=[1], n=3, device="cpu"))
+    assert line.startswith("Measured on ") and "n = 3, torch " in line
