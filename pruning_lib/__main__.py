@@ -6,6 +6,7 @@ the whole story.  Heavy imports wait until a command needs them, so that `--help
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import traceback
@@ -32,7 +33,8 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             typer.echo(f"\n{stop}" if str(stop) else "\nStopped.", err=True)
             raise typer.Exit(130) from stop
-        except BrokenPipeError:  # `… | head` is no error; typer ends quietly
+        # An exit code, --help and `… | head` are no errors.
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except _TOLD as error:
             if ctx.params.get("traceback"):
@@ -81,7 +83,7 @@ Guidance = Annotated[
 
 @app.callback()
 def _root(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error is from.")] = False,
 ) -> None:
     pass
 
@@ -185,8 +187,6 @@ def _picture_call(pipe: Any, name: str, *, batch: int, prompt: str, **options: A
 
 def _draw(pipe: Any, name: str, prompts: list[str], *, steps: int, guidance: float | None, seed: int) -> list:
     """Return one PIL image per prompt, every one from the noise of `seed`."""
-    import inspect
-
     import torch
 
     if "prompt" not in inspect.signature(pipe.__call__).parameters:

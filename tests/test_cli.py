@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from PIL import Image
 from typer.testing import CliRunner
@@ -189,6 +190,26 @@ def test_our_own_defects_keep_their_traceback(monkeypatch):
 
     monkeypatch.setattr("pruning_lib.zoo.models.models", broken)
     assert isinstance(CliRunner().invoke(app, ["models"]).exception, KeyError)
+
+
+def test_an_exit_code_and_help_are_no_errors(monkeypatch):
+    def leave():
+        raise typer.Exit(7)  # as `zoo gate` does when the model fails
+
+    monkeypatch.setattr("pruning_lib.zoo.models.models", leave)
+    assert run("models") == (7, "", "")
+    for command in (["bench"], ["zoo"], ["zoo", "train"]):
+        code, out, said = run(*command, "--help")
+        assert (code, said) == (0, "") and f"pruning-lib {' '.join(command)}" in out
+
+
+def test_a_closed_pipe_is_no_error():
+    read, write = os.pipe()
+    os.close(read)  # as `| head` leaves it
+    command = [sys.executable, "-m", "pruning_lib", "models"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(write)
+    assert "Error" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_interrupting_says_what_the_command_wants_said(monkeypatch):
