@@ -91,8 +91,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
 
     def cell(tag: str, text: Any, where: str, more: str = "") -> str:
         style = "text-align:right" if where == "r" else "text-align:left"
-        if "col" not in more and len(str(text)) <= NO_BREAK:
-            style += ";white-space:nowrap"  # a number and its spread stay on one line
+        if "col" not in more:  # a number and its spread stay on one line; longer texts do not become towers
+            style += ";white-space:nowrap" if len(str(text)) <= NO_BREAK else ";min-width:10em"
         return f'<{tag}{more} style="{style}">{html.escape(str(text))}</{tag}>'
 
     head = "".join(cell("th", h, a, ' scope="col"') for h, a in zip(header, align, strict=True))

@@ -44,6 +44,12 @@ def test_table_escapes_and_names_its_rows() -> None:
     assert "<caption>Two rows</caption>" in html
 
 
+def test_table_keeps_short_cells_on_one_line_and_long_ones_wide() -> None:
+    html = page.table(["name", "ms"], [["a name that takes more than one line", "4.2 (1.9 to 6.4)"]]).data
+    assert 'white-space:nowrap">4.2 (1.9 to 6.4)<' in html
+    assert 'min-width:10em">a name' in html and 'white-space:nowrap">name' not in html
+
+
 def test_table_refuses_a_short_row() -> None:
     with pytest.raises(ValueError, match="1 cells, the header has 2"):
         page.table(["a", "b"], [["x"]])
