@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 import pruning_lib as pl
 from pruning_lib.measure import clip_score
 from pruning_lib.measure.record import check_writable
-from pruning_lib.show.first import MODEL, SEED, redraw, sampler, total_macs
+from pruning_lib.show.first import MODEL, SEED, redraw, total_macs
 from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
@@ -36,7 +36,7 @@ def record(path: Path, repeats: int, device: str) -> Path:
         device: where to run, as in "cpu".
     """
     check_writable(path)
-    pipe = sampler(pl.load(MODEL, device=device))
+    pipe = pl.load(MODEL, device=device)
     clip = pl.load_clip(MODEL)
     macs = pl.count_macs(pipe.unet).macs
     settings = [(steps, guidance) for steps in STEPS for guidance in GUIDANCE]

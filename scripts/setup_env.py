@@ -40,7 +40,8 @@ def wanted() -> list[str]:
 
 def present() -> list[str]:
     """Return the stamp's lines, empty strings where there is no usable environment."""
-    return STAMP.read_text().split() if STAMP.is_file() and PYTHON.exists() else ["", ""]
+    lines = STAMP.read_text().split() if STAMP.is_file() and PYTHON.exists() else []
+    return [*lines, "", ""][:2]  # a stamp that was cut short means: make it anew
 
 
 def run(*command: object) -> None:

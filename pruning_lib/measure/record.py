@@ -38,15 +38,14 @@ def results_folder() -> Path:
     """Return where records are looked up by name.
 
     The environment variable PRUNING_LIB_RESULTS; else the nearest `book/results` at or above the working directory;
-    else the one of the repository that this package runs from.
+    else the records that ship with the package (in a checkout, `pruning_lib/results` is a link to `book/results`).
     """
     if os.environ.get("PRUNING_LIB_RESULTS"):
         return Path(os.environ["PRUNING_LIB_RESULTS"])
-    beside = Path(__file__).resolve().parents[2]
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "book" / "results").is_dir():
             return folder / "book" / "results"
-    return beside / "book" / "results"
+    return Path(__file__).resolve().parents[1] / "results"
 
 
 def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapping) -> Path:

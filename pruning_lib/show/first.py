@@ -15,26 +15,17 @@ from ..measure.macs import count_macs
 from ..measure.quality import clip_score
 from .sweep import SweepExplorer
 
-__all__ = ["first_explorer", "redraw", "sampler", "total_macs"]
+__all__ = ["first_explorer", "redraw", "total_macs"]
 
 MODEL = "emoji-sd"
 SEED = 7
-
-
-def sampler(pipe: Any) -> Any:
-    """Give a pipeline the chapter's sampler, DDIM that starts at the noisiest level, and return the pipeline."""
-    from diffusers import DDIMScheduler
-
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def redraw(pipe: Any, prompt: str, steps: int, guidance: float, seed: int = SEED) -> Image.Image:
     """Return the picture of one stop.
 
     Args:
-        pipe: a StableDiffusionPipeline, as `sampler` returns it.
+        pipe: a StableDiffusionPipeline.
         prompt: what to draw.
         steps: denoising steps, >= 1.
         guidance: guidance weight, >= 1; 1 is no guidance.
@@ -68,7 +59,7 @@ def first_explorer(
 
     @cache
     def live() -> tuple[Any, int, Any]:
-        pipe = sampler(load(MODEL))
+        pipe = load(MODEL)
         redraw(pipe, "lion", 1, 3.0)  # the first call allocates; it is not timed
         return pipe, count_macs(pipe.unet).macs, load_clip(MODEL) if load_clip else None
 

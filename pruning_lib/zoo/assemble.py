@@ -7,16 +7,20 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from .data import EmojiData
 from .unet import build_scheduler
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 __all__ = ["assemble", "contact_sheet", "text_encoder_of"]
 
@@ -49,6 +53,8 @@ def assemble(
     Raises:
         ValueError: the weights together exceed 25 MB.
     """
+    from diffusers import StableDiffusionPipeline  # here: it prints notes about optional packages
+
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -51,7 +51,7 @@ def _curve(training: dict) -> Image.Image:
     for axis, part in zip(figure.subplots(1, 3), ("vae", "clip", "unet"), strict=True):
         log = training[part]["log"]
         axis.plot([line["seconds"] / 60 for line in log], [line["loss"] for line in log], lw=1.2)
-        axis.set(title=part, xlabel="minutes", yscale="log")
+        axis.set(title=part, xlabel="minutes", ylabel="loss", yscale="log")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")

@@ -83,12 +83,14 @@ def gate(
     card: Annotated[bool, typer.Option(help="Rewrite the model card, its curve and contact sheet.")] = False,
 ) -> None:
     """Measure whether emoji-sd is good enough to teach with; exit code 1 when it is not."""
-    from ..measure.record import passport, save_record
+    from ..measure.record import check_writable, passport, save_record
     from .gate import generate, run_gate
     from .hub import load
     from .judge import captions, load_clip, training_images
     from .models import models_folder
 
+    if record:
+        check_writable(record)
     folder = models_folder() / "emoji-sd"
     pipe, clip = load("emoji-sd", device=device), load_clip(device=device)
     figures, _ = run_gate(

@@ -21,6 +21,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..measure.device import check_device
+
 __all__ = ["FitConfig", "fit", "lr_factor", "read_log"]
 
 Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
@@ -59,6 +61,7 @@ class FitConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
             raise ValueError("steps, checkpoint_every and log_every must be at least 1.")
         if not 0 <= self.decay <= 1:

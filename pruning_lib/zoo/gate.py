@@ -10,18 +10,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..measure.quality import bootstrap_interval, psnr
+from ..measure.quality import bootstrap_interval, psnr, retrieval_rank
 from .assemble import MAX_BYTES
 from .judge import MiniCLIP, as_pixels
 from .vae import to_model_range
 
-__all__ = ["PSNR_MIN", "RATE_MIN", "caption_ranks", "generate", "run_gate"]
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+__all__ = ["PSNR_MIN", "RATE_MIN", "generate", "run_gate"]
 
 PSNR_MIN = 27.0
 RATE_MIN = 0.8
@@ -52,20 +55,6 @@ def generate(
     return torch.cat(out)
 
 
-def caption_ranks(clip: MiniCLIP, images: Tensor, own: Tensor, texts: list[str]) -> Tensor:
-    """Return for each image how many of `texts` lie nearer than its own one: 0 is best.
-
-    Args:
-        clip: the judge.
-        images: uint8 `[n, 3, 64, 64]`.
-        own: index into `texts` of each image's caption, int64 `[n]`.
-        texts: all captions, m of them.
-    """
-    likeness = clip.embed_images(images) @ clip.embed_texts(texts).T
-    mine = likeness.gather(1, own[:, None].to(likeness.device))
-    return (likeness > mine).sum(1).cpu()
-
-
 def run_gate(
     pipe: StableDiffusionPipeline, clip: MiniCLIP, images: Tensor, texts: list[str], folder: str | Path, *,
     n: int = 256, steps: int = 25, guidance: float = 3.0, seed: int = 0, progress: bool = True,
@@ -88,19 +77,20 @@ def run_gate(
     if not 1 <= n <= len(texts):
         raise ValueError(f"n={n} captions were asked for; the model knows {len(texts)}.")
     own = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    asked = [texts[i] for i in own]
     drawn = generate(
-        pipe, [texts[i] for i in own], steps=steps, guidance=guidance, seed=seed, progress=progress
+        pipe, asked, steps=steps, guidance=guidance, seed=seed, progress=progress
     )
     quality = psnr(reconstruct(pipe, images).float() / 255, images.float() / 255)
-    real = caption_ranks(clip, images[own], own, texts) < TOP
-    fake = caption_ranks(clip, drawn, own, texts) < TOP
+    real = retrieval_rank(clip, images[own], asked, texts) <= TOP
+    fake = retrieval_rank(clip, drawn, asked, texts) <= TOP
     size = sum(p.stat().st_size for p in Path(folder).rglob("*.safetensors"))
     figures = {
         "psnr_db": _interval(quality), "psnr_worst_db": quality.min().item(),
         "top5_real": _interval(real.float()), "top5_generated": _interval(fake.float()),
         "ratio": fake.float().mean().item() / max(real.float().mean().item(), 1e-9),
         "weights_bytes": size, "steps": steps, "guidance": guidance, "seed": seed, "n": n,
-        "captions": [texts[i] for i in own], "thresholds": {"psnr_db": PSNR_MIN, "ratio": RATE_MIN, "bytes": MAX_BYTES},
+        "captions": asked, "thresholds": {"psnr_db": PSNR_MIN, "ratio": RATE_MIN, "bytes": MAX_BYTES},
     }  # fmt: skip
     figures["passed"] = bool(
         figures["psnr_db"]["value"] >= PSNR_MIN and figures["ratio"] >= RATE_MIN and size <= MAX_BYTES

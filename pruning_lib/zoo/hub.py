@@ -17,6 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from .._text import nearest
+from ..measure.device import check_device
 from .models import MODELS, models_folder
 
 __all__ = ["ModelUnavailableError", "load"]
@@ -94,19 +95,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _checked(device, dtype) -> tuple[torch.device, torch.dtype]:
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"Unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:0', 'mps' or the like."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device='cuda' was asked for, but torch sees no CUDA GPU. In Colab: Runtime > Change runtime type > GPU. "
-            "Or use device='cpu'."
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps' was asked for, but torch has no Metal backend here. Use device='cpu'.")
+    device = check_device(device)
     allowed = (torch.float32, torch.float16, torch.bfloat16)
     if dtype is not None and dtype not in allowed:
         raise ValueError(

@@ -28,7 +28,7 @@ RECIPES: dict[str, tuple[FitConfig, int]] = {
         192,
     ),
     "vae": (FitConfig(steps=3200, lr=2e-3, bf16=True), 24),
-    "unet": (FitConfig(steps=12000, lr=1.2e-3, ema=0.999, checkpoint_every=250), 32),
+    "unet": (FitConfig(steps=8000, lr=1.2e-3, ema=0.999, checkpoint_every=250), 32),
 }
 
 

@@ -41,10 +41,15 @@ def build_unet(channels: tuple[int, ...] = (32, 64, 96, 96)) -> UNet2DConditionM
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Return SD-1.5's noise schedule with v-prediction."""
+    """Return SD-1.5's noise schedule with v-prediction, sampled from its noisiest level on.
+
+    Sampling starts from pure noise, so it must start at the level that was trained on the noisiest latents ("trailing",
+    Lin et al. 2024, section 3.3); with few steps the usual "leading" spacing starts well below it.
+    """
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
         clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
+        timestep_spacing="trailing",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import pruning_lib as pl
-from pruning_lib.show.first import first_explorer, redraw, sampler, total_macs
+from pruning_lib.show.first import first_explorer, redraw, total_macs
 from pruning_lib.show.widgets import BlockExplorer
 from pruning_lib.zoo.tokenizer import train_tokenizer
 
@@ -80,7 +80,6 @@ def test_guidance_doubles_the_work_and_one_is_no_guidance():
 
 def test_the_recorded_pictures_are_the_pipelines_own(recorded, pipe):
     explorer = first_explorer(recorded)
-    sampler(pipe)
     for stop in ({"prompt": "pizza pie", "steps": 8, "guidance": 3.0}, {"prompt": "lion", "steps": 1, "guidance": 1.0}):
         picture = redraw(pipe, **stop)
         assert explorer.sheet.tile(explorer.index(**stop)).tobytes() == picture.tobytes()
