@@ -39,6 +39,14 @@ def check_device(device: str | torch.device) -> torch.device:
             )
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device='mps' was asked for, but torch has no Metal backend here. Use device='cpu'.")
+    if found.type not in ("cpu", "cuda", "mps"):
+        try:  # the rarer ones (xpu, hpu, …) are there if they can hold a tensor
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"device={str(device)!r} was asked for, but torch cannot use it: {reason}. Use 'cpu' or 'cuda'."
+            ) from error
     return found
 
 

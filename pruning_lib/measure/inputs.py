@@ -42,7 +42,12 @@ class _Maker:
 
 def _unet_2d(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     inputs = {"sample": make.normal(c.in_channels, *make.size), "timestep": make.whole(500)}
-    if getattr(c, "class_embed_type", None) or getattr(c, "num_class_embeds", None):
+    kind = getattr(c, "class_embed_type", None)
+    if kind in ("projection", "simple_projection"):  # a vector, not the number of a class
+        inputs["class_labels"] = make.normal(c.projection_class_embeddings_input_dim)
+    elif kind == "identity":  # added to the embedding of the time as it is
+        inputs["class_labels"] = make.normal(getattr(c, "time_embedding_dim", None) or 4 * c.block_out_channels[0])
+    elif kind or getattr(c, "num_class_embeds", None):
         inputs["class_labels"] = make.whole(0)
     return inputs
 
@@ -72,7 +77,7 @@ def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     inputs = {
         "hidden_states": make.normal(c.in_channels, *make.size),
         "encoder_hidden_states": make.normal(
-            make.tokens or 120, c.caption_channels
+            make.tokens or 120, c.caption_channels or c.cross_attention_dim
         ),  # PixArt-alpha: 120 T5 tokens
         "timestep": make.whole(500),
     }
@@ -156,10 +161,11 @@ def example_inputs(
         TypeError: `denoiser` is not a module, or its family is unknown.
         ValueError: sizes that make no sense, or none known.
     """
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wraps
     kind = _family(denoiser)
     config = SimpleNamespace(**denoiser.config)
     for name, value in (("batch", batch), ("tokens", tokens)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not _positive(value)):
             raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
     size = _size(kind, config, sample_size)
     if kind == "UNet2DConditionModel":  # one text encoder, or two of the same length
@@ -191,12 +197,16 @@ def _size(kind: str, config: SimpleNamespace, sample_size) -> tuple[int, int]:
     )
     if given is None:
         raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say.")
-    pair = (given, given) if isinstance(given, int) else tuple(given)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+    pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
+    if len(pair) != 2 or not all(map(_positive, pair)):
         raise ValueError(
             f"sample_size={sample_size!r}; it must be a side or (height, width) in latent pixels >= 1."
         )
     return pair
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _tokens_beside(where: str | None) -> int | None:

@@ -38,9 +38,7 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         TypeError: seeds that are no whole numbers.
         ValueError: n < 1, or a device that is not there.
     """
-    if isinstance(seeds, (str, bytes)) or not all(
-        isinstance(s, int) and not isinstance(s, bool) for s in seeds
-    ):
+    if not isinstance(seeds, Sequence) or not all(type(s) is int for s in seeds):
         raise TypeError(f"seeds={seeds!r}; expected a list of whole numbers, as in [0, 1].")
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n={n!r}; expected the number of samples behind a figure, >= 1.")

@@ -122,7 +122,10 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
         >>> record = load_record("first_explorer")
         >>> record["passport"]["hardware"]
     """
-    by_name = isinstance(path_or_name, str) and _NAME.match(path_or_name) is not None
+    if not isinstance(path_or_name, (str, Path)):
+        raise RecordError(f"{path_or_name!r} is neither the name of an experiment nor a file.")
+    # A word without a folder or an ending is meant as a name, rightly spelt or not.
+    by_name = isinstance(path_or_name, str) and re.fullmatch(r"[\w-]+", path_or_name) is not None
     path = results_folder() / f"{path_or_name}.json" if by_name else Path(path_or_name)
     try:
         text = path.read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ This is the only place of the package that may reach for a hub.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +47,13 @@ def load(
         A diffusers pipeline in evaluation mode, with its progress bar off.
 
     Raises:
+        TypeError: a name that is neither text nor a path.
         ValueError: an unknown short name (the nearest is suggested), device or dtype.
         FileNotFoundError: a folder without `model_index.json`.
-        ModelUnavailableError: the hub cannot be reached or refuses, or a weights file is damaged.
+        ModelUnavailableError: the hub cannot be reached or refuses, or a file of the folder is missing or damaged.
     """
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"A model is asked for by its name or folder, not by {name!r}.")
     device, dtype = _checked(device, dtype)
     with _quietly():
         pipe = _load(name, dtype, revision)
@@ -63,7 +67,7 @@ def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Diffusi
         return _from_folder(models_folder() / info.name, dtype)
     if info:
         return _from_hub(info.repo, revision or info.revision, dtype, info.memory_gib)
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         return _from_folder(Path(name), dtype)
     if _looks_like_repo(str(name)):
         return _from_hub(str(name), revision or "main", dtype, None)
@@ -115,12 +119,57 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
             f"{folder} has no model_index.json, so it is not a diffusers pipeline. "
             "Pass the folder that pipe.save_pretrained() wrote."
         )
-    _check_weights(folder)
-    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    _check_parts(folder)
+    stored = _check_weights(folder)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelUnavailableError(
+            f"{folder} could not be loaded: {reason.rstrip('.')}. Fetch it again, or restore it from version control."
+        ) from error
+    for name, part in pipe.components.items():
+        _check_complete(folder / name, part, stored.get(name))
+    return pipe
 
 
-def _check_weights(folder: Path) -> None:
-    """Read every safetensors header and compare it with the file's length: damage shows before anything is loaded."""
+def _check_parts(folder: Path) -> None:
+    """Check that the pipeline's index can be read and every part it names has its folder; some load as None if not."""
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text("utf-8"))
+        parts = [name for name, kind in index.items() if isinstance(kind, list) and all(kind)]
+    except (ValueError, AttributeError) as error:
+        raise ModelUnavailableError(
+            f"{path} is damaged: {error}. Fetch it again, or restore it from version control."
+        ) from error
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
+        raise ModelUnavailableError(
+            f"{folder} lacks {', '.join(missing)}, which its model_index.json names. "
+            "Fetch it again, or restore it from version control."
+        )
+
+
+def _check_complete(folder: Path, part: object, stored: int | None) -> None:
+    """Compare numbers stored and needed: a tensor that its file lacks would be left random or empty, with no error."""
+    if stored is None or not isinstance(part, torch.nn.Module):
+        return
+    needed = sum(parameter.numel() for parameter in part.parameters())
+    if stored < needed:
+        raise ModelUnavailableError(
+            f"The weights in {folder} are not whole: they hold {stored:,} numbers, the model has {needed:,}. "
+            "Fetch them again, or restore them from version control."
+        )
+
+
+def _check_weights(folder: Path) -> dict[str, int]:
+    """Read every safetensors header and compare it with the file's length: damage shows before anything is loaded.
+
+    Returns:
+        Part of the pipeline -> how many numbers its files hold.
+    """
+    stored: dict[str, int] = {}
     for path in sorted(folder.glob("*/*.safetensors")):
         size = path.stat().st_size
         try:
@@ -129,15 +178,18 @@ def _check_weights(folder: Path) -> None:
                 if length > size:
                     raise ValueError("its header is longer than the file")
                 header = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+            tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
+            ends = [tensor["data_offsets"][1] for tensor in tensors]
+            stored[path.parent.name] = stored.get(path.parent.name, 0) + sum(math.prod(t["shape"]) for t in tensors)
             if 8 + length + max(ends, default=0) != size:
                 raise ValueError(
                     f"its header asks for {8 + length + max(ends, default=0)} bytes, the file has {size}"
                 )
-        except (ValueError, KeyError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ModelUnavailableError(
                 f"{path} is damaged or cut short: {error}. Fetch it again, or restore it from version control."
             ) from error
+    return stored
 
 
 def _from_hub(repo: str, revision: str, dtype: torch.dtype, memory: float | None) -> DiffusionPipeline:

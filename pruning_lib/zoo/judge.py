@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from .._text import nearest
+from ..measure.device import check_device
 from .models import models_folder
 from .vae import to_model_range
 
@@ -77,20 +78,28 @@ def as_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
 
 
 def _folder(name: str) -> Path:
-    folder = models_folder() / name
-    if not folder.is_dir():
-        known = [p.name for p in models_folder().iterdir() if p.is_dir()] if models_folder().is_dir() else []
-        raise ValueError(f"No model {name!r} ships with the package. {nearest(name, known)}")
-    return folder
+    known = {path.parent.name: path.parent for path in models_folder().glob("*/model_index.json")}
+    if name not in known:
+        raise ValueError(f"No model {name!r} ships with the package. {nearest(str(name), known)}")
+    return known[name]
 
 
 def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
-    """Load the judge that ships with model `name`, in float32."""
-    folder = _folder(name) / "clip"
-    from .hub import _quietly  # here, because captions() and training_images() need no diffusers
+    """Load the judge that ships with model `name`, in float32.
 
+    Raises:
+        ValueError: no such model, or a device that is not there.
+        ModelUnavailableError: its weights file is damaged.
+    """
+    folder = _folder(name) / "clip"
+    # Here, because captions() and training_images() need no diffusers.
+    from .hub import _check_complete, _check_weights, _quietly
+
+    device = check_device(device)
+    stored = _check_weights(folder.parent)
     with _quietly():
         model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        _check_complete(folder, model, stored.get("clip"))
         return MiniCLIP(model, CLIPTokenizer.from_pretrained(folder.parent / "tokenizer"))
 
 

@@ -58,7 +58,9 @@ def test_subclasses_count_as_their_parent(unet):
     ("options", "said"),
     [
         ({"batch": 0}, "batch=0"),
+        ({"batch": True}, "batch=True"),
         ({"tokens": -1}, "tokens=-1"),
+        ({"sample_size": 8.0}, "sample_size=8.0"),
         ({"sample_size": 0}, "sample_size=0"),
         ({"sample_size": (8, 8, 8)}, r"sample_size=\(8, 8, 8\)"),
         ({"sample_size": (8, 1.5)}, "1.5"),
@@ -85,6 +87,24 @@ def test_what_is_no_denoiser(unet):
         example_inputs(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="got str"):
         example_inputs("sd-1.5")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["timestep", "identity", "projection", "simple_projection"])
+def test_every_kind_of_class_embedding_runs(build, kind):
+    unet = build("unet", class_embed_type=kind, projection_class_embeddings_input_dim=6)
+    out = unet(**example_inputs(unet, batch=2, device="cpu")).sample
+    assert out.shape == (2, 4, 8, 8) and out.isfinite().all()
+
+
+@torch.no_grad()
+def test_pixart_whose_text_is_not_projected(build):
+    pixart = build("pixart", caption_channels=None)
+    assert len(pixart(**example_inputs(pixart, batch=2, device="cpu")).sample) == 2
+
+
+def test_a_compiled_model_counts_as_what_it_wraps(unet):
+    assert example_inputs(torch.compile(unet)).keys() == example_inputs(unet).keys()
 
 
 def test_an_unknown_kind_of_extra_condition_is_named(build):

@@ -71,6 +71,19 @@ def test_by_name(tmp_path, monkeypatch):
         load_record("trial")
 
 
+@pytest.mark.parametrize("name", ["first-trial", "Trial", "2nd"])
+def test_a_misspelt_name_is_still_looked_up_among_the_records(tmp_path, monkeypatch, name):
+    save_record(tmp_path / "trial.json", "trial", {"x": 1}, STAMP)
+    monkeypatch.setenv("PRUNING_LIB_RESULTS", str(tmp_path))
+    with pytest.raises(RecordError, match="Records there: trial"):
+        load_record(name)
+
+
+def test_what_is_no_name_at_all():
+    with pytest.raises(RecordError, match="None is neither the name"):
+        load_record(None)
+
+
 def test_where_records_are_looked_up(tmp_path, monkeypatch):
     monkeypatch.delenv("PRUNING_LIB_RESULTS", raising=False)
     (tmp_path / "book/results").mkdir(parents=True)
@@ -207,6 +220,8 @@ def test_passport_tells_the_truth(monkeypatch):
     [
         ({"seeds": "12", "n": 1}, TypeError, "seeds='12'"),
         ({"seeds": [0.5], "n": 1}, TypeError, "whole numbers"),
+        ({"seeds": 3, "n": 1}, TypeError, "seeds=3"),
+        ({"seeds": [], "n": 1, "device": "lazy"}, ValueError, "cannot use it"),
         ({"seeds": [], "n": 0}, ValueError, "n=0"),
         ({"seeds": [], "n": 1, "device": "warp"}, ValueError, "Unknown device 'warp'"),
     ],

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import pruning_lib as pl
 from pruning_lib.zoo.hub import ModelUnavailableError
@@ -104,6 +105,8 @@ JUNK = {
     "noise": b"\xff" * 64,
     "header longer than the file": (10**12).to_bytes(8, "little") + b"{}",
     "header is no text": b"\x05" + b"\0" * 7 + b"{\xff\xfe}}",
+    "header is no object": b"\x02" + b"\0" * 7 + b"[]",
+    "header of another form": b"\x07" + b"\0" * 7 + b'{"a":1}',
 }
 
 
@@ -112,6 +115,60 @@ def test_corrupt_weights_are_named(copy, junk):
     (copy / "vae/diffusion_pytorch_model.safetensors").write_bytes(junk)
     with pytest.raises(ModelUnavailableError, match="vae.*damaged"):
         pl.load(copy)
+
+
+@pytest.mark.parametrize(
+    "file", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+)
+def test_weights_that_lack_a_tensor_are_named_not_made_up(copy, file):
+    weights = load_file(copy / file)
+    del weights[sorted(weights)[3]]
+    save_file(weights, copy / file, {"format": "pt"})
+    with pytest.raises(ModelUnavailableError, match=rf"{file.split('/')[0]} are not whole: they hold .* numbers"):
+        pl.load(copy)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "scheduler", "vae"])
+def test_a_missing_part_is_named(copy, part):
+    shutil.rmtree(copy / part)
+    with pytest.raises(ModelUnavailableError, match=f"lacks {part}, which its model_index"):
+        pl.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [("model_index.json", "{", "damaged"), ("model_index.json", "[]", "damaged"), ("unet/config.json", "{", "unet"),
+     ("model_index.json", '{"_class_name": "Nope"}', "could not be loaded.*Nope"),
+     ("text_encoder/config.json", "{", "text_encoder")],
+)  # fmt: skip
+def test_damaged_configurations_are_named(copy, file, text, said):
+    (copy / file).write_text(text)
+    with pytest.raises(ModelUnavailableError, match=f"{said}.*restore it"):
+        pl.load(copy)
+
+
+def test_what_is_no_name():
+    with pytest.raises(TypeError, match="not by None"):
+        pl.load(None)
+    with pytest.raises(ValueError, match="Unknown model ''"):
+        pl.load("")
+
+
+@pytest.mark.parametrize("name", ["", "../models", "emoji_sd", None])
+def test_judge_and_captions_of_an_unknown_model(name):
+    for call in (pl.load_clip, pl.captions, pl.training_images):
+        with pytest.raises(ValueError, match="'emoji-sd'"):
+            call(name)
+
+
+def test_the_judge_checks_its_device_and_weights(copy, monkeypatch):
+    with pytest.raises(ValueError, match="Unknown device 'gpu9'"):
+        pl.load_clip(device="gpu9")
+    monkeypatch.setattr("pruning_lib.zoo.judge.models_folder", lambda: copy.parent)
+    path = copy / "clip/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelUnavailableError, match="clip.*damaged or cut short"):
+        pl.load_clip("copy")
 
 
 @pytest.mark.parametrize("name", ["sd-1.5", "someone/some-model"])
