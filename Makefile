@@ -21,7 +21,9 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## Make .venv with the pinned versions (done once; quick when nothing changed)
-	@$(PYTHON) scripts/setup_env.py
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no Python at '$(PYTHON)'. Install Python 3.11 or later" \
+		"(Debian, Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" scripts/setup_env.py
 
 book: setup ## Execute the chapters, build the site, say where it is
 	@$(VENV_PYTHON) scripts/build_book.py
@@ -31,16 +33,17 @@ lint: setup ## Check the code's style and that each chapter and its notebook are
 	@$(VENV_PYTHON) scripts/pair.py --check
 
 # torchvision must never enter .venv beside a CPU torch; one test reads it from a folder of its own.
-$(TORCHVISION_STAMP):
+$(TORCHVISION_STAMP): | setup
 	@echo "Fetching torchvision into $(TORCHVISION_TARGET), for the cross-check of the Fréchet distance"
-	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade $(PIP_ARGS) \
 		--target $(TORCHVISION_TARGET) torchvision==0.28.0 && touch $@
 
 unit: setup $(TORCHVISION_STAMP) ## Run the tests that need no built book
-	@PRUNING_LIB_TORCHVISION_TARGET=$(abspath $(TORCHVISION_TARGET)) $(TEST) -m "not book"
+	@PRUNING_LIB_TORCHVISION_TARGET="$(abspath $(TORCHVISION_TARGET))" $(TEST) -m "not book"
 
 site-tests: setup ## Run the tests of the built book
-	@PRUNING_LIB_CHROMIUM="$$($(VENV_PYTHON) scripts/find_chromium.py --install | tail -n 1)" $(TEST) -m book
+	@$(VENV_PYTHON) scripts/find_chromium.py --install
+	@$(TEST) -m book
 
 test: setup ## Everything: lint, unit tests, the strict book build, tests of the built site
 	@$(MAKE) --no-print-directory lint
@@ -52,7 +55,7 @@ pair: setup ## Write each chapter's .ipynb from its .md
 	@$(VENV_PYTHON) scripts/pair.py
 
 lock: ## Write requirements.lock from requirements.in (needs uv)
-	@$(PYTHON) scripts/lock.py
+	@"$(PYTHON)" scripts/lock.py
 
 serve: setup ## Serve the built site on http://127.0.0.1:8000
 	@test -f _build/html/index.html || { echo "No site yet: run make book first." >&2; exit 1; }
@@ -63,4 +66,4 @@ clean: ## Remove what was built and executed
 	rm -rf _build .pytest_cache .ruff_cache
 
 distclean: clean ## Remove the environment as well
-	rm -rf .venv $(TORCHVISION_TARGET) *.egg-info
+	rm -rf .venv .tv *.egg-info

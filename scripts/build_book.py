@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +35,7 @@ def check_outputs(root: Path) -> None:
 def sphinx(root: Path) -> int:
     # A page that left the table of contents must leave the site; executed outputs live elsewhere and stay.
     for name in ("html", ".doctrees", "jupyter_execute"):
-        shutil.rmtree(root / "_build" / name, ignore_errors=True)
+        fingerprint.remove(root / "_build" / name)
     # --all: a page that failed last time is read again, or its warning would be missing and the build green.
     program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command = [*program, "build", "--all", "-W", "--keep-going", str(root)]
@@ -79,7 +78,11 @@ def build(root: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=ROOT, help="the book's folder")
-    return build(parser.parse_args().root.resolve())
+    try:
+        return build(parser.parse_args().root.resolve())
+    except KeyboardInterrupt:
+        print("\nStopped. Chapters that had finished are kept; the site is not complete.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import single_nb_execution
 from myst_nb.core.read import read_myst_markdown_notebook
 from myst_parser.config.main import MdParserConfig
+from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 
 CACHE = Path("_build/.jupyter_cache")
@@ -60,20 +61,29 @@ def execute(root: Path, path: Path) -> Run:
     """Execute the chapter `path`, or find it in the cache.
 
     Raises:
-        SystemExit: where a cell fails, with the traceback, or a cell takes longer than ten minutes.
+        SystemExit: where a cell fails, with the traceback, a cell takes longer than ten minutes, or the kernel dies.
+        KeyboardInterrupt: on Ctrl-C, the kernel shut down.
     """
     cache = get_cache(str(root / CACHE))
     notebook = read(root, path)
     record = _cached(cache, notebook)
     if record is not None:
         return Run(path.stem, record.data["execution_seconds"], record.created.timestamp(), fresh=False)
-    result = single_nb_execution(
-        notebook,
-        cwd=str(path.parent),
-        timeout=CELL_TIMEOUT_S,
-        allow_errors=False,
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a line on TCP for each kernel
-    )
+    try:
+        result = single_nb_execution(
+            notebook,
+            cwd=str(path.parent),
+            timeout=CELL_TIMEOUT_S,
+            allow_errors=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a line on TCP for each kernel
+        )
+    except AssertionError:  # on Ctrl-C nbclient shuts the kernel down, then trips over its absence
+        raise KeyboardInterrupt from None
+    except DeadKernelError:
+        raise SystemExit(
+            f"\nThe kernel of {path.relative_to(root)} died, most often for lack of memory. Close other "
+            "programs, or run the notebook by hand to see in which cell, then run make again."
+        ) from None
     if result.err is not None:
         raise SystemExit(
             f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above."
@@ -85,7 +95,8 @@ def execute(root: Path, path: Path) -> Run:
 
 def execute_all(root: Path) -> list[Run]:
     """Execute every chapter under `root`/notebooks and print one line for each."""
-    os.environ.setdefault("PRUNING_LIB_MODE", "replay")  # a GPU must not make a build recompute everything
+    # A GPU must not make a build recompute everything; fingerprint.py knows the mode.
+    os.environ["PRUNING_LIB_MODE"] = os.environ.get("PRUNING_LIB_MODE") or "replay"
     runs = []
     paths = sorted((root / "notebooks").glob("*.md"))
     for number, path in enumerate(paths, start=1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -36,17 +37,42 @@ def _files(root: Path) -> list[Path]:
 
 
 def fingerprint(root: Path) -> dict[str, str]:
-    """Return path -> SHA-256 for every file that executed outputs depend on, and the Python that runs them."""
+    """Return path -> SHA-256 for every file that executed outputs depend on, and the Python and mode they ran in."""
     hashes = {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(root)
     }
     hashes["python"] = ".".join(map(str, sys.version_info[:2]))
+    hashes["mode"] = os.environ.get("PRUNING_LIB_MODE") or "replay"
     return hashes
 
 
 def changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """Return the names whose hash differs or that are on one side only."""
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def remove(folder: Path) -> None:
+    """Remove `folder` and all it holds; a folder that is not there is fine.
+
+    Raises:
+        SystemExit: where something cannot be removed: what stays would pass for the result of this build.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SystemExit(
+            f"Cannot remove {error.filename or folder}: {error.strerror}. Old results must not stay: "
+            f"remove {folder} yourself, or become its owner, and run make again."
+        ) from None
+
+
+def _stamped(stamp: Path) -> dict[str, str]:
+    try:
+        return json.loads(stamp.read_text())
+    except (FileNotFoundError, ValueError):  # none, or cut short by an interrupted build
+        return {}
 
 
 def drop_stale(root: Path) -> list[str]:
@@ -58,11 +84,10 @@ def drop_stale(root: Path) -> list[str]:
     stamp = root / STAMP
     new = fingerprint(root)
     had_cache = stamp.parent.exists()
-    old = json.loads(stamp.read_text()) if stamp.exists() else {}
-    changed = changes(old, new)
+    changed = changes(_stamped(stamp), new)
     if changed:
         for name in STALE:
-            shutil.rmtree(root / "_build" / name, ignore_errors=True)
+            remove(root / "_build" / name)
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(json.dumps(new, indent=1))
     return changed if had_cache else []

@@ -7,6 +7,7 @@ first, from whatever index the user chose.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ HEADER = "# Made by `make lock` from requirements.in; do not edit. For the book'
 
 
 def main() -> int:
+    if not shutil.which("uv"):
+        print("`make lock` needs uv, which is not on the path: pip install uv", file=sys.stderr)
+        return 1
     command = [
         "uv",
         "pip",

@@ -92,6 +92,9 @@ def main() -> int:
             create_venv()
             install()
         pip("--no-deps", "--editable", ".")
+    except KeyboardInterrupt:
+        print("\nSet-up stopped. Nothing half-done is kept: run make again.", file=sys.stderr)
+        return 130
     except subprocess.CalledProcessError as error:
         message = f"Set-up stopped: the command above failed ({error.returncode}). Run make again to retry."
         print(f"\n{message}", file=sys.stderr)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,23 +78,32 @@ class MiniBook:
         """Run git in the miniature."""
         subprocess.run(["git", *arguments], cwd=self.folder, check=True, capture_output=True)
 
-    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def _options(self) -> dict:
         # The miniature's own library, not the installed one.
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(self.folder),
-            "NO_COLOR": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        return subprocess.run(
-            [sys.executable, *command], cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        own = {"PYTHONPATH": str(self.folder), "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            "cwd": self.folder, "env": os.environ | own, "text": True,
+            "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
+        }  # fmt: skip
+
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *command], **self._options())
 
     def build(self) -> tuple[int, str]:
         """Build the miniature; return the exit status and all that was printed."""
         result = self._run("scripts/build_book.py", "--root", str(self.folder))
         return result.returncode, result.stdout
+
+    def interrupted_build(self, seen: Path) -> tuple[int, str]:
+        """Build it, press Ctrl-C once the file `seen` is there; return the exit status and all that was printed."""
+        command = [sys.executable, "scripts/build_book.py", "--root", str(self.folder)]
+        process = subprocess.Popen(command, **self._options(), start_new_session=True)
+        deadline = time.monotonic() + 60
+        while not seen.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
 
     def build_without_fingerprint(self) -> tuple[int, str]:
         """Build it as jupyter-book alone would, strictly."""

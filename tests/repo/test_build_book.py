@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def book(tmp_path: Path) -> MiniBook:
-    return MiniBook(tmp_path)
+    folder = tmp_path / "my books"  # a space, as a reader's folder may have
+    folder.mkdir()
+    return MiniBook(folder)
 
 
 def test_a_change_of_the_library_reaches_the_page(book: MiniBook) -> None:
@@ -82,3 +84,28 @@ def test_a_widget_that_needs_a_kernel_is_refused(book: MiniBook) -> None:
     code, output = book.build()
     assert code != 0
     assert "needs a kernel" in output
+
+
+def test_ctrl_c_ends_the_build_and_the_next_one_is_sound(book: MiniBook, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    book.chapter(
+        "import os, pathlib, time\n"
+        f"first = not pathlib.Path({str(started)!r}).exists()\n"
+        f"pathlib.Path({str(started)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(300 if first else 0)\n"
+        "print('finished')"
+    )
+    code, output = book.interrupted_build(started)
+    assert code == 130, output
+    assert "Stopped." in output and "nbclient" not in output  # the kernel may say that it was interrupted; we do not
+    assert not Path(f"/proc/{started.read_text()}").exists(), "the kernel still runs"
+    code, output = book.build()
+    assert code == 0, output
+    assert "finished" in book.page()
+
+
+def test_a_kernel_that_dies_is_named(book: MiniBook) -> None:
+    book.chapter("import os\n\nos._exit(1)")
+    code, output = book.build()
+    assert code not in (0, 130)
+    assert "The kernel of notebooks/01-mini.md died" in output and "Traceback" not in output

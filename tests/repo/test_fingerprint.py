@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fingerprint import changes, drop_stale, fingerprint
+from fingerprint import changes, drop_stale, fingerprint, remove
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Path:
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("PRUNING_LIB_MODE", raising=False)
     for name in (
         "pruning_lib/a.py", "pruning_lib/zoo/models/m/unet/weights.safetensors", "pruning_lib/zoo/architectures/x.json",
         "pruning_lib/show/static/w.js", "book/results/sweep.json", "book/index.md", "notebooks/01.md",
@@ -56,6 +57,35 @@ def test_outputs_of_unknown_origin_are_dropped(book: Path) -> None:
     (book / "_build/.jupyter_cache/fingerprint.json").unlink()
     assert drop_stale(book)
     assert not (book / "_build/.jupyter_cache/executed").exists()
+
+
+def test_outputs_of_another_mode_are_dropped(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNING_LIB_MODE", "replay")  # what a build runs in where nothing is said
+    assert drop_stale(book) == []
+    monkeypatch.setenv("PRUNING_LIB_MODE", "live")
+    assert drop_stale(book) == ["mode"]
+
+
+def test_a_stamp_that_was_cut_short_is_no_obstacle(book: Path) -> None:
+    stamp = book / "_build/.jupyter_cache/fingerprint.json"
+    stamp.write_text(stamp.read_text()[:40])
+    assert drop_stale(book)
+    assert not (book / "_build/.jupyter_cache/executed").exists()
+    assert drop_stale(book) == []
+
+
+def test_what_cannot_be_removed_stops_the_build(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "executed"))
+
+    monkeypatch.setattr("fingerprint.shutil.rmtree", refuse)
+    stamp = (book / "_build/.jupyter_cache/fingerprint.json").read_text()
+    (book / "pruning_lib/a.py").write_text("2")
+    with pytest.raises(SystemExit, match=r"Cannot remove .*executed: Permission denied.*run make again"):
+        drop_stale(book)
+    assert (book / "_build/.jupyter_cache/fingerprint.json").read_text() == stamp  # or the next build is content
+    with pytest.raises(SystemExit, match="Old results must not stay"):
+        remove(book / "_build/html")
 
 
 def test_the_real_fingerprint_covers_library_and_pins(root: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import find_chromium
+import lock
 import setup_env
 import system_packages
 
@@ -87,6 +88,26 @@ def test_a_failed_install_is_not_taken_for_done(
     assert setup_env.main() == 1
     assert "Run make again" in capsys.readouterr().err
     assert not setup_env.STAMP.exists()
+
+
+def test_ctrl_c_is_no_traceback(
+    commands: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*command: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_env, "run", interrupt)
+    assert setup_env.main() == 130
+    assert "run make again" in capsys.readouterr().err
+    assert not setup_env.STAMP.exists()
+
+
+def test_making_the_lock_without_uv_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock.shutil, "which", lambda name: None)
+    assert lock.main() == 1
+    assert "pip install uv" in capsys.readouterr().err
 
 
 def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
