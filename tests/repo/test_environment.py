@@ -101,4 +101,18 @@ def test_environment_yml_says_what_pyproject_says() -> None:
 def test_one_version_number() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == METADATA["version"] == importlib.metadata.version("pruning-lib")
-    assert re.search(rf"^## {re.escape(METADATA['version'])}\b", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    released = re.search(
+        rf"^## {re.escape(METADATA['version'])} \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
+    assert released
+    # CITATION.cff gives a date only to what has been released, and the same one.
+    assert str(citation.get("date-released", "unreleased")) == released[1]
+
+
+def test_the_citation_is_complete() -> None:
+    # What the Citation File Format 1.2.0 requires, and the values it allows for what we use.
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["message"] and citation["title"]
+    assert citation["license"] == METADATA["license"]["text"]
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in METADATA["authors"]]

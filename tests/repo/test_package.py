@@ -35,6 +35,8 @@ def test_wheel_is_complete(tmp_path: Path, root: Path) -> None:
     result = subprocess.run([*map(str, command), str(source)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("pruning_lib-*.whl")
+    notices = {name.rsplit("/", 1)[1] for name in zipfile.ZipFile(wheel).namelist() if "/licenses/" in name}
+    assert notices == {"LICENSE", "LICENSE-TEXT", "NOTICE"}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {str(path.relative_to(root)) for path in (root / "pruning_lib").rglob("*") if path.is_file()}
     wanted = {name for name in wanted if not LEFT_OUT & set(Path(name).parts)}
