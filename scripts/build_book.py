@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pair
 import status
 
 ROOT = Path(__file__).resolve().parents[1]
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def step(text: str) -> None:
@@ -83,6 +85,15 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped. Chapters that had finished are kept; the site is not complete.", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        print(
+            f"\nCannot write {error.filename or 'to the disk'}: {error.strerror}. The book is built in _build: "
+            "become the owner of that folder or make room there, then run make again.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

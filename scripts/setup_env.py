@@ -10,6 +10,7 @@ Environment:
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -56,9 +57,12 @@ def pip(*arguments: str) -> None:
 
 def create_venv() -> None:
     command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
-    if subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0:
+    result = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode == 0:
         return
     # Debian and Ubuntu ship venv's other half, ensurepip, in a package of its own.
+    if importlib.util.find_spec("ensurepip"):
+        raise SystemExit(f"No virtual environment can be made in {VENV}:\n{result.stdout.strip()}")
     if not apt_install([f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"], why="to make .venv"):
         raise SystemExit(
             "No virtual environment can be made: install your system's python3-venv, then run make again."

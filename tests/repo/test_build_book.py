@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+import build_book
 from mini_book import PAGE, MiniBook
 
 pytestmark = pytest.mark.slow
@@ -109,3 +111,22 @@ def test_a_kernel_that_dies_is_named(book: MiniBook) -> None:
     code, output = book.build()
     assert code not in (0, 130)
     assert "The kernel of notebooks/01-mini.md died" in output and "Traceback" not in output
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(root: Path) -> int:
+        raise error
+
+    monkeypatch.setattr(build_book, "build", fail)
+    monkeypatch.setattr(build_book.sys, "argv", ["build_book.py", "--root", str(tmp_path)])
+    error = PermissionError(errno.EACCES, "Permission denied", "_build/generated/status.json")
+    assert build_book.main() == 1
+    assert "Cannot write _build/generated/status.json: Permission denied" in capsys.readouterr().err
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert build_book.main() == 1
+    assert "make room" in capsys.readouterr().err
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "_toc.yml")
+    with pytest.raises(FileNotFoundError):
+        build_book.main()

@@ -117,7 +117,14 @@ def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert sys.version.split()[0] in error and "at least 99.0" in error and "PYTHON=" in error
 
 
+def test_another_reason_for_no_environment_is_shown(checkout: Path) -> None:
+    setup_env.VENV.write_text("a file where the folder should be")
+    with pytest.raises(SystemExit, match=r"(?s)No virtual environment can be made in .*\.venv:\n.+"):
+        setup_env.create_venv()
+
+
 def test_a_missing_venv_module_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_env.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(setup_env.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
     asked: list[list[str]] = []
     monkeypatch.setattr(setup_env, "apt_install", lambda packages, why: asked.append(packages))
