@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import traceback
 from collections.abc import Callable
 from enum import Enum
@@ -212,23 +211,12 @@ def generate(
 ) -> None:
     """Draw pictures and save them as PNG; the same command writes the same files again."""
     from .zoo.hub import load
+    from .zoo.pictures import picture_paths
 
-    one_file = out.suffix.lower() == ".png"
-    if one_file and len(prompts) > 1:
-        raise ValueError(f"{len(prompts)} prompts do not fit into one file, {out}. Give a folder.")
-    folder = out.parent if one_file else out
-    try:  # before the model is loaded: a wrong folder should fail at once
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"--out {out}: cannot make the folder {folder}: {reason}. Give a folder or a .png."
-        ) from error
+    paths = picture_paths(out, prompts, seed)  # before the model is loaded: a wrong place should fail at once
     pipe = load(model, device=device)
-    for i, prompt in enumerate(prompts):
+    for path, prompt in zip(paths, prompts, strict=True):
         (image,) = _draw(pipe, model, [prompt], steps=steps, guidance=guidance, seed=seed)
-        slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40] or "prompt"
-        path = out if one_file else folder / f"{i:02d}-{slug}-{seed}.png"
         image.save(path)
         typer.echo(path)
 

@@ -164,12 +164,23 @@ def test_places_that_cannot_be_written_to_are_found_before_the_work(tmp_path, mo
     assert "does not end in .json" in refused("bench", "emoji-sd", "--record", tmp_path / "b.txt")
     assert "cannot make the folder" in refused("generate", "lion", "--out", tmp_path / "file")
     assert "do not fit into one file" in refused("generate", "a", "b", "--out", tmp_path / "x.png")
+    assert "saved as PNG" in refused("generate", "lion", "--out", tmp_path / "x.jpg")
+    (tmp_path / "taken.png").mkdir()
+    assert "taken by a folder" in refused("generate", "lion", "--out", tmp_path / "taken.png")
+
+    def locked(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", locked)
+    assert "or write there: Permission denied" in refused("generate", "lion", "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [("macs", "sd-1.5", "--depth", 0), ("macs", "sd-1.5", "--sample-size", 0), ("bench", "emoji-sd", "--repeats", 0),
-     ("bench", "emoji-sd", "--part", "vae"), ("generate", "lion", "--steps", 0), ("generate",)],
+     ("bench", "emoji-sd", "--part", "vae"), ("generate", "lion", "--steps", 0), ("generate",),
+     ("zoo", "gate", "--n", 1), ("zoo", "gate", "--steps", 0), ("zoo", "train", "vae", "--batch", 0),
+     ("zoo", "train", "vae", "--steps", 0), ("zoo", "train", "vae", "--threads", 0)],
 )  # fmt: skip
 def test_numbers_out_of_range(arguments):
     refused(*arguments)

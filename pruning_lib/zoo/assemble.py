@@ -22,7 +22,7 @@ from .unet import build_scheduler
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-__all__ = ["assemble", "contact_sheet", "text_encoder_of"]
+__all__ = ["assemble", "check_replaceable", "contact_sheet", "text_encoder_of"]
 
 MAX_BYTES = 25_000_000
 
@@ -51,8 +51,9 @@ def assemble(
         training: configuration and logs of the three runs, stored as `training.json`.
 
     Raises:
-        ValueError: the weights together exceed 25 MB.
+        ValueError: the weights together exceed 25 MB, or `folder` holds something that is no pipeline.
     """
+    check_replaceable(folder)
     from diffusers import StableDiffusionPipeline  # here: it prints notes about optional packages
 
     folder = Path(folder)
@@ -79,13 +80,32 @@ def assemble(
         for extra in ("README.md", "gate.json", "contact_sheet.png"):  # kept from an earlier assembly
             if (folder / extra).is_file():
                 shutil.copy2(folder / extra, work / extra)
-        if folder.exists():
-            shutil.rmtree(folder)
         os.chmod(work, 0o755)
-        os.replace(work, folder)
+        if folder.exists():  # moved aside first, so that the old one is whole until the new one stands
+            old = work.with_name(work.name + "-old")
+            os.replace(folder, old)
+            os.replace(work, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Refuse a place that holds anything but a pipeline: `assemble` would delete it.
+
+    Raises:
+        ValueError: it is a file, or a folder with other content.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder / "model_index.json").is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()) or folder.resolve() == Path.cwd():
+        raise ValueError(
+            f"{folder} is there and is no pipeline; it would be replaced. Give a new folder, or one that holds a model."
+        )
 
 
 def contact_sheet(images: Tensor, columns: int, gap: int = 0) -> Image.Image:

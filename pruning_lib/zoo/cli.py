@@ -35,14 +35,14 @@ def train(
     part: Annotated[str, typer.Argument(help="tokenizer, clip, vae, unet, or all.")],
     data: DataOption = DATA,
     run: RunOption = RUN,
-    steps: Annotated[Optional[int], typer.Option(help="Optimiser steps; default: the recipe's.")] = None,
-    batch: Annotated[Optional[int], typer.Option(help="Images a step.")] = None,
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps; default: the recipe's.")] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Images a step.")] = None,
     lr: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Seed of everything random.")] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 …")] = None,
     bf16: Annotated[Optional[bool], typer.Option("--bf16/--fp32", help="bfloat16 autocast.")] = None,
-    checkpoint_every: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads.")] = None,
+    checkpoint_every: Annotated[Optional[int], typer.Option(min=1, help="Steps between checkpoints.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Train one part or all; the same command resumes after Ctrl-C."""
     import torch
@@ -74,9 +74,9 @@ def assemble(
 
 @app.command()
 def gate(
-    n: Annotated[int, typer.Option(help="Captions to generate.")] = 256,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
+    n: Annotated[int, typer.Option(min=2, help="Captions to generate.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Of the captions chosen and the noise.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
     record: Annotated[Optional[Path], typer.Option(help="Write a results record here.")] = None,

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .concepts import is_concept, is_wide
@@ -76,14 +77,21 @@ class EmojiData:
 
         Raises:
             FileNotFoundError: the folder has not been prepared.
+            ValueError: its files are damaged.
         """
         folder = Path(folder)
         if not (folder / "data.safetensors").is_file():
             raise FileNotFoundError(
                 f"No prepared data in {folder}. Run `python -m pruning_lib zoo data --out {folder}` first."
             )
-        text = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        return cls(labels=text["labels"], tags=text["tags"], **load_file(folder / "data.safetensors"))
+        try:
+            text = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+            return cls(labels=text["labels"], tags=text["tags"], **load_file(folder / "data.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(
+                f"The prepared data in {folder} is damaged: {error}. "
+                f"Run `python -m pruning_lib zoo data --out {folder}` again."
+            ) from error
 
 
 def fetch(folder: str | Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..measure.device import check_device
 
-__all__ = ["FitConfig", "fit", "lr_factor", "read_log"]
+__all__ = ["FitConfig", "fit", "lr_factor", "read_checkpoint", "read_log"]
 
 Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
 
@@ -64,6 +65,8 @@ class FitConfig:
         check_device(self.device)
         if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
             raise ValueError("steps, checkpoint_every and log_every must be at least 1.")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be greater than 0.")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay={self.decay} must lie in [0, 1]: it is a share of the steps.")
 
@@ -101,6 +104,7 @@ def fit(
         else None
     )
     step, seconds = _restore(folder, model, optimizer, ema, config)
+    _end_line(folder / "log.jsonl")
     started, stop = time.time() - seconds, []
     with _on_interrupt(lambda: stop.append(True)), tqdm(total=config.steps, initial=step, desc=name) as bar:
         while step < config.steps and not stop:
@@ -140,9 +144,33 @@ def fit(
 
 
 def read_log(folder: str | Path) -> list[dict[str, float]]:
-    """Return the lines of a run's log; where a resumed run repeated steps, the later ones count."""
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text("utf-8").splitlines()]
-    return list({line["step"]: line for line in lines}.values())
+    """Return the lines of a run's log; where a resumed run repeated steps, the later ones count.
+
+    A line that a crash cut short is left out: it belongs to steps that the resumed run repeated.
+    """
+    found = {}
+    for text in (Path(folder) / "log.jsonl").read_text("utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            found[line["step"]] = line
+        except (ValueError, TypeError, KeyError):
+            continue
+    return list(found.values())
+
+
+def read_checkpoint(path: Path, device: str = "cpu") -> dict:
+    """Return what a checkpoint holds.
+
+    Raises:
+        ValueError: the file is damaged; it is left as it is.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path} is damaged or cut short: {reason} Restore it, or move it away to train this part anew."
+        ) from error
 
 
 def _state(model, optimizer, ema, config, step, seconds) -> dict:
@@ -166,7 +194,7 @@ def _restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[in
     path = folder / "checkpoint.pt"
     if not path.is_file():
         return 0, 0.0
-    saved = torch.load(path, map_location=config.device, weights_only=True)
+    saved = read_checkpoint(path, config.device)
     may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every"}
     now = asdict(config)
     wrong = {
@@ -184,6 +212,13 @@ def _restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[in
         ema.load_state_dict(saved["ema"])
         ema.to(config.device)
     return saved["step"], saved["seconds"]
+
+
+def _end_line(log: Path) -> None:
+    """End a line that a crash cut short, so that the next one starts on its own."""
+    if log.is_file() and not log.read_bytes().endswith(b"\n"):
+        with log.open("a", encoding="utf-8") as file:
+            file.write("\n")
 
 
 class _on_interrupt:

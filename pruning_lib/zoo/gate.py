@@ -72,10 +72,10 @@ def run_gate(
         `figures["captions"]`.
 
     Raises:
-        ValueError: n exceeds the number of captions.
+        ValueError: n exceeds the number of captions, or is too small for an interval.
     """
-    if not 1 <= n <= len(texts):
-        raise ValueError(f"n={n} captions were asked for; the model knows {len(texts)}.")
+    if not 2 <= n <= len(texts):
+        raise ValueError(f"n={n} captions were asked for; give 2 to {len(texts)}, which is all the model knows.")
     own = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     asked = [texts[i] for i in own]
     drawn = generate(

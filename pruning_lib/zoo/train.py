@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPModel, CLIPTokenizer
 
-from .assemble import assemble, text_encoder_of
+from .assemble import assemble, check_replaceable, text_encoder_of
 from .clip import train_clip
 from .data import EmojiData
-from .fit import FitConfig, read_log
+from .fit import FitConfig, read_checkpoint, read_log
 from .tokenizer import train_tokenizer
 from .unet import build_unet, train_unet
 from .vae import train_vae
@@ -42,7 +41,7 @@ def train_part(part: str, data: EmojiData, run: str | Path, **changes) -> None:
         changes: fields of `FitConfig` that differ from the recipe, and `batch`.
 
     Raises:
-        ValueError: an unknown part.
+        ValueError: an unknown part, settings out of range, or a damaged checkpoint.
         FileNotFoundError: a part this one needs has not been trained.
     """
     run = Path(run)
@@ -53,7 +52,10 @@ def train_part(part: str, data: EmojiData, run: str | Path, **changes) -> None:
         train_tokenizer([*data.labels, *(tag for tags in data.tags for tag in tags)]).save_pretrained(final)
         return
     config, batch = RECIPES[part]
-    batch = changes.pop("batch", None) or batch
+    asked = changes.pop("batch", None)
+    batch = batch if asked is None else asked
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1.")
     config = replace(config, **{k: v for k, v in changes.items() if v is not None})
     if part == "vae":
         model = train_vae(data, config, run / part, batch)
@@ -72,6 +74,7 @@ def assemble_run(data: EmojiData, run: str | Path, folder: str | Path) -> Path:
     A denoiser still in training is taken from its checkpoint, with its averaged weights.
     """
     run = Path(run)
+    check_replaceable(folder)
     clip = CLIPModel.from_pretrained(_needed(run, "clip"))
     vae = AutoencoderKL.from_pretrained(_needed(run, "vae"))
     unet, training = build_unet(), {}
@@ -79,7 +82,7 @@ def assemble_run(data: EmojiData, run: str | Path, folder: str | Path) -> Path:
         path = run / part / "checkpoint.pt"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train {part!r} first.")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         training[part] = {
             "config": saved["config"],
             "steps_done": saved["step"],

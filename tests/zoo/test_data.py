@@ -72,6 +72,14 @@ def test_unprepared_folder_says_what_to_run(tmp_path):
         EmojiData.load(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["data.safetensors", "data.json"])
+def test_damaged_data_says_what_to_run(data, tmp_path, file):
+    data.save(tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-20])
+    with pytest.raises(ValueError, match="is damaged.*zoo data --out"):
+        EmojiData.load(tmp_path)
+
+
 def test_without_npm_the_message_names_the_packages(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="emoji-datasource-google"):

@@ -79,6 +79,27 @@ def test_other_settings_are_refused(tmp_path):
     assert read_log(tmp_path)[-1]["step"] == 10
 
 
+@pytest.mark.parametrize("keep", [0, 10, 1000])
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, keep):
+    model, loss = _task()
+    fit(model, loss, FitConfig(steps=5), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damaged := path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or cut short"):
+        fit(model, loss, FitConfig(steps=10), tmp_path)
+    assert path.read_bytes() == damaged
+
+
+def test_a_line_of_the_log_that_a_crash_cut_short_is_left_out(tmp_path):
+    model, loss = _task()
+    fit(model, loss, FitConfig(steps=2, log_every=1), tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "lo')
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+    fit(model, loss, FitConfig(steps=4, log_every=1), tmp_path)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_nan_is_reported_with_its_step(tmp_path):
     model, _ = _task()
 
@@ -97,7 +118,9 @@ def test_learning_rate_warms_up_holds_and_decays():
     assert rates[80] == 1.0 and rates[90] == 0.5 and 0 < rates[99] < 0.06
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": 5, "decay": 1.5}, {"steps": 5, "log_every": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"steps": 5, "decay": 1.5}, {"steps": 5, "log_every": 0}, {"steps": 5, "lr": 0}]
+)
 def test_bad_configuration(bad):
     with pytest.raises(ValueError):
         FitConfig(**bad)

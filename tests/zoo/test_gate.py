@@ -67,6 +67,13 @@ def test_too_many_captions_are_refused(model):
         gate.run_gate(pipe, clip, images, texts, FOLDER, n=9999)
 
 
+def test_too_few_captions_are_refused_before_any_drawing(model, monkeypatch):
+    pipe, clip, images, texts = model
+    monkeypatch.setattr(gate, "generate", lambda *a, **k: pytest.fail("drawn in vain"))
+    with pytest.raises(ValueError, match="n=1 captions.*give 2 to"):
+        gate.run_gate(pipe, clip, images, texts, FOLDER, n=1)
+
+
 def test_contact_prompts_are_concepts():
     assert len(CONTACT_PROMPTS) == 64 and not set(CONTACT_PROMPTS) - set(pl.captions())
 

@@ -94,6 +94,28 @@ def test_too_large_a_model_leaves_the_old_one_alone(run, data, model, monkeypatc
     assert (model / "model_index.json").is_file()
 
 
+def test_what_is_no_model_is_never_replaced(run, data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for place in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(ValueError, match="is no pipeline; it would be replaced"):
+            assemble_run(data, run, place)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_assembling_again_replaces_the_model_and_leaves_nothing_beside_it(run, data, model):
+    (model / "README.md").write_text("kept")
+    (model / "unet/stray.txt").write_text("from an older layout")
+    before = sorted(p.name for p in model.parent.iterdir())
+    assemble_run(data, run, model)
+    assert sorted(p.name for p in model.parent.iterdir()) == before
+    assert (model / "README.md").read_text() == "kept" and not (model / "unet/stray.txt").exists()
+
+
+def test_a_batch_of_nothing_is_refused(run, data):
+    with pytest.raises(ValueError, match="batch=0"):
+        train_part("vae", data, run, batch=0)
+
+
 def test_parts_must_come_in_order(tmp_path, data):
     with pytest.raises(FileNotFoundError, match="zoo train tokenizer"):
         train_part("clip", data, tmp_path)
