@@ -21,7 +21,7 @@ import sys
 
 REPOSITORY = "{repository}"  # @param {{type:"string"}}
 if "google.colab" in sys.modules:
-    assert REPOSITORY, "Write the address of the book's repository on GitHub in the field above."
+    assert REPOSITORY, "Write the address of the book's repository in the field above."
     %pip install --quiet "pruning-lib @ git+{{REPOSITORY}}"
 from pruning_lib.notebook import start
 

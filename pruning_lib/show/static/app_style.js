@@ -2,7 +2,7 @@
 export const APP_CSS = `
 slot { display: none; }
 .app { box-sizing: border-box; container-type: inline-size; color: var(--pl-ink); background: var(--pl-ground);
-  border: 1px solid var(--pl-line); border-radius: 10px; padding: 1rem 1.1rem .9rem; font-size: .95rem; line-height: 1.45; }
+  border: 1px solid var(--pl-line); border-radius: 10px; padding: 1rem 1.1rem .9rem; font-size: .95rem; line-height: 1.45; text-align: left; }
 .app *, .app *::before { box-sizing: border-box; }
 header { display: flex; gap: .75rem; align-items: baseline; justify-content: space-between; margin-bottom: .8rem; }
 header .title { font-weight: 600; font-size: 1.05em; }
