@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Folders of one machine, followed by a name: /home/me, C:\Users\me.
+# Folders of one machine, followed by a name, as a home folder is on Linux, macOS and Windows.
 MACHINE = re.compile(rb"(?<![\w.~:/-])/(?:home|root|tmp|work|mnt|Users)/\w[\w./-]{2,}|\b[A-Z]:\\Users\\\w+")
 # Written by diffusers when the shipped autoencoder was saved; to go when the model is next put together.
 KNOWN = {"pruning_lib/zoo/models/emoji-sd/vae/config.json"}
