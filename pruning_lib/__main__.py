@@ -54,6 +54,9 @@ app = typer.Typer(
 app.add_typer(zoo_app, name="zoo")
 
 
+_LAST_SEED = 2**63 - 1  # PyTorch keeps seeds in 64 bits
+
+
 class Part(str, Enum):
     """What `bench` times."""
 
@@ -132,7 +135,7 @@ def bench(
     prompt: Annotated[str, typer.Option(help="For --part pipeline.")] = "lion",
     steps: Steps = 25,
     guidance: Guidance = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LAST_SEED, help="Of the noise.")] = 0,
     device: DeviceOption = "cpu",
     record: Annotated[Optional[Path], typer.Option(help="Also write a record, a .json file.")] = None,
 ) -> None:
@@ -205,7 +208,9 @@ def generate(
     model: Annotated[str, typer.Option(help="Short name, folder or hub id.")] = "emoji-sd",
     steps: Steps = 25,
     guidance: Guidance = None,
-    seed: Annotated[int, typer.Option(help="Of the noise, the same for every prompt.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=_LAST_SEED, help="Of the noise, the same for every prompt.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder; or, for one prompt, a .png file.")] = Path("."),
     device: DeviceOption = "cpu",
 ) -> None:

@@ -179,6 +179,7 @@ def test_places_that_cannot_be_written_to_are_found_before_the_work(tmp_path, mo
     "arguments",
     [("macs", "sd-1.5", "--depth", 0), ("macs", "sd-1.5", "--sample-size", 0), ("bench", "emoji-sd", "--repeats", 0),
      ("bench", "emoji-sd", "--part", "vae"), ("generate", "lion", "--steps", 0), ("generate",),
+     ("generate", "lion", "--seed", 2**64), ("bench", "emoji-sd", "--seed", -1),
      ("zoo", "gate", "--n", 1), ("zoo", "gate", "--steps", 0), ("zoo", "train", "vae", "--batch", 0),
      ("zoo", "train", "vae", "--steps", 0), ("zoo", "train", "vae", "--threads", 0)],
 )  # fmt: skip

@@ -196,7 +196,9 @@ def _from_hub(repo: str, revision: str, dtype: torch.dtype, memory: float | None
     # Offline, requests fail deep inside huggingface_hub in many ways; a reader needs one answer: what, why, what now.
     try:
         return DiffusionPipeline.from_pretrained(repo, revision=revision, torch_dtype=dtype)
-    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
+    except (ImportError, MemoryError):  # not the hub's doing, and they say what to do
+        raise
+    except Exception as error:  # among them errors of network libraries, which are no OSError
         need = f" It needs about {memory:g} GiB of memory in half precision." if memory else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelUnavailableError(

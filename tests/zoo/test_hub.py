@@ -124,7 +124,9 @@ def test_weights_that_lack_a_tensor_are_named_not_made_up(copy, file):
     weights = load_file(copy / file)
     del weights[sorted(weights)[3]]
     save_file(weights, copy / file, {"format": "pt"})
-    with pytest.raises(ModelUnavailableError, match=rf"{file.split('/')[0]} are not whole: they hold .* numbers"):
+    with pytest.raises(
+        ModelUnavailableError, match=rf"{file.split('/')[0]} are not whole: they hold .* numbers"
+    ):
         pl.load(copy)
 
 
@@ -189,6 +191,25 @@ def test_no_network_is_one_clear_message(name, monkeypatch):
     if name == "sd-1.5":
         assert asked["revision"] == MODELS["sd-1.5"].revision and "4 GiB" in message
         assert asked["repo"].startswith("stable-diffusion-v1-5/")
+
+
+def test_errors_of_network_libraries_are_told_and_missing_packages_keep_their_own_words(monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    class Timeout(Exception):
+        """As httpx has it: no OSError."""
+
+    for error, expected in (
+        (Timeout("read timed out"), ModelUnavailableError),
+        (ImportError("pip install x"), ImportError),
+    ):
+
+        def refuse(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(DiffusionPipeline, "from_pretrained", refuse)
+        with pytest.raises(expected, match=str(error)):
+            pl.load("sd-1.5")
 
 
 def test_really_no_network(tmp_path):
