@@ -130,11 +130,13 @@ def _save_half(pipe: StableDiffusionPipeline, clip: CLIPModel, work: Path) -> No
     finally:
         for name, part in parts.items():
             part.float().load_state_dict(kept[name])
-    for config in (work / "text_encoder/config.json", work / "clip/config.json"):
-        # transformers loads in the type the config names; the other parts load as float32, and all must agree
+    for config in work.glob("*/config.json"):
         settings = json.loads(config.read_text("utf-8"))
-        settings.pop("torch_dtype", None)
-        settings["dtype"] = "float32"
+        settings.pop("_name_or_path", None)  # where the part was trained means nothing to who loads it
+        if config.parent.name in ("text_encoder", "clip"):
+            # transformers loads in the type the config names; the other parts load as float32, and all must agree
+            settings.pop("torch_dtype", None)
+            settings["dtype"] = "float32"
         config.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 

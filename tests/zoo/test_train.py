@@ -31,6 +31,11 @@ def model(run, data, tmp_path_factory):
     return assemble_run(data, run, tmp_path_factory.mktemp("models") / "toy")
 
 
+def test_no_configuration_tells_where_a_part_was_trained(model, run):
+    for config in model.glob("*/config.json"):
+        assert "_name_or_path" not in config.read_text() and str(run) not in config.read_text(), config
+
+
 def test_the_folder_is_an_ordinary_pipeline(model):
     pipe = StableDiffusionPipeline.from_pretrained(model)
     types = {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype}
