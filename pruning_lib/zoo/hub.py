@@ -41,7 +41,8 @@ def load(
         name: a name of `pl.models()`, a folder that `save_pretrained` wrote, or a hub id "owner/name".
         device: where the pipeline goes, for example "cpu", "cuda" or "cuda:1".
         dtype: of the weights. Default: float32 on a CPU, float16 elsewhere.
-        revision: commit or branch on the hub. Default: the pinned one of a short name, else "main".
+        revision: commit or branch on the hub. Default: the pinned one of a short name, else "main". Only for models
+            that come from the hub.
 
     Returns:
         A diffusers pipeline in evaluation mode, with its progress bar off.
@@ -63,11 +64,17 @@ def load(
 
 def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> DiffusionPipeline:
     info = MODELS.get(str(name))
+    local = bool(info and not info.repo) or bool(not info and str(name) and Path(name).is_dir())
+    if revision and local:
+        raise ValueError(
+            f"revision={revision!r} was given, but {str(name)!r} lies on this disk; revisions belong to the hub. "
+            "Leave revision out, or give a hub id."
+        )
     if info and not info.repo:
         return _from_folder(models_folder() / info.name, dtype)
     if info:
         return _from_hub(info.repo, revision or info.revision, dtype, info.memory_gib)
-    if str(name) and Path(name).is_dir():
+    if local:
         return _from_folder(Path(name), dtype)
     if _looks_like_repo(str(name)):
         return _from_hub(str(name), revision or "main", dtype, None)

@@ -231,3 +231,9 @@ def test_every_known_model_says_what_a_reader_needs():
         assert info.licence and info.memory_gib > 0 and info.architecture
         if info.repo:
             assert len(info.revision) == 40 or "not pinned" in info.note
+
+
+def test_a_revision_of_something_local_is_refused(copy):
+    for name in ("emoji-sd", copy):
+        with pytest.raises(ValueError, match="revisions belong to the hub"):
+            pl.load(name, revision="v2")
