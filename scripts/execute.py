@@ -20,6 +20,8 @@ from myst_parser.config.main import MdParserConfig
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 
+from setup_cell import chapters
+
 CACHE = Path("_build/.jupyter_cache")
 PAGE_BUDGET_S = 180  # three minutes a chapter on two cores
 CELL_TIMEOUT_S = 600
@@ -98,7 +100,7 @@ def execute_all(root: Path) -> list[Run]:
     # A GPU must not make a build recompute everything; fingerprint.py knows the mode.
     os.environ["PRUNING_LIB_MODE"] = os.environ.get("PRUNING_LIB_MODE") or "replay"
     runs = []
-    paths = sorted((root / "notebooks").glob("*.md"))
+    paths = chapters(root)
     for number, path in enumerate(paths, start=1):
         print(f"  [{number}/{len(paths)}] {path.stem} ...", end=" ", flush=True)
         run = execute(root, path)

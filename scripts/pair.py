@@ -14,14 +14,11 @@ import jupytext
 import nbformat
 
 import execute
-from setup_cell import problem, repository
+from setup_cell import chapters, problem, repository
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL = {
-    "display_name": "Python 3",
-    "language": "python",
-    "name": "python3",
-}  # fixed: part of the cache's key
+# Fixed: part of the cache's key.
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def paired(source: Path) -> str:
@@ -40,11 +37,6 @@ def read_alike(root: Path, source: Path) -> bool:
     """Return True where the book sees the code cells that the notebook has; a cell inside a ::: block it does not."""
     mine = [cell.source for cell in jupytext.read(source, fmt="md:myst").cells if cell.cell_type == "code"]
     return mine == [cell.source for cell in execute.read(root, source).cells if cell.cell_type == "code"]
-
-
-def chapters(root: Path) -> list[Path]:
-    """Return the chapters' sources in order."""
-    return sorted((root / "notebooks").glob("*.md"))
 
 
 def check(root: Path) -> list[str]:

@@ -34,6 +34,11 @@ FENCE = re.compile(
 SETTING = re.compile(r'(?m)^repository = "(?P<url>[^"]*)"$')
 
 
+def chapters(root: Path) -> list[Path]:
+    """Return the chapters' sources in order."""
+    return sorted((root / "notebooks").glob("*.md"))
+
+
 def repository(root: Path = ROOT) -> str:
     """Return the address the chapters install from, empty while none is known."""
     match = SETTING.search((root / "pyproject.toml").read_text(encoding="utf-8"))
@@ -67,7 +72,7 @@ def write(root: Path, url: str) -> None:
     metadata = root / "pyproject.toml"
     text = metadata.read_text(encoding="utf-8")
     metadata.write_text(SETTING.sub(f'repository = "{url}"', text, count=1), encoding="utf-8")
-    for path in sorted((root / "notebooks").glob("*.md")):
+    for path in chapters(root):
         text = path.read_text(encoding="utf-8")
         cell = first_cell(text)
         if cell:

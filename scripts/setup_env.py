@@ -25,10 +25,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "pruning-lib.stamp"
 PINS = ("requirements-torch.txt", "requirements.lock", "requirements-no-deps.txt")
-MINIMUM = (
-    3,
-    11,
-)  # diffusers, numpy and scipy at the pinned versions ask for it; the package itself runs on 3.10
+# diffusers, numpy and scipy at the pinned versions ask for it; the package itself runs on 3.10.
+MINIMUM = (3, 11)
 
 
 def wanted() -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from nbformat import NotebookNode
 
 from execute import PAGE_BUDGET_S, executed
-from pair import chapters
+from setup_cell import chapters
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [path.stem for path in chapters(ROOT)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = "notebooks/01-mini"
-CHAPTER = """\
+FRONT_MATTER = """\
 ---
 jupytext:
   text_representation:
@@ -23,7 +23,10 @@ kernelspec:
   language: python
   name: python3
 ---
-
+"""
+CHAPTER = (
+    FRONT_MATTER
+    + """
 # A mini chapter
 
 ```{{code-cell}} python3
@@ -35,6 +38,7 @@ Text.
 {code}
 ```
 """
+)
 NOTEBOOK_MODULE = "def start():\n    print('started')\n"
 
 

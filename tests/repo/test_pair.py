@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 
 import pair
+from mini_book import FRONT_MATTER
 from setup_cell import setup_cell
 
-CHAPTER = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Some editor's kernel
-  language: python
-  name: python3
----
-
+CHAPTER = (
+    FRONT_MATTER.replace("Python 3\n", "Some editor's kernel\n")
+    + """
 # Title
 
 ```{code-cell} python3
@@ -36,6 +28,7 @@ One sentence.
 1 + 1
 ```
 """
+)
 
 
 @pytest.fixture
