@@ -1,11 +1,20 @@
-"""Small helpers for messages: a good error names what was given, what is allowed and how to go on."""
+"""Small helpers for what we print: a good error names what was given, what is allowed and how to go on."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["nearest"]
+__all__ = ["installed_version", "nearest"]
+
+
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution, "not installed" where there is none."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:

@@ -14,7 +14,8 @@ import os
 import platform
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+
+from ._text import installed_version
 
 __all__ = ["Session", "on_colab", "start"]
 
@@ -76,13 +77,6 @@ def start(mode: str | None = None) -> Session:
     if on_colab():
         # Colab draws only the widgets of ipywidgets itself unless it is told otherwise.
         importlib.import_module("google.colab.output").enable_custom_widget_manager()
-    session = Session(device, mode, {name: _version(name) for name in _REPORTED})
+    session = Session(device, mode, {name: installed_version(name) for name in _REPORTED})
     print(session)
     return session
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"

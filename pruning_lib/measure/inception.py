@@ -47,9 +47,7 @@ def torchvision_is_healthy() -> bool:
         import torchvision  # noqa: F401
 
         return hasattr(torch.ops.torchvision, "nms")
-    except (
-        Exception
-    ):  # a broken binary can raise anything: RuntimeError, OSError, ImportError, AttributeError
+    except Exception:  # a broken binary can raise anything: RuntimeError, OSError, ImportError, AttributeError
         return False
 
 

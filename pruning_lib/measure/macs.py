@@ -158,21 +158,18 @@ def _shapes(inputs: dict) -> dict[str, object]:
 def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> dict[str, ModuleCost]:
     """Sum children into parents; modules in the order in which they run, those that never run at the end."""
     found = dict(model.named_modules())
-    total = {path: [0, 0, 0] for path in found}
-    for path, module in found.items():
-        mine = (sum(p.numel() for p in module.parameters(recurse=False)), *owned.get(path, (0, 0)))
+    total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for path, mine in owned.items():
         for up in _ancestors(path):
             total[up] = [a + b for a, b in zip(total[up], mine, strict=True)]
-    # A tied parameter would be counted once per owner.
-    for path, module in found.items():
-        total[path][0] = sum(p.numel() for p in module.parameters())
     costs = {}
     for path in dict.fromkeys([*order, *found]):
-        module, (params, weight, products) = found[path], total[path]
+        module, (weight, products) = found[path], total[path]
         own_weight, own_products = owned.get(path, (0, 0))
         parents = [type(found[up]).__name__ for up in _ancestors(path)]
         costs[path] = ModuleCost(
-            kind=type(module).__name__, role=role_of(module, parents), params=params,
+            kind=type(module).__name__, role=role_of(module, parents),
+            params=sum(p.numel() for p in module.parameters()),  # not the children's sum: a tied one counts once
             macs=weight + products, macs_without_attention=weight,
             own_params=sum(p.numel() for p in module.parameters(recurse=False)),
             own_macs=own_weight + own_products, own_macs_without_attention=own_weight,

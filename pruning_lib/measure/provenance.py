@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from .._text import installed_version
 from .device import best_device, check_device
 
 __all__ = ["passport"]
@@ -50,7 +51,7 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         "cpu_threads": torch.get_num_threads(),
         "os": _system(),
         "python": platform.python_version(),
-        "versions": {**{name: _version(name) for name in _PACKAGES}, "pruning_lib": _own_version()},
+        "versions": {**{name: installed_version(name) for name in _PACKAGES}, "pruning_lib": _own_version()},
         "seeds": list(seeds),
         "n": n,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -80,13 +81,6 @@ def _system() -> str:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError, AttributeError):
         return f"{platform.system()} {platform.release()}"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _own_version() -> str:

@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
+from .._files import check_place
 from .provenance import passport
 
-__all__ = ["RecordError", "check_writable", "load_record", "passport", "results_folder", "save_record"]
+__all__ = ["RecordError", "check_writable", "load_record", "passport", "record_path", "results_folder", "save_record"]
 
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version": int, "experiment": str, "data": dict, "passport": dict}
@@ -93,17 +94,32 @@ def check_writable(path: str | Path) -> Path:
     """
     path = _json_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.is_dir():
-            raise IsADirectoryError(21, "Is a directory")
+        check_place(path)
     except OSError as error:
         raise RecordError(
             f"Cannot write {path}: {error.strerror or error}. Nothing was measured yet. "
             "Check that its folder is no file and that you may write there."
         ) from error
     return path
+
+
+def record_path(path_or_name: str | Path) -> Path:
+    """Return the file of a record, whether it is there or not.
+
+    Args:
+        path_or_name: as `load_record` takes it.
+
+    Raises:
+        RecordError: neither a name nor a path.
+    """
+    if not isinstance(path_or_name, (str, Path)):
+        raise RecordError(f"{path_or_name!r} is neither the name of an experiment nor a file.")
+    return results_folder() / f"{path_or_name}.json" if _is_name(path_or_name) else Path(path_or_name)
+
+
+def _is_name(path_or_name: str | Path) -> bool:
+    # A word without a folder or an ending is meant as a name, rightly spelt or not.
+    return isinstance(path_or_name, str) and re.fullmatch(r"[\w-]+", path_or_name) is not None
 
 
 def load_record(path_or_name: str | Path) -> dict[str, object]:
@@ -122,11 +138,7 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
         >>> record = load_record("first_explorer")
         >>> record["passport"]["hardware"]
     """
-    if not isinstance(path_or_name, (str, Path)):
-        raise RecordError(f"{path_or_name!r} is neither the name of an experiment nor a file.")
-    # A word without a folder or an ending is meant as a name, rightly spelt or not.
-    by_name = isinstance(path_or_name, str) and re.fullmatch(r"[\w-]+", path_or_name) is not None
-    path = results_folder() / f"{path_or_name}.json" if by_name else Path(path_or_name)
+    path = record_path(path_or_name)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -145,7 +157,7 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
             f"{path} is no valid JSON: {error}. It may be cut short; restore it from version control or measure again."
         ) from error
     _check(record, str(path))
-    if by_name and record["experiment"] != path_or_name:
+    if _is_name(path_or_name) and record["experiment"] != path_or_name:
         raise RecordError(
             f"{path} holds the experiment {record['experiment']!r}, not {path_or_name!r}. Rename it, or measure again."
         )

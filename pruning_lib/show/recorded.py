@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..measure.record import RecordError, check_writable, load_record, results_folder, save_record
+from ..measure.record import RecordError, check_writable, load_record, record_path, save_record
 from .lattice import Axis, Metric
 from .sprites import Sheet
 
@@ -40,7 +40,7 @@ def save_sweep(
 def load_sweep(record: str | Path) -> tuple[list[dict], list[dict], Sheet, dict]:
     """Return axes, metrics, sheet and passport of a sweep; see `SweepExplorer.from_record`."""
     found = load_record(record)
-    path = Path(record) if Path(record).suffix == ".json" else results_folder() / f"{record}.json"
+    path = record_path(record)
     data = found["data"]
     missing = [key for key in _FIELDS if key not in data]
     if missing:

@@ -5,8 +5,6 @@ This is the only place of the package that may reach for a hub.
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from .._text import nearest
 from ..measure.device import check_device
+from .intact import ModelUnavailableError, check_complete, check_parts, check_weights
 from .models import MODELS, models_folder
 
-__all__ = ["ModelUnavailableError", "load"]
-
-
-class ModelUnavailableError(OSError):
-    """The hub could not be reached, or it does not have the model."""
+__all__ = ["ModelUnavailableError", "load", "quietly"]
 
 
 def load(
@@ -56,7 +51,7 @@ def load(
     if not isinstance(name, (str, Path)):
         raise TypeError(f"A model is asked for by its name or folder, not by {name!r}.")
     device, dtype = _checked(device, dtype)
-    with _quietly():
+    with quietly():
         pipe = _load(name, dtype, revision)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -64,18 +59,20 @@ def load(
 
 def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> DiffusionPipeline:
     info = MODELS.get(str(name))
-    local = bool(info and not info.repo) or bool(not info and str(name) and Path(name).is_dir())
-    if revision and local:
+    folder = None
+    if info and not info.repo:
+        folder = models_folder() / info.name
+    elif not info and str(name) and Path(name).is_dir():
+        folder = Path(name)
+    if folder and revision:
         raise ValueError(
             f"revision={revision!r} was given, but {str(name)!r} lies on this disk; revisions belong to the hub. "
             "Leave revision out, or give a hub id."
         )
-    if info and not info.repo:
-        return _from_folder(models_folder() / info.name, dtype)
+    if folder:
+        return _from_folder(folder, dtype)
     if info:
         return _from_hub(info.repo, revision or info.revision, dtype, info.memory_gib)
-    if local:
-        return _from_folder(Path(name), dtype)
     if _looks_like_repo(str(name)):
         return _from_hub(str(name), revision or "main", dtype, None)
     raise ValueError(
@@ -85,7 +82,7 @@ def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Diffusi
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Hold back progress bars and notes about optional packages: a reader asked for a model, not for a log."""
     old = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled(), diffusers_logging.is_progress_bar_enabled()
@@ -126,8 +123,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
             f"{folder} has no model_index.json, so it is not a diffusers pipeline. "
             "Pass the folder that pipe.save_pretrained() wrote."
         )
-    _check_parts(folder)
-    stored = _check_weights(folder)
+    check_parts(folder)
+    stored = check_weights(folder)
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
@@ -136,67 +133,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
             f"{folder} could not be loaded: {reason.rstrip('.')}. Fetch it again, or restore it from version control."
         ) from error
     for name, part in pipe.components.items():
-        _check_complete(folder / name, part, stored.get(name))
+        check_complete(folder / name, part, stored.get(name))
     return pipe
-
-
-def _check_parts(folder: Path) -> None:
-    """Check that the pipeline's index can be read and every part it names has its folder; some load as None if not."""
-    path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text("utf-8"))
-        parts = [name for name, kind in index.items() if isinstance(kind, list) and all(kind)]
-    except (ValueError, AttributeError) as error:
-        raise ModelUnavailableError(
-            f"{path} is damaged: {error}. Fetch it again, or restore it from version control."
-        ) from error
-    missing = [name for name in parts if not (folder / name).is_dir()]
-    if missing:
-        raise ModelUnavailableError(
-            f"{folder} lacks {', '.join(missing)}, which its model_index.json names. "
-            "Fetch it again, or restore it from version control."
-        )
-
-
-def _check_complete(folder: Path, part: object, stored: int | None) -> None:
-    """Compare numbers stored and needed: a tensor that its file lacks would be left random or empty, with no error."""
-    if stored is None or not isinstance(part, torch.nn.Module):
-        return
-    needed = sum(parameter.numel() for parameter in part.parameters())
-    if stored < needed:
-        raise ModelUnavailableError(
-            f"The weights in {folder} are not whole: they hold {stored:,} numbers, the model has {needed:,}. "
-            "Fetch them again, or restore them from version control."
-        )
-
-
-def _check_weights(folder: Path) -> dict[str, int]:
-    """Read every safetensors header and compare it with the file's length: damage shows before anything is loaded.
-
-    Returns:
-        Part of the pipeline -> how many numbers its files hold.
-    """
-    stored: dict[str, int] = {}
-    for path in sorted(folder.glob("*/*.safetensors")):
-        size = path.stat().st_size
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > size:
-                    raise ValueError("its header is longer than the file")
-                header = json.loads(file.read(length))
-            tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
-            ends = [tensor["data_offsets"][1] for tensor in tensors]
-            stored[path.parent.name] = stored.get(path.parent.name, 0) + sum(math.prod(t["shape"]) for t in tensors)
-            if 8 + length + max(ends, default=0) != size:
-                raise ValueError(
-                    f"its header asks for {8 + length + max(ends, default=0)} bytes, the file has {size}"
-                )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ModelUnavailableError(
-                f"{path} is damaged or cut short: {error}. Fetch it again, or restore it from version control."
-            ) from error
-    return stored
 
 
 def _from_hub(repo: str, revision: str, dtype: torch.dtype, memory: float | None) -> DiffusionPipeline:

@@ -17,6 +17,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from .._text import nearest
 from ..measure.device import check_device
+from ..measure.images import as_bytes
+from .intact import check_complete, check_weights
 from .models import models_folder
 from .vae import to_model_range
 
@@ -72,9 +74,7 @@ def as_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
         images = [Image.fromarray(i.permute(1, 2, 0).cpu().numpy()) for i in images]
     if len(images) == 0:
         raise ValueError("No images were given.")
-    arrays = [np.asarray(i.convert("RGB").resize((64, 64), Image.BICUBIC) if i.size != (64, 64) else i.convert("RGB"))
-              for i in images]  # fmt: skip
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return as_bytes([i if i.size == (64, 64) else i.convert("RGB").resize((64, 64), Image.BICUBIC) for i in images])
 
 
 def _folder(name: str) -> Path:
@@ -93,13 +93,13 @@ def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
     """
     folder = _folder(name) / "clip"
     # Here, because captions() and training_images() need no diffusers.
-    from .hub import _check_complete, _check_weights, _quietly
+    from .hub import quietly
 
     device = check_device(device)
-    stored = _check_weights(folder.parent)
-    with _quietly():
+    stored = check_weights(folder.parent)
+    with quietly():
         model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        _check_complete(folder, model, stored.get("clip"))
+        check_complete(folder, model, stored.get("clip"))
         return MiniCLIP(model, CLIPTokenizer.from_pretrained(folder.parent / "tokenizer"))
 
 

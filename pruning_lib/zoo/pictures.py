@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from .._files import check_place
 
 __all__ = ["picture_paths"]
 
@@ -28,19 +29,14 @@ def picture_paths(out: Path, prompts: Sequence[str], seed: int) -> list[Path]:
         raise ValueError(f"{len(prompts)} prompts do not fit into one file, {out}. Give a folder.")
     if out.suffix.lower() in _OTHER:
         raise ValueError(f"--out {out}: pictures are saved as PNG. Give a folder or a .png.")
-    folder = out.parent if one_file else out
+    slugs = [re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40] or "prompt" for prompt in prompts]
+    paths = [out] if one_file else [out / f"{i:02d}-{slug}-{seed}.png" for i, slug in enumerate(slugs)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if one_file and out.is_dir():
-            raise IsADirectoryError(21, "the picture's name is taken by a folder")
+        for path in paths:
+            check_place(path)
     except OSError as error:
         raise ValueError(
-            f"--out {out}: cannot make the folder {folder}, or write there: {error.strerror or error}. "
+            f"--out {out}: cannot make the folder {path.parent}, or write there: {error.strerror or error}. "
             "Give a folder or a .png."
         ) from error
-    if one_file:
-        return [out]
-    slugs = [re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40] or "prompt" for prompt in prompts]
-    return [folder / f"{i:02d}-{slug}-{seed}.png" for i, slug in enumerate(slugs)]
+    return paths
