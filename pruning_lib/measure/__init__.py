@@ -5,8 +5,9 @@ Nothing here knows the zoo; models come in as arguments.  Names are imported whe
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
 
 _WHERE = {
     "MacsReport": "macs",
@@ -49,16 +50,4 @@ if TYPE_CHECKING:
     from .quality import clip_score, psnr, retrieval_rank, ssim
     from .record import RecordError, load_record, passport, save_record
 
-
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(
-            f"module 'pruning_lib.measure' has no attribute {name!r}. It has: {', '.join(__all__)}."
-        )
-    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _WHERE)

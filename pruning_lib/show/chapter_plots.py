@@ -1,4 +1,4 @@
-"""The figures of chapters 1 and 2 that no other chapter draws.
+"""Figures that several chapters draw, and those of chapters 1 and 2.
 
 Each function takes data or images and returns a matplotlib Figure with an opaque background and its words in
 `figure.alt`, made from the data, so that they cannot go stale.
@@ -9,40 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .figure import CHARACTERS, COLOURS, INK, MARKERS, as_array, new_figure, to_tensor
+
 __all__ = ["heat", "image_grid", "latent_channels", "lines", "roofline", "shares", "to_tensor", "toy_diffusion"]
-
-INK = "#1f2933"
-COLOURS = ("#0b6e99", "#d1495b", "#6c9a3b", "#8a5a9e", "#c98a1b", "#4d5b66")
-CHARACTERS = 248
-
-
-def _figure(width: float, height: float, alt: str, **grid) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-    axes = figure.subplots(squeeze=False, **grid)
-    for ax in axes.flat:
-        ax.set_facecolor("white")
-        ax.tick_params(colors=INK, labelsize=9)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-    figure.alt = alt if len(alt) <= CHARACTERS else alt[: CHARACTERS - 1] + "…"
-    return figure, axes
-
-
-def to_tensor(images: Sequence) -> Tensor:
-    """Return PIL images of one size as float `[n, 3, h, w]` in [0, 1]."""
-    return torch.from_numpy(as_array(images)).permute(0, 3, 1, 2).float()
-
-
-def as_array(images: Tensor | Sequence) -> np.ndarray:
-    """Return `[n, h, w, 3]` in [0, 1] from float or uint8 `[n, 3, h, w]` or a list of PIL images."""
-    if isinstance(images, Tensor):
-        images = images.detach().float() / (255 if images.dtype == torch.uint8 else 1)
-        return images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return np.stack([np.asarray(image.convert("RGB")) / 255 for image in images])
 
 
 def image_grid(
@@ -70,7 +42,7 @@ def image_grid(
     alt += f" Rows: {', '.join(rows)}." if rows else ""
     alt = alt.replace("\n", " ")
     label = 0.95 if rows else 0.1
-    figure, axes = _figure(across * size + label, down * size + 0.35, alt, nrows=down, ncols=across)
+    figure, axes = new_figure(across * size + label, down * size + 0.35, alt, nrows=down, ncols=across)
     for index, ax in enumerate(axes.flat):
         ax.imshow(pictures[index], interpolation="nearest")
         ax.set_xticks([]), ax.set_yticks([])
@@ -94,7 +66,7 @@ def latent_channels(latents: Tensor, names: Sequence[str]) -> Figure:
     low, high = latents.min().item(), latents.max().item()
     alt = f"The {channels} channels of {n} latents as grey pictures: {', '.join(names)}."
     alt += f" Values {low:.1f} to {high:.1f}."
-    figure, axes = _figure(channels * 1.3 + 1.2, n * 1.3 + 0.3, alt, nrows=n, ncols=channels)
+    figure, axes = new_figure(channels * 1.3 + 1.2, n * 1.3 + 0.3, alt, nrows=n, ncols=channels)
     for row in range(n):
         for column in range(channels):
             ax = axes[row, column]
@@ -117,7 +89,7 @@ def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figu
     """
     where = "; ".join(f"{name}: mean {v.mean():.2f}, spread {v.std():.2f}" for name, v in ends.items())
     alt = f"Left: {paths.shape[1]} paths from one cloud of noise to two clusters near -1 and +1. Right, ends. {where}."
-    figure, axes = _figure(7.6, 4.2, alt, nrows=2, ncols=1, gridspec_kw={"height_ratios": (3, 2)})
+    figure, axes = new_figure(7.6, 4.2, alt, nrows=2, ncols=1, gridspec_kw={"height_ratios": (3, 2)})
     axes[1, 0].remove(), axes[0, 0].remove()
     grid = figure.add_gridspec(len(ends), 2, width_ratios=(3, 2))
     main = figure.add_subplot(grid[:, 0])
@@ -162,7 +134,7 @@ def heat(
         i, j = divmod(int(np.where(itself, -np.inf, table).argmax()), table.shape[1])
         alt = f"{table.shape[0]} by {table.shape[1]} table of {what}, {table.min():.2f} to {table.max():.2f}. "
         alt += f"Highest, itself left out: {rows[i]} and {columns[j]}."
-    figure, axes = _figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
+    figure, axes = new_figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
     ax = axes[0, 0]
     shown = ax.imshow(table, cmap="cividis", aspect="auto")
     middle = (table.min() + table.max()) / 2
@@ -188,9 +160,9 @@ def lines(
         log: True for a logarithmic horizontal axis.
     """
     ends = "; ".join(f"{name} from {v[0]:.3g} to {v[-1]:.3g}" for name, v in curves.items())
-    figure, axes = _figure(6.4, 3.4, f"{ylabel} against {xlabel}, {x[0]:g} to {x[-1]:g}: {ends}.")
+    figure, axes = new_figure(6.4, 3.4, f"{ylabel} against {xlabel}, {x[0]:g} to {x[-1]:g}: {ends}.")
     ax = axes[0, 0]
-    for (name, values), colour, marker in zip(curves.items(), COLOURS, "osD^vP", strict=False):
+    for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
         ax.plot(x, values, color=colour, marker=marker, markersize=5, label=name)
     if log:
         ax.set_xscale("log")
@@ -212,7 +184,7 @@ def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str
     """
     tops = "; ".join(f"most {kind}: {names[int(np.argmax(v))]} with {max(v):.0f} %" for kind, v in parts.items())
     alt = f"Bars for {len(names)} blocks: {', '.join(parts)} in percent. {tops}."
-    figure, axes = _figure(7.2, 0.13 * len(names) * (len(parts) + 0.8) + 0.9, alt)
+    figure, axes = new_figure(7.2, 0.13 * len(names) * (len(parts) + 0.8) + 0.9, alt)
     ax = axes[0, 0]
     height = 0.8 / len(parts)
     for index, (kind, values) in enumerate(parts.items()):
@@ -238,13 +210,13 @@ def roofline(points: dict[str, tuple[float, float]], peak: float, bandwidth: flo
     near, far = max(part, key=part.get), min(part, key=part.get)
     alt = f"{len(part)} layers under a roof: rate against MACs per byte, both logarithmic. "
     alt += f"Reached, of the roof: most {near} with {part[near]:.0f} %, least {far} with {part[far]:.0f} %."
-    figure, axes = _figure(6.6, 4.0, alt)
+    figure, axes = new_figure(6.6, 4.0, alt)
     ax = axes[0, 0]
     reuses = [reuse for reuse, _ in points.values()]
     x = np.geomspace(min(reuses) / 3, max(reuses) * 3, 200)
     ax.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color=INK, linewidth=1.5, label="roof")
     ax.axvline(peak / bandwidth, color=INK, linewidth=0.8, linestyle=":")
-    for (name, (reuse, rate)), colour, marker in zip(points.items(), COLOURS, "osD^vP", strict=False):
+    for (name, (reuse, rate)), colour, marker in zip(points.items(), COLOURS, MARKERS, strict=False):
         ax.plot(reuse, rate / 1e9, marker, color=colour, markersize=8, label=name)
     ax.set(xscale="log", yscale="log", xlabel="MACs per byte moved", ylabel="GMACs per second")
     ax.grid(alpha=0.25)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from ..training.fit import FitConfig, fit
 from .data import EmojiData
-from .fit import FitConfig, fit
 from .tokenizer import MAX_TOKENS
 from .vae import to_model_range
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from transformers import CLIPModel, CLIPTokenizer
 
+from ..training.fit import FitConfig, read_checkpoint, read_log
 from .assemble import assemble, check_replaceable, text_encoder_of
 from .clip import train_clip
 from .data import EmojiData
-from .fit import FitConfig, read_checkpoint, read_log
 from .tokenizer import train_tokenizer
 from .unet import build_unet, train_unet
 from .vae import train_vae

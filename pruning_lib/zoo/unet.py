@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..training.fit import FitConfig, fit
 from .clip import caption
 from .data import EmojiData
-from .fit import FitConfig, fit
 from .vae import to_model_range
 
 __all__ = ["build_scheduler", "build_unet", "encode_captions", "encode_images", "train_unet"]

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..training.fit import FitConfig, fit
 from .data import EmojiData
-from .fit import FitConfig, fit
 
 __all__ = ["build_vae", "latent_scale", "to_model_range", "train_vae"]
 

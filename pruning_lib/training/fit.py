@@ -1,4 +1,4 @@
-"""One resumable training loop for every model of the zoo.
+"""One resumable training loop for every model.
 
 Each step draws its batch from a generator seeded by (seed, step), so a run that was interrupted and resumed sees the
 same data as one that never stopped.  Checkpoints are written to a temporary name and moved into place, so a crash
