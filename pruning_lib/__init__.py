@@ -24,6 +24,7 @@ _WHERE = {
     "load_clip": "zoo.judge",
     "captions": "zoo.judge",
     "training_images": "zoo.judge",
+    "prune_magnitude": "weights.magnitude",
     "denoiser_on_meta": "zoo.architectures",
     "count_macs": "measure.macs",
     "measure_latency": "measure.latency",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .measure.latency import measure_latency
     from .measure.macs import count_macs
     from .measure.record import load_record, passport, save_record
+    from .weights.magnitude import prune_magnitude
     from .zoo.architectures import denoiser_on_meta
     from .zoo.hub import load
     from .zoo.judge import captions, load_clip, training_images

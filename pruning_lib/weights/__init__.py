@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from .._lazy import lazy_names
 
-_WHERE: dict[str, str] = {}
+_WHERE: dict[str, str] = {
+    "prune_magnitude": "magnitude",
+    "magnitude_masks": "magnitude",
+    "SCOPES": "magnitude",
+    "Pruned": "masks",
+    "Sensitivity": "sensitivity",
+    "measure_sensitivity": "sensitivity",
+    "estimate_sensitivity": "sensitivity",
+    "prunable_weights": "select",
+    "LEAVE_ALONE": "select",
+}
 
 __all__ = list(_WHERE)
 
