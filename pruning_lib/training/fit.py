@@ -27,6 +27,8 @@ from ..measure.device import check_device
 __all__ = ["FitConfig", "fit", "lr_factor", "read_checkpoint", "read_log"]
 
 Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
+AfterStep = Callable[[], object]
+Validate = Callable[[int], "dict[str, float]"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class FitConfig:
         bf16: run the forward pass under bfloat16 autocast.
         checkpoint_every: steps between checkpoints; an interruption loses at most these.
         log_every: steps between lines of the log.
+        validate_every: steps between validations, the first before training; 0 for none.
     """
 
     steps: int
@@ -60,6 +63,7 @@ class FitConfig:
     bf16: bool = False
     checkpoint_every: int = 200
     log_every: int = 20
+    validate_every: int = 0
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -79,8 +83,9 @@ def lr_factor(step: int, config: FitConfig) -> float:
 
 
 def fit(
-    model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, name: str = "train"
-) -> nn.Module:
+    model: nn.Module, loss: Loss, config: FitConfig, folder: str | Path, name: str = "train", *,
+    after_step: AfterStep | None = None, validate: Validate | None = None, progress: bool = True,
+) -> nn.Module:  # fmt: skip
     """Train `model` in place, or go on from the checkpoint in `folder`, and return it with averaged weights.
 
     Args:
@@ -89,6 +94,11 @@ def fit(
         config: see `FitConfig`. On resuming only `steps`, `decay`, the device and the intervals may differ.
         folder: holds `checkpoint.pt` and `log.jsonl`; made when absent.
         name: label of the progress bar.
+        after_step: called after each step of the optimiser, before the weights enter their average: the place to
+            hold zeros at zero.
+        validate: called with the number of steps done, while the model holds its averaged weights and is in
+            evaluation mode; what it returns goes into the log.
+        progress: False for no bar.
 
     Raises:
         ValueError: the checkpoint belongs to another configuration, or the loss became NaN.
@@ -106,7 +116,21 @@ def fit(
     step, seconds = _restore(folder, model, optimizer, ema, config)
     _end_line(folder / "log.jsonl")
     started, stop = time.time() - seconds, []
-    with _on_interrupt(lambda: stop.append(True)), tqdm(total=config.steps, initial=step, desc=name) as bar:
+    bar = tqdm(total=config.steps, initial=step, desc=name, disable=not progress)
+
+    def note(line: dict) -> None:
+        line = {"step": step, "seconds": round(time.time() - started, 1), **line}
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def validation() -> dict[str, float]:
+        if not (validate and config.validate_every and step % config.validate_every == 0):
+            return {}
+        return _with_average(model, ema, lambda: validate(step))
+
+    if step == 0 and (figures := validation()):
+        note(figures)
+    with _on_interrupt(lambda: stop.append(True)), bar:
         while step < config.steps and not stop:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(step, config)
@@ -120,19 +144,15 @@ def fit(
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if after_step:
+                after_step()
             if ema:
                 ema.step(model.parameters())
             step += 1
             bar.update()
-            if step % config.log_every == 0 or step == config.steps:
-                line = {
-                    "step": step,
-                    "seconds": round(time.time() - started, 1),
-                    "loss": value.item(),
-                    **figures,
-                }
-                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(line) + "\n")
+            seen = validation()
+            if seen or step % config.log_every == 0 or step == config.steps:
+                note({"loss": value.item(), **figures, **seen})
                 bar.set_postfix(loss=f"{value.item():.4f}")
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 _save(folder, model, optimizer, ema, config, step, time.time() - started)
@@ -173,6 +193,21 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict:
         ) from error
 
 
+def _with_average(
+    model: nn.Module, ema: EMAModel | None, call: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    if ema:
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+    model.eval()
+    try:
+        return call()
+    finally:
+        model.train()
+        if ema:
+            ema.restore(model.parameters())
+
+
 def _state(model, optimizer, ema, config, step, seconds) -> dict:
     return {
         "model": model.state_dict(),
@@ -195,7 +230,7 @@ def _restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[in
     if not path.is_file():
         return 0, 0.0
     saved = read_checkpoint(path, config.device)
-    may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every"}
+    may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every", "validate_every"}
     now = asdict(config)
     wrong = {
         k: (saved["config"][k], now[k])

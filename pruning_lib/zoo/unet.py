@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..training.denoising import denoising_loss, encode_captions, encode_images
 from ..training.fit import FitConfig, fit
 from .clip import caption
 from .data import EmojiData
-from .vae import to_model_range
 
 __all__ = ["build_scheduler", "build_unet", "encode_captions", "encode_images", "train_unet"]
 
@@ -53,20 +52,6 @@ def build_scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-@torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Return scaled latents `[n, 4, 16, 16]` of uint8 images `[n, 3, 64, 64]`."""
-    parts = [vae.encode(to_model_range(x).to(vae.device)).latent_dist.mean for x in images.split(64)]
-    return torch.cat(parts) * vae.config.scaling_factor
-
-
-@torch.no_grad()
-def encode_captions(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Return the text states `[n, 24, 128]` the denoiser attends to."""
-    tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return torch.cat([text_encoder(t.to(text_encoder.device))[0] for t in tokens.split(256)])
-
-
 def train_unet(
     data: EmojiData, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, config: FitConfig,
     folder: str | Path, batch: int = 32,
@@ -86,15 +71,10 @@ def train_unet(
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(latents), (batch,), generator=generator)
         which = torch.randint(CAPTIONS_EACH, (batch,), generator=generator)
-        drop = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
-        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        t = (u * scheduler.config.num_train_timesteps).long().to(config.device)
-        clean = latents[index]
-        noise = torch.randn(clean.shape, generator=generator).to(config.device)
-        text = torch.where(drop[:, None, None].to(config.device), nothing, states[index, which])
-        noisy = scheduler.add_noise(clean, noise, t)
-        target = scheduler.get_velocity(clean, noise, t)
-        return F.mse_loss(unet(noisy, t, text).sample.float(), target), {}
+        clean, text = latents[index], states[index, which]
+        return denoising_loss(
+            unet, scheduler, clean, text, nothing, generator, caption_dropout=CAPTION_DROPOUT
+        ), {}
 
     return fit(unet, loss, config, folder, "unet")
 

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..training.denoising import to_model_range
 from ..training.fit import FitConfig, fit
 from .data import EmojiData
 
@@ -37,11 +38,6 @@ def build_vae(channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
         norm_num_groups=min(16, channels[0]),
         mid_block_add_attention=False,
     )
-
-
-def to_model_range(images: Tensor) -> Tensor:
-    """Map uint8 `[..., 64, 64]` in 0..255 to float in [-1, 1], the range every diffusers VAE expects."""
-    return images.float() / 127.5 - 1
 
 
 def train_vae(data: EmojiData, config: FitConfig, folder: str | Path, batch: int = 32) -> AutoencoderKL:
