@@ -33,7 +33,7 @@ class FinetuneLog:
     """What happened during a run.
 
     Attributes:
-        lines: one dict per logged step, in order: "step", "seconds", "loss" (not at step 0) and the figures of `validate`.
+        lines: one dict per logged step, in order: "step", "seconds", "loss" (not at step 0) and what `validate` gave.
     """
 
     lines: list[dict[str, float]]
