@@ -17,6 +17,10 @@ _WHERE: dict[str, str] = {
     "estimate_sensitivity": "sensitivity",
     "prunable_weights": "select",
     "LEAVE_ALONE": "select",
+    "save_sparse": "sparse_file",
+    "load_sparse": "sparse_file",
+    "sparse_bytes": "sparse_plan",
+    "dense_bytes": "sparse_plan",
 }
 
 __all__ = list(_WHERE)
