@@ -47,8 +47,8 @@ def unit(images: Tensor) -> Tensor:
 
 
 def judge(
-    pipe, clip, prompts: Sequence[str], candidates: Sequence[str], wanted: Tensor | None, *, steps: int, guidance: float,
-    seed: int = 0, real: Tensor | None = None,
+    pipe, clip, prompts: Sequence[str], candidates: Sequence[str], wanted: Tensor | None, *, steps: int,
+    guidance: float, seed: int = 0, real: Tensor | None = None,
 ) -> Judged:  # fmt: skip
     """Draw one picture per prompt and judge them.
 

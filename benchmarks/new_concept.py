@@ -25,6 +25,7 @@ from pruning_lib.zoo.assemble import contact_sheet
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 MODEL = "emoji-sd"
+PER_RUN = ("changed", "zeros_before", "zeros_after", "grown_mean", "largest_step")
 STEPS, BATCH, LR, SEEDS = 150, 16, 5e-4, (0, 1, 2)
 SAMPLER = {"steps": 8, "guidance": 3.0}
 OLD, NOISES = 64, 2  # old captions that are drawn; pictures per new caption
@@ -67,10 +68,10 @@ def train_one(start: str, seed: int, sheet: Path) -> dict:
         return {"new_loss": loss(task_new), "old_loss": loss(task_old)}
 
     repeat = round(len(images) / len(new))
+    mixed = torch.cat([images, new.repeat(repeat, 1, 1, 1)])
     log = pl.finetune(
-        pipe, torch.cat([images, new.repeat(repeat, 1, 1, 1)]), captions + names * repeat, steps=STEPS, lr=LR, batch=BATCH,
-        seed=seed, ema=0, after_step=pruned.reapply if held else None, validate=validate, validate_every=50,
-        half_weights=True,
+        pipe, mixed, captions + names * repeat, steps=STEPS, lr=LR, batch=BATCH, seed=seed, ema=0, half_weights=True,
+        after_step=pruned.reapply if held else None, validate=validate, validate_every=50,
     )  # fmt: skip
     changed = sum((p != first[n]).sum().item() for n, p in pipe.unet.named_parameters())
     zeros = {n: ~m for n, m in pruned.masks.items()} if pruned else {}
@@ -158,7 +159,7 @@ def record(path: Path, work: Path) -> Path:
                 "rounded_to": rounded_to, "new": summary(runs, "new"), "old": summary(runs, "old"),
                 "before": {"new": summary([start], "new"), "old": summary([start], "old")},
                 "curves": [r["curve"] for r in runs],
-                **{k: [r[k] for r in runs] for k in ("changed", "zeros_before", "zeros_after", "grown_mean", "largest_step")},
+                **{k: [r[k] for r in runs] for k in PER_RUN},
             }
         )  # fmt: skip
         shown = torch.tensor(list(Image.open(work / f"{name}.png").tobytes()), dtype=torch.uint8)

@@ -24,7 +24,10 @@ _WHERE = {
     "load_clip": "zoo.judge",
     "captions": "zoo.judge",
     "training_images": "zoo.judge",
+    "new_concepts": "zoo.unseen",
     "prune_magnitude": "weights.magnitude",
+    "prune_structured": "weights.structured",
+    "finetune": "training.finetune",
     "denoiser_on_meta": "zoo.architectures",
     "count_macs": "measure.macs",
     "measure_latency": "measure.latency",
@@ -39,10 +42,13 @@ if TYPE_CHECKING:
     from .measure.latency import measure_latency
     from .measure.macs import count_macs
     from .measure.record import load_record, passport, save_record
+    from .training.finetune import finetune
     from .weights.magnitude import prune_magnitude
+    from .weights.structured import prune_structured
     from .zoo.architectures import denoiser_on_meta
     from .zoo.hub import load
     from .zoo.judge import captions, load_clip, training_images
     from .zoo.models import models
+    from .zoo.unseen import new_concepts
 
 __getattr__, __dir__ = lazy_names(__name__, _WHERE)
