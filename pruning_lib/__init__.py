@@ -25,6 +25,8 @@ _WHERE = {
     "captions": "zoo.judge",
     "training_images": "zoo.judge",
     "new_concepts": "zoo.unseen",
+    "inspect_checkpoint": "weights.checkpoint",
+    "slim": "weights.slimming",
     "prune_magnitude": "weights.magnitude",
     "prune_structured": "weights.structured",
     "finetune": "training.finetune",
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
     from .measure.macs import count_macs
     from .measure.record import load_record, passport, save_record
     from .training.finetune import finetune
+    from .weights.checkpoint import inspect_checkpoint
     from .weights.magnitude import prune_magnitude
+    from .weights.slimming import slim
     from .weights.structured import prune_structured
     from .zoo.architectures import denoiser_on_meta
     from .zoo.hub import load

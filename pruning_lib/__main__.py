@@ -17,6 +17,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from .weights.cli import app as weights_app
 from .zoo.cli import app as zoo_app
 
 # What wrong input, a missing file, network or package raises. Anything else is a defect of ours: it shows a traceback.
@@ -51,6 +52,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain lines, for pipes and screen readers
     add_completion=False,
 )
+app.add_typer(weights_app)  # inspect and slim, beside the commands below
 app.add_typer(zoo_app, name="zoo")
 
 

@@ -8,6 +8,15 @@ from __future__ import annotations
 from .._lazy import lazy_names
 
 _WHERE: dict[str, str] = {
+    "inspect_checkpoint": "checkpoint",
+    "CheckpointReport": "checkpoint",
+    "slim": "slimming",
+    "SlimReport": "slimming",
+    "to_ldm": "ldm_layout",
+    "ldm_ema": "ldm_layout",
+    "CheckpointError": "pickle_names",
+    "UnsafePickleError": "pickle_names",
+    "CastError": "slim_plan",
     "prune_magnitude": "magnitude",
     "magnitude_masks": "magnitude",
     "SCOPES": "magnitude",
