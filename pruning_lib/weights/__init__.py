@@ -21,6 +21,8 @@ _WHERE: dict[str, str] = {
     "magnitude_masks": "magnitude",
     "SCOPES": "magnitude",
     "Pruned": "masks",
+    "prune_nm": "nm",
+    "to_semi_structured": "nm",
     "Sensitivity": "sensitivity",
     "measure_sensitivity": "sensitivity",
     "estimate_sensitivity": "sensitivity",

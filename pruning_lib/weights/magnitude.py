@@ -7,10 +7,10 @@ One number decides, the threshold t: a weight stays if |w| > t.  What counts as 
 - `sensitivity`: one for every tensor, with shares that follow from how much each tensor is missed (`sensitivity.py`);
 - `random`: no threshold at all; a control, which any rule must beat.
 
-The count of zeros is exact.  k = round(sparsity * n) weights are removed, with Python's `round` (a half goes to the even
-number, as in `torch.nn.utils.prune`); n counts the tensor in the scope "layer" and the module in the others.  Among
-weights of equal magnitude those that come first are removed first: parameters in the order of the module, entries row by
-row.  So the same module gives the same masks on any device, and in any run.
+The count of zeros is exact.  k = round(sparsity * n) weights are removed, with Python's `round` (a half goes to the
+even number, as in `torch.nn.utils.prune`); n counts the tensor in the scope "layer" and the module in the others.
+Among weights of equal magnitude those that come first are removed first: parameters in the order of the module, entries
+row by row.  So the same module gives the same masks on any device, and in any run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def prune_magnitude(
     """Set the smallest weights of a module to zero, in place, and return a handle that can put them back.
 
     Args:
-        module: a denoiser, VAE, text encoder or any part of one, in float16, bfloat16, float32 or float64, on any device.
+        module: a denoiser, VAE, text encoder or any part of one, in 16, 32 or 64 bit floats, on any device.
         sparsity: share of the weights to remove, in [0, 1).
         scope: "global", "layer", "sensitivity" or "random"; see the module's docstring.
         leave_alone: groups and patterns that are spared and not counted, see `select.prunable_weights`.

@@ -5,8 +5,8 @@ groups are left alone by default:
 
 - `ends`: the layers that touch the sample itself (`conv_in`, `conv_out`, patch embedding, last projection).  They hold
   few weights, and everything passes through them.
-- `norms`: scales and shifts of normalisation layers; one number multiplies or moves a whole channel, and a good value is
-  near 1, so its size says nothing about its worth.
+- `norms`: scales and shifts of normalisation layers; one number multiplies or moves a whole channel, and a good value
+  is near 1, so its size says nothing about its worth.
 - `biases`: few, and a bias that is small is no less needed.
 - `embeddings`: tables that are looked up (tokens, positions, classes, scale-and-shift tables); a row is used whole, and
   rare rows are small because they were trained rarely.

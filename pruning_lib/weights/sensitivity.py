@@ -4,10 +4,10 @@ A layer's sensitivity is a curve: error against sparsity, with only this layer p
 (`measure_sensitivity`) or estimated from the weights alone (`estimate_sensitivity`).  `allocate` then chooses how many
 zeros each layer gets so that the errors, added up, are smallest for the wanted total.
 
-The rule: each curve is made non-decreasing (running maximum) and replaced by its lower convex hull, so that every further
-zero in a layer costs at least as much as the one before.  Zeros are then given out segment by segment, cheapest error per
-zero first.  For convex curves that add up, this greedy order is optimal; that the errors of layers add up is an
-assumption.  The last segment is filled only as far as needed, so the total is met exactly.
+The rule: each curve is made non-decreasing (running maximum) and replaced by its lower convex hull, so that every
+further zero in a layer costs at least as much as the one before.  Zeros are then given out segment by segment, cheapest
+error per zero first.  For convex curves that add up, this greedy order is optimal; that the errors of layers add up is
+an assumption.  The last segment is filled only as far as needed, so the total is met exactly.
 """
 
 from __future__ import annotations

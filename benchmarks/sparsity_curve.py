@@ -1,0 +1,229 @@
+"""Record how good pictures stay as weights become zero, for chapter 4.
+
+    python benchmarks/sparsity_curve.py
+    python benchmarks/sparsity_curve.py --pictures 160      # goes on from what is there
+
+writes book/results/sparsity_curve.json. For every mask the same captions are drawn from the same noise and compared
+with the pictures of the unpruned model. Quality does not depend on how fast the machine is. Pictures are kept in
+--work as they are made, so an interrupted run goes on where it stopped, and more pictures can be added later; about
+twenty minutes for 64 on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import pruning_lib as pl
+from pruning_lib.measure import bootstrap_interval, clip_score, frechet, psnr, retrieval_rank, ssim
+from pruning_lib.measure.record import check_writable
+from pruning_lib.show import sparsity as setting
+from pruning_lib.weights import (
+    LEAVE_ALONE,
+    Pruned,
+    Sensitivity,
+    measure_sensitivity,
+    prunable_weights,
+    prune_magnitude,
+    prune_nm,
+)
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+CHUNK = 32  # pictures kept together
+PATTERNS = ((3, 4), (2, 4), (4, 8), (1, 4))
+# The calls on which each layer's sensitivity is measured: these steps of 25, for captions outside of the comparison.
+SENSITIVITY_STEPS, SENSITIVITY_PROMPTS = (1, 7, 13, 19, 23), 4
+SENSITIVITY_STOPS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the record: what is pruned, how, and how far."""
+
+    part: str
+    scope: str
+    asked: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}-{self.scope.replace(':', 'of')}-{self.asked:g}"
+
+
+def settings() -> list[Setting]:
+    """Return every row, the most wanted first."""
+    stops = [stop for stop in setting.STOPS if stop]
+    rows = [Setting("unet", "global", 0.0)]
+    rows += [Setting("unet", scope, stop) for scope in setting.SCOPES for stop in stops]
+    rows += [Setting("unet", f"{n}:{m}", 1 - n / m) for n, m in PATTERNS]
+    rows += [Setting("unet", "inert", 1.0)]
+    rows += [Setting("unet", "global, inert left alone", stop) for stop in stops]
+    rows += [Setting("vae", "global", stop) for stop in stops]
+    rows += [Setting("text_encoder", "global", stop) for stop in stops]
+    return rows
+
+
+def pruned(pipe: Any, row: Setting, sensitivity: Sensitivity) -> Any:
+    """Return the handle of a row's masks, which are in place from then on."""
+    module = getattr(pipe, row.part)
+    if row.asked == 0:
+        return contextlib.nullcontext()
+    if row.scope == "inert":
+        # All of their weights at zero: the one mask without any magnitude in it.
+        weights = {k: w for k, w in prunable_weights(module).weights.items() if k.startswith(setting.INERT)}
+        return Pruned(
+            module, {k: torch.zeros_like(w, dtype=torch.bool) for k, w in weights.items()}, "inert", 1.0
+        )
+    if row.scope == "global, inert left alone":
+        return prune_magnitude(module, row.asked, leave_alone=(*LEAVE_ALONE, *setting.INERT))
+    if ":" in row.scope:
+        return prune_nm(module, *map(int, row.scope.split(":")))
+    extra = {"sensitivity": sensitivity} if row.scope == "sensitivity" else {}
+    return prune_magnitude(module, row.asked, scope=row.scope, **extra)
+
+
+def sensitivity_of(pipe: Any, work: Path) -> Sensitivity:
+    """Measure the UNet's sensitivity on calls of real pictures, or read it where it was measured before."""
+    file = work / "sensitivity.json"
+    if not file.is_file():
+        found = measure_sensitivity(
+            pipe.unet, sensitivity_inputs(pipe), sparsities=SENSITIVITY_STOPS,
+            progress=lambda layers: tqdm(layers, desc="sensitivity", unit="layer"),
+        )  # fmt: skip
+        file.write_text(json.dumps(found.to_dict()))
+    return Sensitivity.from_dict(json.loads(file.read_text()))
+
+
+def sensitivity_inputs(pipe: Any) -> list[dict[str, Tensor]]:
+    """Return the arguments of a few calls that the pipeline makes while it draws."""
+    captions = pl.captions(setting.MODEL)
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(1)).tolist()
+    prompts = [captions[i] for i in order[:SENSITIVITY_PROMPTS]]
+    calls: list[dict[str, Tensor]] = []
+
+    def keep(_: Any, args: tuple, kwargs: dict) -> None:
+        tensors = {key: value for key, value in kwargs.items() if torch.is_tensor(value)}
+        calls.append({"sample": args[0], "timestep": args[1], **tensors})
+
+    hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
+    noise = [torch.Generator().manual_seed(100 + i) for i in range(len(prompts))]
+    pipe(
+        prompts, num_inference_steps=setting.STEPS, guidance_scale=setting.GUIDANCE, generator=noise,
+        output_type="latent",
+    )  # fmt: skip
+    hook.remove()
+    return [calls[i] for i in SENSITIVITY_STEPS]
+
+
+def pictures(
+    row: Setting, chunk: int, pipe: Any, prompts: list[str], sensitivity: Sensitivity, work: Path
+) -> Path:
+    """Draw one chunk of one row unless it is there, and return its file: uint8 pictures, and latents if unpruned."""
+    file = work / f"{row.name}-{chunk}.pt"
+    if not file.is_file():
+        with pruned(pipe, row, sensitivity):
+            if row.part == "vae":  # the UNet draws the same latents, so only decode them anew
+                latents = torch.load(work / f"{Setting('unet', 'global', 0.0).name}-{chunk}.pt")["latents"]
+                images = setting.decode(pipe, latents)
+            else:
+                images, latents = setting.draw(pipe, prompts, first=chunk * CHUNK)
+        found = {"images": (255 * images).round().to(torch.uint8)}
+        if not row.asked:
+            found["latents"] = latents
+        temporary = file.with_suffix(".part")
+        torch.save(found, temporary)
+        temporary.replace(file)
+    return file
+
+
+def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions: list[str]) -> dict:
+    """Return the figures of one row: means with intervals, and SSIM and CLIP score of each picture."""
+    floats, reference = images / 255, whole / 255
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # too few for the rank: the record says so, and all rows have the same n
+        distance = frechet(whole, images, features=clip).to_dict()
+    likeness, scores = ssim(reference, floats), clip_score(clip, images, prompts)
+    top5 = (retrieval_rank(clip, images, prompts, captions) <= 5).double()
+    noise = psnr(reference, floats)
+    equal = noise.isinf()
+    return {
+        "ssim": bootstrap_interval(likeness).to_dict(),
+        "psnr_db": None if equal.any() else bootstrap_interval(noise).to_dict(),
+        "equal_pictures": int(equal.sum()),
+        "clip_score": bootstrap_interval(scores).to_dict(),
+        "top5": bootstrap_interval(top5).to_dict(),
+        "frechet": {**distance, "rank_deficient": distance["n_a"] <= distance["dim"]},
+        "per_picture": {
+            "ssim": [round(x, 4) for x in likeness.tolist()], "clip_score": [round(x, 2) for x in scores.tolist()],
+        },
+    }  # fmt: skip
+
+
+def record(path: Path, count: int, work: Path, device: str, say: Callable[[str], None] = print) -> Path:
+    """Draw what is missing, judge everything and write the record.
+
+    Args:
+        path: the record's file.
+        count: pictures per row, a multiple of 32.
+        work: folder that keeps the pictures.
+        device: where to draw.
+        say: told which rows are done.
+    """
+    check_writable(path)
+    work.mkdir(parents=True, exist_ok=True)
+    pipe = pl.load(setting.MODEL, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    captions = pl.captions(setting.MODEL)
+    prompts = setting.spread_captions(captions, count)
+    sensitivity = sensitivity_of(pipe, work)
+    chunks = [prompts[i : i + CHUNK] for i in range(0, count, CHUNK)]
+    files: dict[Setting, list[Path]] = {}
+    for row in tqdm(settings(), desc="masks", unit="mask"):
+        files[row] = [pictures(row, i, pipe, part, sensitivity, work) for i, part in enumerate(chunks)]
+    clip = pl.load_clip(setting.MODEL)
+    images = {row: torch.cat([torch.load(file)["images"] for file in parts]) for row, parts in files.items()}
+    whole = images[settings()[0]]
+    rows = []
+    for row in tqdm(settings(), desc="judging", unit="mask"):
+        with pruned(pipe, row, sensitivity) as handle:
+            counts = {"n": handle.n, "zeros": handle.zeros} if handle else _unpruned_counts(pipe)
+        found = judge(images[row], whole, prompts, clip, captions)
+        rows.append({"part": row.part, "scope": row.scope, "asked": row.asked, **counts, **found})
+    data = {
+        "model": setting.MODEL, "sampler": "DDIM, trailing", "steps": setting.STEPS, "guidance": setting.GUIDANCE,
+        "n": count, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT),
+        "left_alone": list(LEAVE_ALONE), "rows": rows,
+        "sensitivity": {**sensitivity.to_dict(), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
+    }  # fmt: skip
+    seeds = [setting.FIRST_SEED + i for i in range(count)]
+    return pl.save_record(path, "sparsity_curve", data, pl.passport(seeds=seeds, n=count, device=device))
+
+
+def _unpruned_counts(pipe: Any) -> dict[str, int]:
+    return {"n": prunable_weights(pipe.unet).n, "zeros": 0}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=64, help="per mask, a multiple of 32 (default 64)")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "sparsity_curve", help="folder"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
+    options = parser.parse_args()
+    if options.pictures < CHUNK or options.pictures % CHUNK:
+        parser.error(f"--pictures {options.pictures}: give a multiple of {CHUNK}")
+    print(record(options.out / "sparsity_curve.json", options.pictures, options.work, options.device))

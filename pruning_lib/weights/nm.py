@@ -1,0 +1,144 @@
+"""N:M sparsity: of every M weights in a row at most N stay (Mishra et al. 2021; 2:4 is what some GPUs can multiply).
+
+A group is M neighbours along the input of a layer: the columns of a linear layer, the input channels of a convolution
+at one place of its kernel.  With 2:4 half of the weights go, in a pattern regular enough for hardware: NVIDIA's sparse
+tensor cores (compute capability 8.0 and later) skip them.  `to_semi_structured` hands such linear layers to PyTorch's
+kernels; convolutions have none, so they keep their zeros and their speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .masks import Pruned, check_unpruned
+from .select import LEAVE_ALONE, prunable_weights
+
+__all__ = ["nm_mask", "prune_nm", "semi_structured_problem", "to_semi_structured"]
+
+# What torch.sparse.to_sparse_semi_structured takes with its CUTLASS kernels: dtype -> multiples of (rows, columns).
+MULTIPLES = {torch.float16: (32, 64), torch.bfloat16: (32, 64)}
+CAPABILITY = (8, 0)
+
+
+@torch.no_grad()
+def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
+    """Return the mask that keeps the `n` largest magnitudes of every `m` neighbours along the input.
+
+    Args:
+        weight: `[out, in, ...]`; `in` must be a multiple of m.
+        n: kept in a group, 1 to m - 1.
+        m: size of a group, >= 2.
+
+    Returns:
+        Bool tensor of the same shape, True = kept. Of equal magnitudes the first are removed first.
+
+    Raises:
+        ValueError: n or m out of range, or an input that m does not divide.
+    """
+    _check_pattern(n, m)
+    if weight.ndim < 2 or weight.shape[1] % m:
+        raise ValueError(f"A weight of shape {tuple(weight.shape)} has no groups of {m} along its input.")
+    along = weight.detach().abs().movedim(1, -1)
+    groups = along.reshape(-1, m)
+    order = groups.argsort(dim=1, stable=True)  # smallest first; stable: of equal ones, the first
+    keep = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order[:, : m - n], False)
+    return keep.reshape(along.shape).movedim(-1, 1).contiguous()
+
+
+def prune_nm(
+    module: nn.Module, n: int = 2, m: int = 4, *, leave_alone: Iterable[str] = LEAVE_ALONE
+) -> Pruned:
+    """Keep the `n` largest of every `m` neighbouring weights, in place, and return the handle.
+
+    Args:
+        module, leave_alone: as for `prune_magnitude`. Layers whose input is no multiple of m are left alone too.
+        n, m: as for `nm_mask`.
+
+    Raises:
+        TypeError, ValueError: as `prune_magnitude`; also no layer that fits.
+
+    Example:
+        >>> with prune_nm(pipe.unet) as pruned:
+        ...     print(pruned.sparsity)
+        0.5
+    """
+    _check_pattern(n, m)
+    chosen = prunable_weights(module, leave_alone)
+    check_unpruned(chosen.weights)
+    fits = {name: w for name, w in chosen.weights.items() if w.ndim > 1 and w.shape[1] % m == 0}
+    if not fits:
+        raise ValueError(f"No layer of {type(module).__name__} has an input that is a multiple of {m}.")
+    spared = {name: f"input is no multiple of {m}" for name in chosen.weights if name not in fits}
+    masks = {name: nm_mask(weight, n, m) for name, weight in fits.items()}
+    return Pruned(module, masks, f"{n}:{m}", 1 - n / m, {**chosen.left_alone, **spared})
+
+
+def semi_structured_problem(weight: Tensor) -> str:
+    """Say why a weight cannot be given to the 2:4 kernels, or "" if it can."""
+    if weight.ndim != 2:
+        return f"has shape {tuple(weight.shape)}; the kernels multiply matrices, and convolutions have none"
+    if weight.dtype not in MULTIPLES:
+        kinds = " or ".join(str(kind).removeprefix("torch.") for kind in MULTIPLES)
+        return f"is {str(weight.dtype).removeprefix('torch.')}; cast to {kinds} first"
+    rows, columns = MULTIPLES[weight.dtype]
+    if weight.shape[0] % rows or weight.shape[1] % columns:
+        return f"has shape {tuple(weight.shape)}; rows must be a multiple of {rows} and columns of {columns}"
+    if (weight.detach().reshape(-1, 4) != 0).sum(1).max() > 2:
+        return "has groups of four with more than two weights that are not zero; prune with prune_nm first"
+    return ""
+
+
+def to_semi_structured(module: nn.Module) -> dict[str, str]:
+    """Replace the weights of linear layers by PyTorch's semi-structured form, in place and for good.
+
+    The zeros must be there: prune with `prune_nm`, call `finish()` on its handle, then this. Without gradients; a
+    state dict of the result holds the packed form.
+
+    Args:
+        module: on a CUDA device of compute capability 8.0 or later, in float16 or bfloat16.
+
+    Returns:
+        Path of each linear layer that stayed dense -> why. Layers not named were converted.
+
+    Raises:
+        ValueError: no such hardware, or no layer that can be converted; nothing is changed then.
+    """
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    problems = {path: semi_structured_problem(layer.weight) for path, layer in layers.items()}
+    ready = [path for path, problem in problems.items() if not problem]
+    if not ready:
+        first = next(iter(problems.items()), None)
+        example = f" For example, {first[0] or 'the layer'} {first[1]}." if first else ""
+        raise ValueError(
+            f"None of the {len(layers)} linear layers of {type(module).__name__} can be converted.{example}"
+        )
+    check_hardware(layers[ready[0]].weight.device)
+    with torch.no_grad():
+        for path in ready:
+            packed = torch.sparse.to_sparse_semi_structured(layers[path].weight.detach())
+            layers[path].weight = nn.Parameter(packed, requires_grad=False)
+    return {path: problem for path, problem in problems.items() if problem}
+
+
+def check_hardware(device: torch.device) -> None:
+    """Raise ValueError unless `device` multiplies 2:4 sparse matrices."""
+    if device.type != "cuda":
+        raise ValueError(
+            f"The weights are on {device.type!r}; 2:4 kernels need an NVIDIA GPU of compute capability "
+            f"{CAPABILITY[0]}.{CAPABILITY[1]} or later (Ampere, 2020). Elsewhere zeros are multiplied like any number."
+        )
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(
+            f"{name} has compute capability {found[0]}.{found[1]}; 2:4 kernels need {CAPABILITY[0]}.{CAPABILITY[1]} "
+            "or later (Ampere, 2020)."
+        )
+
+
+def _check_pattern(n: int, m: int) -> None:
+    if not all(isinstance(x, int) and not isinstance(x, bool) for x in (n, m)) or not 1 <= n < m:
+        raise ValueError(f"{n!r}:{m!r} is no pattern; give whole numbers with 1 <= n < m, as in 2:4.")
