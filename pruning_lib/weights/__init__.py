@@ -32,6 +32,7 @@ _WHERE: dict[str, str] = {
     "load_sparse": "sparse_file",
     "sparse_bytes": "sparse_plan",
     "dense_bytes": "sparse_plan",
+    "to_csr": "sparse_speed",
 }
 
 __all__ = list(_WHERE)
