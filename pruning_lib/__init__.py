@@ -29,6 +29,7 @@ _WHERE = {
     "slim": "weights.slimming",
     "prune_magnitude": "weights.magnitude",
     "prune_structured": "weights.structured",
+    "remove_blocks": "weights.blocks",
     "finetune": "training.finetune",
     "denoiser_on_meta": "zoo.architectures",
     "count_macs": "measure.macs",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .measure.macs import count_macs
     from .measure.record import load_record, passport, save_record
     from .training.finetune import finetune
+    from .weights.blocks import remove_blocks
     from .weights.checkpoint import inspect_checkpoint
     from .weights.magnitude import prune_magnitude
     from .weights.slimming import slim

@@ -23,7 +23,9 @@ __all__ = ["ChannelGroup", "Scorer", "channel_groups", "choose", "scorer", "trac
 
 Scorer = Callable[[tp.dependency.Group], Tensor]
 # Their width is that of the inputs, the outputs or the time embedding, which stay.
-_FIXED = re.compile(r"^(conv_out|time_embedding|add_embedding|class_embedding|encoder_hid_proj|add_time_proj)(\.|$)")
+_FIXED = re.compile(
+    r"^(conv_out|time_embedding|add_embedding|class_embedding|encoder_hid_proj|add_time_proj)(\.|$)"
+)
 _LEVEL = re.compile(r"^(down_blocks|up_blocks)\.(\d+)\.|^(conv_in|mid_block)(\.|$)")
 
 
@@ -62,9 +64,15 @@ def trace(unet: nn.Module) -> tp.DependencyGraph:
     try:
         with torch.enable_grad():
             return tp.DependencyGraph().build_dependency(
-                unet, inputs, forward_fn=lambda m, x: m(**x), output_transform=lambda out: out.sample, verbose=False
+                unet,
+                inputs,
+                forward_fn=lambda m, x: m(**x),
+                output_transform=lambda out: out.sample,
+                verbose=False,
             )
-    except Exception as error:  # whatever a foreign tracer stumbles over, the reader needs to know which model it was
+    except (
+        Exception
+    ) as error:  # whatever a foreign tracer stumbles over, the reader needs to know which model it was
         raise ValueError(
             f"Torch-Pruning {tp.__version__} cannot trace this {type(unet).__name__}: {error} "
             "Set the default attention processor, and take off hooks and compilation."
@@ -92,11 +100,18 @@ def channel_groups(unet: nn.Module, graph: tp.DependencyGraph) -> list[ChannelGr
         at = {_level(path, levels) for path in paths} - {None}
         widths = {unet.config.block_out_channels[level] for level in at}
         if len(widths) != 1:
-            raise ValueError(f"The channels of {names[root]} belong to levels {sorted(at)} of different width.")
+            raise ValueError(
+                f"The channels of {names[root]} belong to levels {sorted(at)} of different width."
+            )
         found.append(
             ChannelGroup(
-                group, names[root], min(at), size, next((heads[m] for m in modules if m in heads), 0),
-                root in gates, any(isinstance(m, nn.GroupNorm) for m in modules),
+                group,
+                names[root],
+                min(at),
+                size,
+                next((heads[m] for m in modules if m in heads), 0),
+                root in gates,
+                any(isinstance(m, nn.GroupNorm) for m in modules),
             )  # fmt: skip
         )
     return found
@@ -119,7 +134,9 @@ def scorer(importance: str, seed: int = 0) -> Scorer:
     return tp.importance.GroupMagnitudeImportance(p=2)
 
 
-def choose(group: ChannelGroup, scores: Tensor, share: float, norm_groups: int, *, whole_heads: bool) -> Tensor:
+def choose(
+    group: ChannelGroup, scores: Tensor, share: float, norm_groups: int, *, whole_heads: bool
+) -> Tensor:
     """Return the channels to keep, int64, ascending.
 
     A GroupNorm keeps its groups: each loses equally many channels, its own worst.  So do the heads of attention, unless

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .._text import nearest
 from ..measure.inputs import example_inputs
-from ..measure.macs import count_macs
 from ..training.denoising import DenoisingTask
 from .channels import channel_groups, choose, scorer, trace
+from .smaller import Smaller, plain_config, sizes
 from .taylor import TaylorPasses, accumulate_gradients
 
 __all__ = ["IMPORTANCES", "Narrowed", "narrow_widths", "prune_structured", "width_unit"]
@@ -32,42 +32,24 @@ IMPORTANCES = ("magnitude", "taylor", "random")
 HEADS = ("narrow", "whole")
 
 
-@dataclass(frozen=True)
-class Narrowed:
-    """A smaller UNet and what was removed to get it.
+@dataclass(frozen=True, kw_only=True)
+class Narrowed(Smaller):
+    """A narrower UNet and what was removed to get it.
 
     Attributes:
-        unet: the smaller model, dense, in evaluation mode; `save_pretrained` works as ever.
         importance: how channels were scored.
         heads: what became of attention heads, "narrow" or "whole".
         widths_before, widths_after: channels of each level.
-        params_before, params_after: parameters.
-        macs_before, macs_after: of one call, batch 1, with attention products.
         kept: path of a layer -> its kept output channels, int64; one layer stands for each group of coupled ones.
         passes: which timesteps Taylor scores used; None for others.
     """
 
-    unet: UNet2DConditionModel
     importance: str
     heads: str
     widths_before: tuple[int, ...]
     widths_after: tuple[int, ...]
-    params_before: int
-    params_after: int
-    macs_before: int
-    macs_after: int
     kept: dict[str, Tensor] = field(repr=False)
     passes: TaylorPasses | None = field(default=None, repr=False)
-
-    @property
-    def params_ratio(self) -> float:
-        """Share of the parameters that was removed."""
-        return 1 - self.params_after / self.params_before
-
-    @property
-    def macs_ratio(self) -> float:
-        """Share of the MACs that was removed."""
-        return 1 - self.macs_after / self.macs_before
 
 
 def width_unit(unet: UNet2DConditionModel, level: int) -> int:
@@ -138,7 +120,9 @@ def prune_structured(
         >>> pipe.save_pretrained("smaller")
     """
     _check(unet, importance, task, heads)
-    after = _check_widths(unet, narrow_widths(unet, ratio) if widths is None and ratio is not None else widths, heads)
+    after = _check_widths(
+        unet, narrow_widths(unet, ratio) if widths is None and ratio is not None else widths, heads
+    )
     before = tuple(unet.config.block_out_channels)
     work = copy.deepcopy(unet).float().eval()
     passes = None
@@ -151,15 +135,17 @@ def prune_structured(
         share = after[group.level] / before[group.level]
         if share < 1:
             norm_groups = work.config.norm_num_groups or 1
-            kept[group.root] = choose(group, score(group.group), share, norm_groups, whole_heads=heads == "whole")
+            kept[group.root] = choose(
+                group, score(group.group), share, norm_groups, whole_heads=heads == "whole"
+            )
     _cut(work, graph, kept)
     small = _rebuild(work, after, heads, before)
     if unet.dtype != torch.float32:
         small = small.to(unet.dtype)
-    whole, less = count_macs(unet), count_macs(small)
     return Narrowed(
-        small, importance, heads, before, after, whole.params, less.params, whole.macs, less.macs, kept, passes
-    )
+        unet=small, importance=importance, heads=heads, widths_before=before, widths_after=after, kept=kept,
+        passes=passes, **sizes(unet, small),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -176,9 +162,11 @@ def _cut(work: nn.Module, graph, kept: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _rebuild(work: UNet2DConditionModel, after: tuple[int, ...], heads: str, before: tuple[int, ...]) -> nn.Module:
+def _rebuild(
+    work: UNet2DConditionModel, after: tuple[int, ...], heads: str, before: tuple[int, ...]
+) -> nn.Module:
     """Build the smaller UNet from a configuration, give it the weights that are left, and compare the outputs."""
-    config = dict(work.config)
+    config = plain_config(work)
     config["block_out_channels"] = after
     config["time_embedding_dim"] = work.time_embedding.linear_2.out_features
     if heads == "whole":
@@ -194,7 +182,9 @@ def _rebuild(work: UNet2DConditionModel, after: tuple[int, ...], heads: str, bef
     small.load_state_dict(work.state_dict(), strict=True)
     inputs = example_inputs(small, device=next(work.parameters()).device)
     if not torch.allclose(work(**inputs).sample, small(**inputs).sample, rtol=1e-4, atol=1e-5):
-        raise ValueError("The smaller model does not compute what the pruned layers compute; please report this model.")
+        raise ValueError(
+            "The smaller model does not compute what the pruned layers compute; please report this model."
+        )
     return small
 
 
@@ -242,8 +232,8 @@ def _check(unet: object, importance: str, task: object, heads: str) -> None:
     if not isinstance(unet, UNet2DConditionModel):
         hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
         raise TypeError(
-            f"prune_structured narrows a UNet2DConditionModel; got {type(unet).__name__}.{hint} Transformers such as DiT "
-            "and PixArt have one width throughout, and Torch-Pruning cannot follow their modulation and patches."
+            f"prune_structured narrows a UNet2DConditionModel; got {type(unet).__name__}.{hint} Transformers such as "
+            "DiT and PixArt have one width throughout, and Torch-Pruning cannot follow their modulation and patches."
         )
     for name, value, allowed in (("importance", importance, IMPORTANCES), ("heads", heads, HEADS)):
         if value not in allowed:
@@ -257,10 +247,14 @@ def _check(unet: object, importance: str, task: object, heads: str) -> None:
 def _check_widths(unet: UNet2DConditionModel, widths: Sequence[int] | None, heads: str) -> tuple[int, ...]:
     before, now = tuple(unet.config.block_out_channels), _heads(unet)
     if widths is None:
-        raise ValueError("Give ratio=, the share of channels to remove, or widths=, the channels each level keeps.")
+        raise ValueError(
+            "Give ratio=, the share of channels to remove, or widths=, the channels each level keeps."
+        )
     widths = tuple(widths)
     if len(widths) != len(before):
-        raise ValueError(f"widths={widths} has {len(widths)} entries; this UNet has {len(before)} levels: {before}.")
+        raise ValueError(
+            f"widths={widths} has {len(widths)} entries; this UNet has {len(before)} levels: {before}."
+        )
     for level, (width, old) in enumerate(zip(widths, before, strict=True)):
         unit = width_unit(unet, level)
         if heads == "whole":

@@ -33,7 +33,13 @@ class TaylorPasses:
 
 
 def accumulate_gradients(
-    unet: nn.Module, task: DenoisingTask, *, threshold: float = 0.05, count: int = 50, batch: int = 16, seed: int = 0
+    unet: nn.Module,
+    task: DenoisingTask,
+    *,
+    threshold: float = 0.05,
+    count: int = 50,
+    batch: int = 16,
+    seed: int = 0,
 ) -> TaylorPasses:
     """Fill the gradients of `unet` with the sum of those of the kept timesteps.
 

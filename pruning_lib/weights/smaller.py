@@ -1,0 +1,58 @@
+"""What structured pruning returns: a smaller ordinary UNet, with the sizes before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ..measure.macs import count_macs
+
+__all__ = ["Smaller", "plain_config", "sizes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smaller:
+    """A smaller UNet and its size beside that of the one it was cut from.
+
+    Attributes:
+        unet: the smaller model, dense, in evaluation mode. `unet.save_pretrained(folder)` writes it, and
+            `UNet2DConditionModel.from_pretrained(folder)` reads it back; `pipe.unet = unet` puts it into a pipeline.
+        params_before, params_after: parameters.
+        macs_before, macs_after: of one call, batch 1, with attention products.
+    """
+
+    unet: UNet2DConditionModel
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+
+    @property
+    def params_ratio(self) -> float:
+        """Share of the parameters that was removed."""
+        return 1 - self.params_after / self.params_before
+
+    @property
+    def macs_ratio(self) -> float:
+        """Share of the MACs that was removed."""
+        return 1 - self.macs_after / self.macs_before
+
+
+def sizes(before: nn.Module, after: nn.Module) -> dict[str, int]:
+    """Return the four counts of `Smaller`."""
+    whole, less = count_macs(before), count_macs(after)
+    return {
+        "params_before": whole.params, "params_after": less.params,
+        "macs_before": whole.macs, "macs_after": less.macs,
+    }  # fmt: skip
+
+
+def plain_config(unet: UNet2DConditionModel) -> dict[str, object]:
+    """Return a copy of the configuration in which every entry counts, for `from_config` of a changed one."""
+    config = dict(unet.config)
+    config.pop(
+        "_use_default_values", None
+    )  # diffusers would put the defaults back, whatever stands there now
+    return config
