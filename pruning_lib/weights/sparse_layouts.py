@@ -125,19 +125,18 @@ class Stored:
         return self.positions * CODES[self.layout].itemsize + self.values * self.itemsize
 
 
-def layouts_of(tensor: Tensor) -> list[Stored]:
-    """Return what each layout would write for this very tensor; only those worth a look.
-
-    Gaps take at least one byte per value, the bitmap an eighth of a byte per entry: where one entry in eight or more is
-    not zero, gaps cannot win and are left out.
+def layouts_of(tensor: Tensor, *, hopeless: bool = True) -> list[Stored]:
+    """Return what each layout would write for this very tensor, in the order of `LAYOUTS`.
 
     Args:
         tensor: dense, of any shape.
+        hopeless: False leaves out what cannot be the smallest, because counting gaps takes time: they cost at least one
+            byte per value, the bitmap an eighth of a byte per entry, so gaps lose where one entry in eight is a value.
     """
     kept = nonzero_bits(tensor)
     n, nnz, item = kept.numel(), int(kept.sum()), tensor.element_size()
     found = [Stored("dense", 0, n, item), Stored("bitmap", math.ceil(n / 8), nnz, item)]
-    if 8 * nnz < n:
+    if hopeless or 8 * nnz < n:
         gaps = _gaps(kept)
         for name in ("gap8", "gap16"):
             found.append(Stored(name, nnz + int((gaps // escape_of(name)).sum()), nnz, item))
@@ -151,7 +150,7 @@ def cheapest(tensor: Tensor, overhead: int = 0) -> Stored:
         tensor: dense, of any shape.
         overhead: bytes that every layout but "dense" costs on top, as a file's header does.
     """
-    found = layouts_of(tensor)  # simplest first, and min takes the first of equals
+    found = layouts_of(tensor, hopeless=False)  # simplest first, and min takes the first of equals
     return min(found, key=lambda s: s.nbytes + (s.layout != "dense") * overhead)
 
 

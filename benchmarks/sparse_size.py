@@ -1,0 +1,101 @@
+"""Record how large emoji-sd's UNet is on disk at many sparsities, for the chapter "Zeros are not speed".
+
+    python benchmarks/sparse_size.py
+
+writes book/results/sparse_size.json. Global magnitude pruning without fine-tuning; sizes are exact,
+so a busy machine does no harm.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import pruning_lib as pl
+from pruning_lib.measure.record import check_writable
+from pruning_lib.weights import dense_bytes, prune_magnitude
+from pruning_lib.weights.file_sizes import file_sizes
+from pruning_lib.weights.sparse_layouts import LAYOUTS, break_even, layouts_of
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+SPARSITIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def one_layout(tensors: dict[str, Tensor], pruned: set[str]) -> dict[str, int]:
+    """Return layout -> bytes if every pruned tensor were stored in it and the others dense, without headers."""
+    rest = sum(t.numel() * t.element_size() for name, t in tensors.items() if name not in pruned)
+    found = dict.fromkeys(LAYOUTS, rest)
+    for name in pruned:
+        for stored in layouts_of(tensors[name]):
+            found[stored.layout] += stored.nbytes
+    return found
+
+
+def rows(unet: nn.Module) -> list[dict[str, object]]:
+    """Measure every stop in every dtype."""
+    found = []
+    for sparsity in tqdm(SPARSITIES, desc="sparsity", unit="stop"):
+        with prune_magnitude(unet, sparsity) as pruned:
+            state = {name: t.detach().clone() for name, t in unet.state_dict().items()}
+            names, n_pruned = set(pruned.masks), pruned.n
+        for dtype, kind in DTYPES.items():
+            tensors = {name: t.to(kind) for name, t in state.items()}
+            sizes = file_sizes(tensors)
+            assert sizes.dense == dense_bytes(tensors)
+            found.append({
+                "sparsity": sparsity, "dtype": dtype,
+                "n": sum(t.numel() for t in tensors.values()), "n_pruned": n_pruned,
+                "nnz": int(sum(t.count_nonzero() for t in tensors.values())),
+                "nnz_pruned": int(sum(tensors[name].count_nonzero() for name in names)),
+                "bytes": asdict(sizes), "bytes_in_one_layout": one_layout(tensors, names),
+            })  # fmt: skip
+    return found
+
+
+def crossing(x: list[float], y: list[float]) -> float | None:
+    """Return where y, linear between the points, first falls below zero; None where it never does."""
+    points = list(zip(x, y, strict=True))
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if y0 >= 0 > y1:
+            return x0 + (x1 - x0) * y0 / (y0 - y1)
+    return None
+
+
+def break_evens(found: list[dict]) -> list[dict[str, object]]:
+    """Return, for each layout and dtype, the share of zeros above which it is smaller: by formula, and measured."""
+    out = []
+    for dtype, kind in DTYPES.items():
+        mine = [row for row in found if row["dtype"] == dtype]
+        zeros = [1 - row["nnz_pruned"] / row["n_pruned"] for row in mine]
+        for layout in LAYOUTS[1:]:
+            over = [row["bytes_in_one_layout"][layout] - row["bytes_in_one_layout"]["dense"] for row in mine]
+            formula = break_even(layout, kind.itemsize)
+            out.append(
+                {"dtype": dtype, "layout": layout, "formula": formula, "measured": crossing(zeros, over)}
+            )
+        over = [row["bytes"]["csr"] - row["bytes"]["dense"] for row in mine]
+        formula = break_even("index32", kind.itemsize)
+        out.append({"dtype": dtype, "layout": "csr", "formula": formula, "measured": crossing(zeros, over)})
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
+    path = check_writable(parser.parse_args().out / "sparse_size.json")
+    unet = pl.load("emoji-sd", device="cpu").unet
+    # Weights that were rounded to 16 bits end in zero bits as float32, which a zip archive finds.
+    rounded = all(torch.equal(t.half().to(t.dtype), t) for t in unet.state_dict().values())
+    measured = rows(unet)
+    data = {
+        "model": "emoji-sd", "part": "unet", "scope": "global", "zip_level": 6, "rounded_to_float16": rounded,
+        "rows": measured, "break_even": break_evens(measured),
+    }  # fmt: skip
+    print(pl.save_record(path, "sparse_size", data, pl.passport(seeds=[], n=1, device="cpu")))
