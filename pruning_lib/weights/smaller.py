@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ..measure.macs import count_macs
 
-__all__ = ["Smaller", "plain_config", "sizes"]
+__all__ = ["Smaller", "cast", "plain_config", "sizes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +57,8 @@ def plain_config(unet: UNet2DConditionModel) -> dict[str, object]:
         "_use_default_values", None
     )  # diffusers would put the defaults back, whatever stands there now
     return config
+
+
+def cast(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Return the module itself with weights of another type, without the warning that diffusers gives for it."""
+    return nn.Module.to(unet, dtype)

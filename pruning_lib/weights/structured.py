@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from .._text import nearest
-from ..measure.inputs import example_inputs
 from ..training.denoising import DenoisingTask
 from .channels import channel_groups, choose, scorer, trace
-from .smaller import Smaller, plain_config, sizes
+from .rebuild import heads_of_levels, rebuild
+from .smaller import Smaller, cast, sizes
 from .taylor import TaylorPasses, accumulate_gradients
 
 __all__ = ["IMPORTANCES", "Narrowed", "narrow_widths", "prune_structured", "width_unit"]
@@ -54,7 +53,7 @@ class Narrowed(Smaller):
 
 def width_unit(unet: UNet2DConditionModel, level: int) -> int:
     """Return what a level's width must be a multiple of: its norm groups and its attention heads divide it."""
-    heads = _heads(unet)[level]
+    heads = heads_of_levels(unet)[level]
     return math.lcm(unet.config.norm_num_groups or 1, heads)
 
 
@@ -124,7 +123,7 @@ def prune_structured(
         unet, narrow_widths(unet, ratio) if widths is None and ratio is not None else widths, heads
     )
     before = tuple(unet.config.block_out_channels)
-    work = copy.deepcopy(unet).float().eval()
+    work = cast(copy.deepcopy(unet).eval(), torch.float32)
     passes = None
     if importance == "taylor":
         passes = accumulate_gradients(work, task, threshold=threshold, count=timesteps, seed=seed)
@@ -139,9 +138,8 @@ def prune_structured(
                 group, score(group.group), share, norm_groups, whole_heads=heads == "whole"
             )
     _cut(work, graph, kept)
-    small = _rebuild(work, after, heads, before)
-    if unet.dtype != torch.float32:
-        small = small.to(unet.dtype)
+    small = rebuild(work, after, heads)
+    small = cast(small, unet.dtype)
     return Narrowed(
         unet=small, importance=importance, heads=heads, widths_before=before, widths_after=after, kept=kept,
         passes=passes, **sizes(unet, small),
@@ -161,73 +159,6 @@ def _cut(work: nn.Module, graph, kept: dict[str, Tensor]) -> None:
             module.channels = module.conv.in_channels
 
 
-@torch.no_grad()
-def _rebuild(
-    work: UNet2DConditionModel, after: tuple[int, ...], heads: str, before: tuple[int, ...]
-) -> nn.Module:
-    """Build the smaller UNet from a configuration, give it the weights that are left, and compare the outputs."""
-    config = plain_config(work)
-    config["block_out_channels"] = after
-    config["time_embedding_dim"] = work.time_embedding.linear_2.out_features
-    if heads == "whole":
-        now = [n * a // b for n, a, b in zip(_heads(work), after, before, strict=True)]
-        name = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
-        config[name] = tuple(now)
-    small = UNet2DConditionModel.from_config(config).eval().to(next(work.parameters()).device)
-    for path, module in work.named_modules():
-        if isinstance(module, Attention):
-            _fit_heads(module, small.get_submodule(path).heads, heads)
-    if after[0] != before[0]:
-        _fit_time(work, small)
-    small.load_state_dict(work.state_dict(), strict=True)
-    inputs = example_inputs(small, device=next(work.parameters()).device)
-    if not torch.allclose(work(**inputs).sample, small(**inputs).sample, rtol=1e-4, atol=1e-5):
-        raise ValueError(
-            "The smaller model does not compute what the pruned layers compute; please report this model."
-        )
-    return small
-
-
-def _fit_heads(attention: Attention, heads: int, mode: str) -> None:
-    """Set the number of heads, and keep the size of the scores: they are divided by the root of a head's width."""
-    width = attention.to_q.out_features // heads
-    if mode == "narrow":
-        old = attention.inner_dim // attention.heads
-        attention.to_q.weight.mul_((width / old) ** 0.5)
-        if attention.to_q.bias is not None:
-            attention.to_q.bias.mul_((width / old) ** 0.5)
-    attention.heads = heads
-    attention.inner_dim = attention.to_q.out_features
-
-
-def _fit_time(work: nn.Module, small: nn.Module) -> None:
-    """Refit the first layer of the time embedding by least squares: a narrower UNet gets fewer waves of the time."""
-    t = torch.arange(1000, device=next(work.parameters()).device)
-    layer = work.time_embedding.linear_1
-    old, new = work.time_proj(t).double(), small.time_proj(t).double()
-    ones = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
-    wanted = old @ layer.weight.double().T + layer.bias.double()
-    # lstsq without a rank guess of its own: the slowest waves are nearly constant, so the problem is ill-conditioned
-    solution = torch.linalg.pinv(torch.cat([new, ones], 1), rtol=1e-6) @ wanted
-    layer.weight = nn.Parameter(solution[:-1].T.to(layer.weight).contiguous())
-    layer.bias = nn.Parameter(solution[-1].to(layer.bias).contiguous())
-    layer.in_features = new.shape[1]
-    work.time_proj = copy.deepcopy(small.time_proj)
-
-
-def _heads(unet: UNet2DConditionModel) -> list[int]:
-    """Return the number of attention heads of each level, 1 where it has none."""
-    levels = len(unet.config.block_out_channels)
-    found = [1] * levels
-    for level in range(levels):
-        places = [unet.down_blocks[level], unet.up_blocks[levels - 1 - level]]
-        if level == levels - 1 and unet.mid_block is not None:
-            places.append(unet.mid_block)
-        heads = {m.heads for place in places for m in place.modules() if isinstance(m, Attention)}
-        found[level] = math.lcm(*heads) if heads else 1
-    return found
-
-
 def _check(unet: object, importance: str, task: object, heads: str) -> None:
     if not isinstance(unet, UNet2DConditionModel):
         hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
@@ -245,7 +176,7 @@ def _check(unet: object, importance: str, task: object, heads: str) -> None:
 
 
 def _check_widths(unet: UNet2DConditionModel, widths: Sequence[int] | None, heads: str) -> tuple[int, ...]:
-    before, now = tuple(unet.config.block_out_channels), _heads(unet)
+    before, now = tuple(unet.config.block_out_channels), heads_of_levels(unet)
     if widths is None:
         raise ValueError(
             "Give ratio=, the share of channels to remove, or widths=, the channels each level keeps."
