@@ -169,6 +169,10 @@ def _select(keys: Sequence[Callable[[], Tensor]], count: int, bits: int) -> tupl
     for any number of keys, and no two tensors have to be joined; sorting 860 million magnitudes, or `kthvalue` over all
     of them, would need many times their memory, and `torch.quantile` refuses more than 16 million.
     """
+    if len(keys) == 1:  # one tensor needs no trick
+        key = keys[0]().flatten()
+        found = torch.kthvalue(key, count).values
+        return found.item(), count - int((key < found).sum())
     prefix = 0
     for shift in range(bits - DIGIT, -1, -DIGIT):
         bins = torch.zeros(2**DIGIT, dtype=torch.int64)

@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .masks import Pruned, check_unpruned
+from .select import LEAVE_ALONE, prunable_weights
+
 __all__ = ["STOPS", "Sensitivity", "allocate", "estimate_sensitivity", "measure_sensitivity"]
 
 STOPS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -96,7 +99,7 @@ def measure_sensitivity(
     *,
     loss: Callable[[], float | Tensor] | None = None,
     sparsities: Sequence[float] = STOPS,
-    leave_alone: Iterable[str] | None = None,
+    leave_alone: Iterable[str] = LEAVE_ALONE,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Sensitivity:
     """Prune one layer at a time and measure what it does.
@@ -114,23 +117,22 @@ def measure_sensitivity(
     Raises:
         ValueError: neither or both of inputs and loss, stops out of range, or an error that is not finite.
     """
-    from .magnitude import prune_magnitude
-    from .select import LEAVE_ALONE, prunable_weights
+    from .magnitude import magnitude_masks  # which itself allocates by a sensitivity
 
     if (inputs is None) == (loss is None):
         raise ValueError("Give either inputs, the keyword arguments of calls, or loss, a function; not both.")
-    chosen = prunable_weights(module, LEAVE_ALONE if leave_alone is None else leave_alone)
+    _check_stops(sparsities)
+    chosen = prunable_weights(module, leave_alone)
+    check_unpruned(chosen.weights)
     error, unit = _output_error(module, inputs) if loss is None else _loss_growth(loss)
     training = module.training
     module.eval()
     rows = []
     try:
         for name in progress(list(chosen.weights)):
-            path, _, _ = name.rpartition(".")
-            others = [other for other in dict(module.named_parameters()) if other != name]
-            row = []
+            weight, row = {name: chosen.weights[name]}, []
             for sparsity in sparsities:
-                with prune_magnitude(module, sparsity, scope="layer", leave_alone=others):
+                with Pruned(module, magnitude_masks(weight, sparsity, scope="layer"), "layer", sparsity):
                     row.append(float(error()))
             rows.append(tuple(row))
     finally:
@@ -196,6 +198,13 @@ def _hull_segments(counts: Sequence[int], errors: Sequence[float]) -> list[tuple
             hull.pop()
         hull.append((count, highest))
     return [(_slope(a, b), b[0] - a[0]) for a, b in zip(hull, hull[1:], strict=False)]
+
+
+def _check_stops(stops: Sequence[float]) -> None:
+    if not stops or list(stops) != sorted(set(stops)) or not 0 < stops[0] <= stops[-1] < 1:
+        raise ValueError(
+            f"sparsities are {tuple(stops)}; give increasing numbers between 0 and 1, both left out."
+        )
 
 
 def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
