@@ -5,40 +5,36 @@ Each tensor is stored in the cheapest of the layouts of `sparse_layouts`.  A den
 two entries, `name#bitmap` (or `#gap8`, `#gap16`) and `name#values`.  The metadata of the header, which safetensors
 wants as text, says which, and which names are one and the same tensor:
 
-    {"format": "pruning-lib-sparse", "version": "1", "sparse": '{"name": ["bitmap", [768, 96]]}', "same": '{}'}
+    {"format": "pruning-lib-sparse", "same": '{}', "sparse": '{"name": ["bitmap", [768, 96]]}', "version": "1"}
 
-Any safetensors reader can open the file; `load_sparse` puts the zeros back.  Equal tensors make equal bytes: entries
-are ordered by the size of an item, largest first, so that each is aligned, then by name.
+Any safetensors reader can open the file; `load_sparse` puts the zeros back.  Equal tensors make equal bytes, in
+whatever order they are given.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._files import check_place
+from .reading import DTYPE_NAMES
 from .sparse_layouts import CODES, decode, encode, plain
 from .sparse_plan import (
     ENDINGS,
     FORMAT,
-    ITEMSIZE,
     VERSION,
     dense_bytes,
-    header_bytes,
-    ordered_parts,
+    notes_of,
     part_names,
     plan_sparse,
-    same_tensors,
     sparse_bytes,
 )
+from .writing import check_room, file_bytes, in_place, write_safetensors
 
 __all__ = ["dense_bytes", "load_sparse", "plan_sparse", "save_sparse", "sparse_bytes"]
 
@@ -67,26 +63,22 @@ def save_sparse(tensors: Mapping[str, Tensor], path: str | Path) -> Path:
     """
     path, plan = Path(path), plan_sparse(tensors)
     check_place(path)
-    owner = {part[0]: entry for entry in plan for part in entry.parts()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(header_bytes(plan, same_tensors(tensors)))
-            for name, *_ in ordered_parts(plan):
-                entry = owner[name]
-                part = plain(tensors[entry.name])
-                if entry.stored.layout != "dense":
-                    where, values = encode(part, entry.stored.layout)
-                    part = values if name == part_names(entry.name, entry.stored.layout)[1] else where
-                file.write(part.view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    planned = [part for entry in plan for part in entry.parts()]
+    pieces = [
+        _piece(tensors[entry.name], entry.stored.layout, i)
+        for entry in plan
+        for i in range(len(entry.parts()))
+    ]
+    notes = notes_of(plan, tensors)
+    check_room(path.parent, file_bytes(planned, notes))
+    with in_place(path) as temporary:
+        write_safetensors(temporary, planned, pieces, notes)
     return path
+
+
+def _piece(tensor: Tensor, layout: str, part: int) -> Iterator[Tensor]:
+    """Yield one part of a tensor, encoded when its turn to be written has come."""
+    yield plain(tensor) if layout == "dense" else encode(tensor, layout)[part]
 
 
 def load_sparse(path: str | Path, *, limit_bytes: int = 2**36) -> dict[str, Tensor]:
@@ -180,15 +172,15 @@ def _read(path: Path, file, sparse: dict, same: dict[str, str], limit_bytes: int
 
 
 def _check_memory(path: Path, file, sparse: dict, names: list[str], limit_bytes: int) -> None:
-    total = 0
+    total, sizes = 0, {code: dtype.itemsize for dtype, code in DTYPE_NAMES.items()}
     for name in names:
         part = file.get_slice(part_names(name, sparse[name][0])[1] if name in sparse else name)
         shape = sparse[name][1] if name in sparse else part.get_shape()
-        if part.get_dtype() not in ITEMSIZE:
+        if part.get_dtype() not in sizes:
             raise ValueError(
                 f"{path} holds {name!r} as {part.get_dtype()}, which this pruning_lib does not read."
             )
-        total += math.prod(shape) * ITEMSIZE[part.get_dtype()]
+        total += math.prod(shape) * sizes[part.get_dtype()]
     if total > limit_bytes:
         raise ValueError(
             f"The tensors of {path} take {total:,} bytes in memory, more than limit_bytes={limit_bytes:,}. "

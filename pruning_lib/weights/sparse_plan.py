@@ -1,34 +1,28 @@
-"""What a compressed-sparse file will hold, before it is written: layouts, order, header, size.
+"""What a compressed-sparse file will hold, before it is written: layouts, notes, size.
 
-Every number follows from the header that is really written, so a size is exact and costs no file.
+The size follows from the header that will really be written, so it is exact and costs no file.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .reading import DTYPE_NAMES
 from .sparse_layouts import CODES, LAYOUTS, Stored, cheapest, plain
+from .writing import Planned, file_bytes
 
 __all__ = [
-    "ENDINGS", "FORMAT", "ITEMSIZE", "VERSION", "SparseEntry", "dense_bytes", "header_bytes", "ordered_parts",
-    "part_names", "plan_sparse", "same_tensors", "sparse_bytes",
+    "ENDINGS", "FORMAT", "VERSION", "SparseEntry", "dense_bytes", "notes_of", "part_names", "plan_sparse",
+    "sparse_bytes",
 ]  # fmt: skip
 
 FORMAT, VERSION = "pruning-lib-sparse", "1"
-_DTYPES = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2", torch.int16: "I16", torch.uint16: "U16", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32", torch.complex64: "C64", torch.float64: "F64",
-    torch.int64: "I64", torch.uint64: "U64",
-}  # fmt: skip
 ENDINGS = tuple(f"#{part}" for part in (*LAYOUTS[1:], "values"))  # of names that the file keeps for itself
-ITEMSIZE = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -47,14 +41,14 @@ class SparseEntry:
     dtype: torch.dtype
     stored: Stored
 
-    def parts(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Return (name, dtype, shape) of what the file holds for it."""
+    def parts(self) -> list[Planned]:
+        """Return what the file holds for it: the tensor itself; or positions, then values."""
         if self.stored.layout == "dense":
-            return [(self.name, self.dtype, self.shape)]
+            return [Planned(self.name, self.dtype, self.shape)]
         where, values = part_names(self.name, self.stored.layout)
         return [
-            (where, CODES[self.stored.layout], (self.stored.positions,)),
-            (values, self.dtype, (self.stored.values,)),
+            Planned(where, CODES[self.stored.layout], (self.stored.positions,)),
+            Planned(values, self.dtype, (self.stored.values,)),
         ]
 
 
@@ -78,7 +72,7 @@ def sparse_bytes(tensors: Mapping[str, Tensor]) -> int:
     Args, Raises: as `plan_sparse`.
     """
     plan = plan_sparse(tensors)
-    return _file_bytes(plan, header_bytes(plan, same_tensors(tensors)))
+    return file_bytes([part for entry in plan for part in entry.parts()], notes_of(plan, tensors))
 
 
 def dense_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -86,15 +80,14 @@ def dense_bytes(tensors: Mapping[str, Tensor]) -> int:
 
     Args, Raises: as `plan_sparse`. What is in under several names is counted once.
     """
-    plan = [
-        SparseEntry(name, tuple(t.shape), t.dtype, Stored("dense", 0, t.numel(), t.element_size()))
-        for name, t in ((name, tensors[name]) for name in _owners(tensors))
-    ]
-    return _file_bytes(plan, header_bytes(plan, None))
+    owners = {name: tensors[name] for name in _owners(tensors)}
+    return file_bytes([Planned(name, t.dtype, tuple(t.shape)) for name, t in owners.items()], {})
 
 
-def _file_bytes(plan: list[SparseEntry], header: bytes) -> int:
-    return len(header) + sum(entry.stored.nbytes for entry in plan)
+def notes_of(plan: list[SparseEntry], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the metadata of the file: format, version, which tensors are not dense, and which are another's twin."""
+    sparse = {e.name: [e.stored.layout, list(e.shape)] for e in plan if e.stored.layout != "dense"}
+    return {"format": FORMAT, "version": VERSION, "sparse": _json(sparse), "same": _json(_same(tensors))}
 
 
 def part_names(name: str, layout: str) -> tuple[str, str]:
@@ -116,17 +109,17 @@ def _owners(tensors: Mapping[str, Tensor]) -> list[str]:
                 f"file's own ({', '.join(ENDINGS)}). "
                 "Rename it; what comes from a compressed-sparse file is read with load_sparse."
             )
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPE_NAMES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_NAMES)
             raise ValueError(
                 f"{name!r} is {tensor.dtype} with layout {tensor.layout} on {tensor.device}. The file takes dense "
                 f"tensors with values (tensor.to_dense()) of {known}."
             )
-    same = same_tensors(tensors)
+    same = _same(tensors)
     return [name for name in sorted(tensors) if name not in same]
 
 
-def same_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _same(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return name -> the first name of the same tensor: same storage, place in it, shape, strides and dtype."""
     first: dict[tuple, str] = {}
     found = {}
@@ -142,33 +135,6 @@ def _entry(name: str, tensor: Tensor) -> SparseEntry:
     # What the header grows by if the tensor is not stored dense: a second entry, two endings, and the note.
     overhead = 130 + 2 * len(json.dumps(name)) + len(json.dumps(list(tensor.shape)))
     return SparseEntry(name, tuple(tensor.shape), tensor.dtype, cheapest(plain(tensor), overhead))
-
-
-def ordered_parts(plan: list[SparseEntry]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """Return (name, dtype, shape) of everything in the file, in its order."""
-    parts = [part for entry in plan for part in entry.parts()]
-    return sorted(parts, key=lambda part: (-part[1].itemsize, part[0]))
-
-
-def header_bytes(plan: list[SparseEntry], same: dict[str, str] | None) -> bytes:
-    """Return the first bytes of the file: the length of the header, and the header, padded to 8 bytes.
-
-    Args:
-        plan: what the file will hold.
-        same: name -> the name under which its tensor is stored; None for a plain file, without metadata.
-    """
-    header: dict[str, object] = {}
-    if same is not None:
-        sparse = {e.name: [e.stored.layout, list(e.shape)] for e in plan if e.stored.layout != "dense"}
-        notes = {"sparse": _json(sparse), "same": _json(same)}
-        header["__metadata__"] = {"format": FORMAT, "version": VERSION, **notes}
-    end = 0
-    for name, dtype, shape in ordered_parts(plan):
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    text = _json(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _json(value: object) -> str:
