@@ -36,9 +36,9 @@ class FinetuneLog:
         lines: one dict per logged step, in order: "step", "seconds", "loss" (not at step 0) and what `validate` gave.
     """
 
-    lines: list[dict[str, float]]
+    lines: list[dict[str, object]]
 
-    def curve(self, name: str = "loss") -> tuple[list[int], list[float]]:
+    def curve(self, name: str = "loss") -> tuple[list[int], list]:
         """Return the steps at which the figure `name` was noted, and its values.
 
         Raises:

@@ -28,7 +28,7 @@ __all__ = ["FitConfig", "fit", "lr_factor", "read_checkpoint", "read_log"]
 
 Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
 AfterStep = Callable[[], object]
-Validate = Callable[[int], "dict[str, float]"]
+Validate = Callable[[int], "dict[str, object]"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def fit(
         with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
-    def validation() -> dict[str, float]:
+    def validation() -> dict[str, object]:
         if not (validate and config.validate_every and step % config.validate_every == 0):
             return {}
         return _with_average(model, ema, lambda: validate(step))
@@ -163,7 +163,7 @@ def fit(
     return model.eval()
 
 
-def read_log(folder: str | Path) -> list[dict[str, float]]:
+def read_log(folder: str | Path) -> list[dict[str, object]]:
     """Return the lines of a run's log; where a resumed run repeated steps, the later ones count.
 
     A line that a crash cut short is left out: it belongs to steps that the resumed run repeated.
@@ -194,8 +194,8 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict:
 
 
 def _with_average(
-    model: nn.Module, ema: EMAModel | None, call: Callable[[], dict[str, float]]
-) -> dict[str, float]:
+    model: nn.Module, ema: EMAModel | None, call: Callable[[], dict[str, object]]
+) -> dict[str, object]:
     if ema:
         ema.store(model.parameters())
         ema.copy_to(model.parameters())
