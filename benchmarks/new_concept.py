@@ -98,7 +98,7 @@ def train_one(start: str, seed: int, sheet: Path) -> dict:
 
 def untrained(name: str) -> dict:
     """Judge a start before it was trained: what it knows of the new things, and what pruning cost the old ones."""
-    _, sparsity, _, _, _ = STARTS[name]
+    _, sparsity, _, trained_in, rounded_to = STARTS[name]
     pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
     captions = pl.captions(MODEL)
     new, names = pl.new_concepts()
@@ -106,6 +106,8 @@ def untrained(name: str) -> dict:
     before = judge(pipe, clip, asked, captions + names, None, **SAMPLER).pictures
     if sparsity:
         pl.prune_magnitude(pipe.unet, sparsity).finish()
+    for kind in (rounded_to, trained_in):
+        pipe.unet.to(getattr(torch, kind or "float32")).float()
     drawn = judge(pipe, clip, names, captions + names, new, **SAMPLER)
     old = judge(pipe, clip, asked, captions + names, before, **SAMPLER)
     return {
