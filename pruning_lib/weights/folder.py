@@ -117,12 +117,14 @@ def _choose(component: str, found: dict[tuple[str, str], list[File]], which: str
     live = next((group for group in order if group[0] == ".non_ema"), None)
     if which == "live" and live:
         chosen = live
+    roles = dict.fromkeys(order, "copy")
+    if live:
+        averaged = next((group for group in order if group[0] == ""), None)
+        roles |= {live: "live", averaged: "ema"}
+    roles[chosen] = "weights"
     for group in order:
-        role = "weights" if group == chosen else "copy"
-        if group != chosen and live and (group == live or chosen == live and group[0] == ""):
-            role = "live" if group == live else "ema"
         for file in found[group]:
-            file.role = role
+            file.role = roles[group]
 
 
 def _settle_ema(folder: Path, files: list[File], which: str) -> None:

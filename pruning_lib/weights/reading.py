@@ -21,7 +21,7 @@ from .pickle_names import CheckpointError
 
 __all__ = ["DTYPE_NAMES", "Entry", "Source", "check_view", "open_file"]
 
-PIECE = 2**22  # elements that are in memory at a time
+PIECE = 2**20  # elements that are in memory at a time
 _CODES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U64": "uint64", "U32": "uint32", "U16": "uint16",
@@ -160,10 +160,10 @@ def open_file(path: str | Path, allow: Iterable[str] = ()) -> Source:
     try:
         if head[:4] == b"PK\x03\x04":  # the very test of torch.load
             source = read_zip(path, allow)
+        elif head[8:9] == b"{":  # before the next test: a header's length may begin with any byte
+            source = _read_safetensors(path)
         elif head[:1] == b"\x80":
             source = read_legacy(path, allow)
-        elif head[8:9] == b"{":
-            source = _read_safetensors(path)
         else:
             raise CheckpointError(_what_else(head))
     except CheckpointError as error:

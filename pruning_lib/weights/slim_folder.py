@@ -116,11 +116,11 @@ def _account(
 
 
 def _cause(file: File) -> str:
-    if file.role in PARTS:
-        return PARTS[file.role]
-    return {"live": "live copy of the denoiser", "index": "container: names, shapes, pickle"}.get(
-        file.role, "files that are not part of the model"
-    )
+    return {
+        "live": "live copy of the denoiser",
+        "index": "container: names, shapes, pickle",
+        "other": "files that are not part of the model",
+    }.get(file.role) or PARTS[file.role]
 
 
 def _forget(index: Path, components: set[str]) -> None:

@@ -87,7 +87,7 @@ def take_ema(rows: Sequence[Row]) -> list[Row]:
             )
         pairs = list(zip(live, listed, strict=True))
     else:
-        by_name = {key: row for row in averaged for key in (row.name, ".".join(row.entry.path[1:]))}
+        by_name = {key: row for row in averaged for key in (row.name, row.name.partition(".")[2])}
         by_name |= {key.removeprefix("model."): row for key, row in by_name.items()}
         names = [(row, (ema_name(row.name), row.name, row.name.removeprefix("model."))) for row in live]
         pairs = [(row, next((by_name[n] for n in options if n in by_name), None)) for row, options in names]

@@ -15,8 +15,9 @@ from .reading import Entry, Source, check_view
 __all__ = ["read_legacy", "read_zip"]
 
 MAX_PICKLE = 2**29  # bytes of the pickle itself, which holds names and shapes only
-MAX_VALUES = 5_000_000
+MAX_VALUES = 500_000  # tensors and containers; a training file of Stable Diffusion has some thousand
 MAX_DEPTH = 50
+_NESTED = (dict, list, tuple, Made)  # a TensorRef is a tuple
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -146,7 +147,7 @@ def _source(path: Path, kind: str, pickle: Pickle, places: dict[str, tuple[int, 
 
 def _tensors(value: Any) -> Iterator[tuple[tuple[str, ...], TensorRef]]:
     """Yield every tensor with the keys that lead to it; values nested too often or too deep are refused."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)] if isinstance(value, _NESTED) else []
     count = 0
     while waiting:
         keys, item = waiting.pop()
@@ -157,12 +158,14 @@ def _tensors(value: Any) -> Iterator[tuple[tuple[str, ...], TensorRef]]:
             )
         if isinstance(item, TensorRef):
             yield keys or ("tensor",), item
-        elif isinstance(item, dict):
-            waiting += [((*keys, _text(key)), below) for key, below in reversed(item.items())]
+            continue
+        if isinstance(item, dict):
+            inside = [(_text(key), below) for key, below in item.items()]
         elif isinstance(item, Made):
-            waiting += [((*keys, name), getattr(item, name)) for name in ("items", "state", "args")]
-        elif isinstance(item, (list, tuple)):
-            waiting += [((*keys, str(i)), below) for i, below in reversed(list(enumerate(item)))]
+            inside = [(name, getattr(item, name)) for name in ("args", "state", "items")]
+        else:
+            inside = [(str(i), below) for i, below in enumerate(item)]
+        waiting += [((*keys, key), below) for key, below in reversed(inside) if isinstance(below, _NESTED)]
 
 
 def _text(key: Any) -> str:

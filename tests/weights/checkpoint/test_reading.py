@@ -1,0 +1,296 @@
+"""Containers: what they claim is checked against the file before anything is read; lies are told in words."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pruning_lib.weights import CheckpointError, inspect_checkpoint
+from pruning_lib.weights import reading as reading_module
+from pruning_lib.weights.reading import open_file
+
+
+@pytest.fixture
+def state() -> dict:
+    torch.manual_seed(0)
+    return {"a": torch.randn(7, 3), "b": torch.randn(5).half(), "c": torch.arange(4), "d": torch.zeros(0, 2)}
+
+
+def write_header(path: Path, header: dict, data: bytes = b"") -> Path:
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def repack(source: Path, target: Path, change) -> Path:
+    """Write a zip anew; `change(info, data)` returns what to write for a member, None to leave it out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            made = change(info, old.read(info))
+            if made is not None:
+                new.writestr(zipfile.ZipInfo(info.filename), made[0], made[1])
+    return target
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        inspect_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_every_format_gives_the_same_tensors(state, tmp_path):
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "a.pt")
+    torch.save(state, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    kinds = {}
+    for path in tmp_path.iterdir():
+        source = open_file(path)
+        kinds[path.suffix] = source.kind
+        assert {e.path[0]: e for e in source.entries}.keys() == state.keys() and not source.notes
+        for entry in source.entries:
+            found, true = source.read(entry), state[entry.path[0]]
+            assert found.dtype == true.dtype and torch.equal(found, true)
+    assert kinds == {".safetensors": "safetensors", ".pt": "torch zip", ".bin": "torch legacy"}
+
+
+def test_a_tensor_comes_in_pieces(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_module, "PIECE", 4)
+    torch.save({"a": state["a"], "t": state["a"].t(), "one": torch.randn(3, 1)[:, :1]}, tmp_path / "a.pt")
+    source = open_file(tmp_path / "a.pt")
+    a, t, _ = source.entries
+    assert [len(piece) for piece in source.pieces(a)] == [4, 4, 4, 4, 4, 1]
+    assert torch.equal(source.read(a), state["a"]) and torch.equal(source.read(t), state["a"].t())
+
+
+def test_memory_is_that_of_a_piece(tmp_path):
+    save_file({"large": torch.zeros(8_000_000)}, tmp_path / "large.safetensors")
+    source = open_file(tmp_path / "large.safetensors")
+    tracemalloc.start()
+    total = sum(len(piece) for piece in source.pieces(source.entries[0]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == 8_000_000 and peak < 3 * 4 * reading_module.PIECE < 32e6
+
+
+def test_the_content_decides_and_the_name_is_remarked(state, tmp_path):
+    save_file(state, tmp_path / "a.ckpt")
+    torch.save(state, tmp_path / "b.safetensors")
+    for path, kind in ((tmp_path / "a.ckpt", "safetensors"), (tmp_path / "b.safetensors", "torch zip")):
+        source = open_file(path)
+        assert source.kind == kind and kind in source.notes[0] and path.suffix in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"GGUF\x03\x00", "GGUF"),
+        (b"\x00" * 257 + b"ustar" + b"\x00" * 300, "tar"),
+        (b"some words that are no model", "neither safetensors nor"),
+        (b"abc", "neither"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(content, words, tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+    refused(path, words)
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
+        inspect_checkpoint(tmp_path / "no.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_truncated_files_are_refused_wherever_they_end(kind, state, tmp_path):
+    whole = tmp_path / "whole"
+    if kind == "safetensors":
+        save_file(state, whole)
+    else:
+        torch.save(state, whole, _use_new_zipfile_serialization=kind == "zip")
+    data = whole.read_bytes()
+    for end in {1, 5, 9, 20, len(data) // 3, len(data) // 2, len(data) - 100, len(data) - 30, len(data) - 1}:
+        short = tmp_path / "short"
+        short.write_bytes(data[:end])
+        with pytest.raises(CheckpointError):
+            open_file(short)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}},  # beyond the file
+        {"a": {"dtype": "F32", "shape": [200], "data_offsets": [0, 8]}},  # shape does not fit the bytes
+        {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+        {"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+         "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},  # overlap
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},  # a hole
+        {"a": 5},
+        b"{not json",
+    ],
+)  # fmt: skip
+def test_a_safetensors_header_that_lies_is_refused(header, tmp_path):
+    refused(write_header(tmp_path / "a.safetensors", header, b"\x00" * 8), "header")
+
+
+def test_no_header_length_is_taken_for_a_pickle(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for length in range(1, 300):
+        save_file({"a": torch.ones(1)}, path, {"text": "x" * length})
+        assert open_file(path).kind == "safetensors"
+
+
+def test_a_header_length_that_lies_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for length in (2**63, 10**9, 200):
+        path.write_bytes(length.to_bytes(8, "little") + b'{"a": 1}')
+        refused(path, "header")
+
+
+def test_a_header_that_names_a_tensor_twice_is_never_read_two_ways(tmp_path):
+    one = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    two = '"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}'
+    path = write_header(tmp_path / "a.safetensors", f"{{{one},{two}}}".encode(), struct.pack("ff", 1, 2))
+    try:
+        expected = load_file(path)
+    except Exception:
+        refused(path, "header")
+    else:
+        source = open_file(path)
+        assert torch.equal(source.read(source.entries[0]), expected["a"])
+
+
+def test_zip_bombs_are_refused_before_anything_is_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(5_000_000)}, tmp_path / "a.pt")
+    packed = repack(tmp_path / "a.pt", tmp_path / "b.pt", lambda info, data: (data, zipfile.ZIP_DEFLATED))
+    assert packed.stat().st_size < 100_000
+    tracemalloc.start()
+    refused(packed, "zip bomb")
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_members_that_share_bytes_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(100)}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        infos = archive.infolist()
+    # let the directory's second record point at the first member
+    first = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", first + 4)
+    data[second + 42 : second + 46] = infos[0].header_offset.to_bytes(4, "little")
+    (tmp_path / "b.pt").write_bytes(data)
+    refused(tmp_path / "b.pt", "made up|damaged")
+
+
+def with_pickle(tmp_path: Path, size: int, shape: tuple, stride: tuple, offset: int = 0) -> Path:
+    """A torch zip whose pickle claims a view of a storage of `size` numbers, while the file holds 10."""
+    base = torch.zeros(10)
+    torch.save({"a": base}, tmp_path / "honest.pt")
+
+    class Claim:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, stride, False, {})
+
+    class Storage:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", size) if isinstance(value, Storage) else None
+
+    text = io.BytesIO()
+    Pickler(text, protocol=2).dump({"a": Claim()})
+    return repack(
+        tmp_path / "honest.pt",
+        tmp_path / "lie.pt",
+        lambda info, data: (
+            text.getvalue() if info.filename.endswith("data.pkl") else data,
+            zipfile.ZIP_STORED,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "stride", "offset"),
+    [
+        (10**12, (10**12,), (1,), 0),  # a storage far beyond the file
+        (10, (10**9,), (0,), 0),  # one number repeated a thousand million times
+        (10, (11,), (1,), 0),
+        (10, (10,), (1,), 1),
+        (10, (5,), (-1,), 4),
+        (10, (2,), (1,), -1),
+        (10, (2, 2), (1,), 0),
+        (10, (2**40, 2**40), (1, 1), 0),
+    ],
+)
+def test_tensors_that_claim_too_much_are_refused(size, shape, stride, offset, tmp_path):
+    refused(with_pickle(tmp_path, size, shape, stride, offset), "claims|impossible")
+
+
+def test_an_honest_claim_of_the_same_kind_is_read(tmp_path):
+    assert open_file(with_pickle(tmp_path, 10, (2, 3), (3, 1), 1)).entries[0].offset == 1
+
+
+def test_missing_storages_and_other_zips_are_told_apart(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    path = repack(
+        tmp_path / "a.pt", tmp_path / "b.pt", lambda i, d: None if "/data/" in i.filename else (d, 0)
+    )
+    refused(path, "storage 0 is missing")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    refused(tmp_path / "c.pt", "not one that torch.save writes")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "d.pt"))
+    refused(tmp_path / "d.pt", "TorchScript|zip bomb")
+    swapped = repack(
+        tmp_path / "a.pt",
+        tmp_path / "e.pt",
+        lambda i, d: (b"big" if i.filename.endswith("byteorder") else d, 0),
+    )
+    refused(swapped, "big-endian")
+
+
+def test_a_bare_pickle_is_not_a_checkpoint(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": [1, 2]}, protocol=2))
+    refused(tmp_path / "a.pkl", "bare pickle")
+
+
+def test_a_whole_model_is_refused_by_name(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "torch.nn.modules.linear.Linear")
+
+
+def test_values_that_never_end_are_refused(tmp_path):
+    endless = []
+    endless.append(endless)
+    torch.save({"a": endless}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "nested")
+    bomb = []
+    for _ in range(40):  # forty lists, and a thousand thousand million paths through them
+        bomb = [bomb, bomb]
+    torch.save({"a": bomb}, tmp_path / "b.pt")
+    refused(tmp_path / "b.pt", "nested")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed(state, tmp_path):
+    save_file(state, tmp_path / "a.safetensors")
+    source = open_file(tmp_path / "a.safetensors")
+    with (tmp_path / "a.safetensors").open("r+b") as file:
+        file.truncate(source.nbytes - 10)
+    with pytest.raises(CheckpointError, match="shorter"):
+        [source.read(entry) for entry in source.entries]
