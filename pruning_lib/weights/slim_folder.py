@@ -13,8 +13,8 @@ from .checkpoint import Row, rows_of
 from .folder import File, list_folder
 from .parts import PARTS, part_of_file
 from .reading import Source, open_file
-from .slimming import SlimReport, report_of, write_checked
 from .slim_plan import Plan, make_plan
+from .slimming import SlimReport, report_of, write_checked
 from .writing import check_room, file_bytes, in_place
 
 __all__ = ["slim_folder"]
