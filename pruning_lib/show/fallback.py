@@ -58,7 +58,10 @@ def sweep_fallback(explorer: SweepExplorer) -> str:
     intervals = "; ".join(f"{metric.label}: {metric.interval}" for metric in metrics if metric.interval)
     caption = _sentences(explorer.title, others and f"Measured for {others}", intervals)
     head = [escape(text) for text in (axes[along].label, *(metric.label for metric in metrics))]
-    return f'<div class="pl-pair">{figures}</div>' + _scrolling(explorer.title, caption, head, rows, explorer.passport)
+    panel = explorer.histogram
+    below = panel.svg(panel.index([(start[k], len(axes[k].stops)) for k in explorer.histogram_places])) if panel else ""
+    pictures = f'<div class="pl-pair">{figures}</div>{below}'
+    return pictures + _scrolling(explorer.title, caption, head, rows, explorer.passport)
 
 
 def block_fallback(explorer: BlockExplorer) -> str:

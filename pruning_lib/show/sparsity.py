@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["GUIDANCE", "INERT", "MODEL", "SCOPES", "STEPS", "STOPS", "draw", "spread_captions"]
+from ..measure.inputs import example_inputs
+from ..measure.latency import Latency, measure_latency
+from ..measure.quality import clip_score, ssim
+from ..measure.record import load_record
+from ..weights.magnitude import SCOPES, prune_magnitude
+from ..weights.masks import Pruned
+from ..weights.select import prunable_weights
+from ..weights.sensitivity import Sensitivity
+from ..weights.sparse_file import sparse_bytes
+from .histogram import Histogram, WeightBins
+from .sprites import to_pil
+from .sweep import SweepExplorer
+
+__all__ = [
+    "GUIDANCE", "INERT", "MODEL", "PROMPTS", "SCOPES", "STEPS", "STOPS", "cut_of", "decode", "draw", "prune_at",
+    "sparsity_explorer", "spread_captions", "time_denoisers",
+]  # fmt: skip
 
 MODEL = "emoji-sd"
-STEPS, GUIDANCE = 25, 3.0
+STEPS, GUIDANCE = 10, 3.0
 STOPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-SCOPES = ("global", "layer", "sensitivity", "random")
 INERT = (
     "mid_block",
     "down_blocks.3",
 )  # blocks that emoji-sd draws without; `sparsity_curve` measures that it does
+PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
 FIRST_SEED = 1000
 BATCH = 16  # pictures drawn at once: what a processor's cache holds
+MIB = 2**20
 
 
 def spread_captions(captions: Sequence[str], n: int) -> list[str]:
@@ -68,3 +87,97 @@ def decode(pipe: Any, latents: Tensor) -> Tensor:
         decoded = pipe.vae.decode(part / pipe.vae.config.scaling_factor).sample
         parts.append((decoded.float() / 2 + 0.5).clamp(0, 1).cpu())
     return torch.cat(parts)
+
+
+def prune_at(module: torch.nn.Module, scope: str, sparsity: float, sensitivity: Sensitivity | None) -> Pruned:
+    """Prune for one stop of the explorer; the sensitivity is used only where the scope asks for it."""
+    given = sensitivity if scope == "sensitivity" else None
+    return prune_magnitude(module, sparsity, scope=scope, sensitivity=given)
+
+
+def cut_of(pruned: Pruned) -> tuple[float, float] | None:
+    """Return the smallest and the largest threshold among the layers, None where nothing was cut by size."""
+    found = [row.threshold for row in pruned.layers if row.threshold is not None]
+    if not found or pruned.scope == "random":
+        return None
+    return (max(found),) * 2 if pruned.scope == "global" else (min(found), max(found))
+
+
+def time_denoisers(
+    denoisers: Mapping[str, torch.nn.Module], repeats: int, warmup: int = 2
+) -> dict[str, Latency]:
+    """Time one call of each, in turn, with a batch of two: what one step with guidance costs.
+
+    Args:
+        denoisers: name -> module, all on one device.
+        repeats, warmup: rounds.
+    """
+    calls, device = {}, None
+    for name, module in denoisers.items():
+        device = next(module.parameters()).device
+        inputs = example_inputs(module, batch=2, device=device)
+        calls[name] = torch.no_grad()(lambda module=module, inputs=inputs: module(**inputs))
+    return measure_latency(calls, repeats=repeats, warmup=warmup, device=device)
+
+
+def sparsity_explorer(
+    record: str | Path = "sparsity_explorer",
+    *,
+    load: Callable[[str], Any] | None = None,
+    load_clip: Callable[[str], Any] | None = None,
+    curve: str | Path = "sparsity_curve",
+) -> SweepExplorer:
+    """Return the explorer of chapter 4.
+
+    Args:
+        record: name or file of the record, as `benchmarks/sparsity_explorer.py` writes it.
+        load: `pruning_lib.load`. With it, where a kernel is there, each stop prunes the loaded model, draws, and puts
+            its weights back.
+        load_clip: `pruning_lib.load_clip`, to score the new pictures too.
+        curve: the record with the measured sensitivities, read only where a kernel asks.
+
+    Raises:
+        RecordError: there is no such record, or it is damaged.
+    """
+    stored = load_record(record)["data"]
+
+    @cache
+    def live() -> tuple[Any, Sensitivity, WeightBins, Any]:
+        pipe = load(MODEL)
+        pipe.set_progress_bar_config(disable=True)
+        sensitivity = Sensitivity.from_dict(load_record(curve)["data"]["sensitivity"])
+        bins = WeightBins(tuple(stored["histogram"]["edges"]))
+        return pipe, sensitivity, bins, load_clip(MODEL) if load_clip else None
+
+    @cache
+    def whole(prompt: str) -> Tensor:
+        return draw(live()[0], [prompt], first=PROMPTS.index(prompt))[0]
+
+    def on_change(stop: dict) -> dict:
+        pipe, sensitivity, bins, clip = live()
+        prompt, scope, sparsity = stop["prompt"], stop["scope"], stop["sparsity"]
+        reference = whole(prompt)
+        weights = {name: w.detach().clone() for name, w in prunable_weights(pipe.unet).weights.items()}
+        with prune_at(pipe.unet, scope, sparsity, sensitivity) as pruned:
+            image = draw(pipe, [prompt], first=PROMPTS.index(prompt))[0]
+            metrics = {
+                "ssim": ssim(reference, image).item(),
+                "latency_ms": time_denoisers({"pruned": pipe.unet}, 5)["pruned"].median_ms,
+                "sparse_mib": sparse_bytes(pipe.unet.state_dict()) / MIB,
+            }
+        if clip is not None:
+            metrics["clip_score"] = clip_score(clip, image, [prompt]).item()
+        panel = {"removed": bins.count(weights, pruned.masks), "cut": cut_of(pruned)}
+        return {"image": to_pil(image)[0], "metrics": metrics, "histogram": panel}
+
+    return SweepExplorer.from_record(
+        record,
+        "sparsity-explorer",
+        title="How many weights can be zero?",
+        picture="64 x 64 image from emoji-sd",
+        start={"prompt": PROMPTS[0], "scope": "global", "sparsity": 0.5},
+        baseline={"sparsity": 0.0},
+        chart=("sparsity", "mean_ssim"),
+        histogram=Histogram(**stored["histogram"]),
+        on_change=on_change if load else None,
+    )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from .._text import nearest
 from .fallback import sweep_fallback
+from .histogram import Histogram
 from .lattice import Axis, Metric, Reading
 from .recorded import load_sweep, save_sweep
 from .sprites import Sheet, data_url, to_pil
@@ -40,8 +41,10 @@ class SweepExplorer(TwinWidget):
         passport: of the record, or a sentence; shown below.
         sheet_url: where the site serves the sheet, relative to its root, for sheets too large to sit in the page;
             save it with `explorer.sheet.save("assets/…")`. Such a figure has no pictures outside of the site.
+        histogram: a panel of weights below the pictures, as `Histogram` or as a mapping with its fields.
         on_change: called with `{axis name: stop}` where a kernel is there; returns
-            `{"image": PIL image of the same size, "metrics": {name: value}}`, either may be left out.
+            `{"image": PIL image of the same size, "metrics": {name: value}}`, either may be left out; with a histogram
+            also `"histogram": {"removed": counts, "cut": (smallest, largest) or None}`.
 
     Raises:
         ValueError: the lattice is not complete, a name is unknown, or a part is malformed; the message says which.
@@ -66,6 +69,7 @@ class SweepExplorer(TwinWidget):
         chart: Sequence[str] | None = None,
         passport: Mapping | str | None = None,
         sheet_url: str | None = None,
+        histogram: Histogram | Mapping | None = None,
         on_change: Callable[[dict], Mapping] | None = None,
     ) -> None:
         super().__init__(name, on_change=on_change)
@@ -94,6 +98,8 @@ class SweepExplorer(TwinWidget):
         self.start = [middle[k] if stop is None else stop for k, stop in enumerate(self.start)]
         self.baseline = None if baseline is None else self._state(baseline, "baseline")
         self.chart = self._chart(chart)
+        self.histogram = Histogram(**histogram) if isinstance(histogram, Mapping) else histogram
+        self.histogram_places = self.histogram.fit(self.axes) if self.histogram else []
 
     @classmethod
     def from_record(cls, record: str | Path, name: str, **options: Any) -> SweepExplorer:
@@ -185,6 +191,7 @@ class SweepExplorer(TwinWidget):
             "axes": [{**axis.to_dict(), "phrases": axis.phrases} for axis in self.axes],
             "metrics": [metric.to_dict() for metric in self.metrics],
             "start": self.start, "baseline": self.baseline, "chart": self.chart, "passport": self.passport,
+            "histogram": self.histogram and {**self.histogram.to_dict(), "places": self.histogram_places},
             "sheet": {**source, "columns": self.sheet.columns, "width": self.sheet.width, "height": self.sheet.height},
         }  # fmt: skip
 
@@ -206,6 +213,9 @@ class SweepExplorer(TwinWidget):
                     f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}"
                 )
             answer["image"] = data_url(image)
+        if self.histogram and given.get("histogram") is not None:
+            self.histogram.check(**given["histogram"])
+            answer["histogram"] = dict(given["histogram"])
         return answer
 
     def phrase(self, state: Sequence[int], skip: int | None = None) -> str:
@@ -213,7 +223,7 @@ class SweepExplorer(TwinWidget):
         return ", ".join(axis.phrases[state[k]] for k, axis in enumerate(self.axes) if k != skip)
 
     def fallback_html(self) -> str:
-        """Return the pictures at the start, and a table of the first slider's stops."""
+        """Return the pictures and the histogram at the start, and a table of the first slider's stops."""
         return sweep_fallback(self)
 
     def __repr__(self) -> str:

@@ -54,6 +54,17 @@ figcaption b { display: block; color: var(--pl-ink); }
 .legend { display: flex; flex-wrap: wrap; justify-content: center; gap: .1rem 1rem; margin: .2rem 0 0; font-size: .78em; color: var(--pl-muted); }
 .legend svg { display: inline-block; width: 14px; height: 12px; margin: 0 .3rem 0 0; vertical-align: -1px; }
 
+.histogram { margin-top: 1rem; }
+.histogram svg { display: block; width: 100%; height: auto; }
+.histogram .legend svg { display: inline-block; width: 14px; }
+.histogram text { font-size: 12px; fill: var(--pl-muted); font-variant-numeric: tabular-nums; }
+.histogram .label { fill: var(--pl-ink); }
+.histogram .all { fill: var(--pl-line); stroke: var(--pl-edge); stroke-width: .5; }
+.histogram .kept { fill: var(--pl-accent); }
+.histogram .cut { stroke: var(--pl-focus); stroke-width: 2; stroke-dasharray: 5 3; }
+.histogram .cuts { fill: var(--pl-focus); opacity: .15; }
+@container (max-width: 28rem) { .histogram text { font-size: 20px; } }
+
 .drawing svg { display: block; width: 100%; max-width: 26rem; height: auto; margin: 0 auto; }
 .stage.top { align-items: start; }
 .block { cursor: pointer; }
@@ -95,6 +106,6 @@ tr[aria-current] .bar i { background: var(--pl-accent); }
 .bars tfoot > tr > * { border-top: 2px solid var(--pl-line); font-weight: 600; }
 @container (max-width: 28rem) { .bars td.bar { width: 30%; } th, td { padding-inline: .3rem; } }
 @media (prefers-reduced-motion: no-preference) { .bar i { transition: width .25s ease-out; } }
-@media (forced-colors: active) { .bar i { background: CanvasText; } .options input:checked + span { outline: 3px solid Highlight; } }
+@media (forced-colors: active) { .histogram .kept { fill: CanvasText; } .bar i { background: CanvasText; } .options input:checked + span { outline: 3px solid Highlight; } }
 @media print { slot { display: contents; } .app { display: none; } }
 `;

@@ -1,6 +1,7 @@
 // The sweep explorer: sliders over recorded stops; pictures, numbers and a chart that follow. It computes no number.
 import { anywidget, choice, followHash, h, number, stage, writeHash } from "./twin.js";
 import { scatter } from "./chart.js";
+import { histogramPanel } from "./histogram.js";
 
 export function mount(host, data, { hash = false, ask = null } = {}) {
   const { axes, metrics, sheet } = data;
@@ -68,6 +69,8 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     state.forEach((_, k) => { state[k] = Math.floor(index / strides[k]) % axes[k].stops.length; });
     changed();
   });
+  const weights = data.histogram && histogramPanel(data.histogram);
+  const place = (stops) => data.histogram.places.reduce((sum, k) => sum * axes[k].stops.length + stops[k], 0);
   const body = h("tbody"), path = h("tbody"), pathName = h("caption"), pathHead = h("th", { scope: "col" });
 
   function column(name) {
@@ -128,6 +131,8 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
       traceName: axes[along].label.toLowerCase(),
       describe: `${column(data.chart.y).label} against ${column(data.chart.x).label}; now at ${phrase(state)}: ${spoken(index)}`,
     });
+    weights?.draw({ removed: data.histogram.removed[place(state)], cut: data.histogram.cuts[place(state)],
+      where: phrase(state, data.histogram.places), ...answer?.histogram });
     badge.textContent = busy ? "computing\u2026" : answer ? "live: computed just now" : "recorded";
     badge.toggleAttribute("data-live", Boolean(answer));
   }
@@ -154,7 +159,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
       if (mine !== serial) return;
       if (!readable) return failed("Its picture could not be read.");
     }
-    answer = { metrics: response.metrics ?? {}, image: picture };
+    answer = { metrics: response.metrics ?? {}, image: picture, histogram: response.histogram };
     busy = false;
     draw();
   }
@@ -183,6 +188,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     h("div", { class: "controls" }, controls.map((control) => control?.element)),
     note, heard, say,
     h("div", { class: "stage" }, h("div", { class: "pictures" }, panels.map(({ element }) => element)), chart?.element),
+    weights?.element,
     h("table", {}, heads(["measured", data.baseline ? "baseline" : null, "this stop"]), body),
     h("details", {}, h("summary", {}, "All stops of this slider as a table"),
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Measured values at each stop" },

@@ -1,0 +1,151 @@
+"""Record the sparsity explorer of chapter 4: pictures, quality, bytes, latency and histogram for every mask.
+
+    python benchmarks/sparsity_curve.py       # first: it measures the sensitivities and the quality over many pictures
+    python benchmarks/sparsity_explorer.py
+
+writes book/results/sparsity_explorer.json and, beside it, one sheet of all pictures, sparsity_explorer.webp. Times are
+of one call of the pruned UNet with a batch of two, the step of a guided picture; all masks are timed in turn, each in a
+copy of its own, so that a disturbance from outside hits them alike. About five minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import pruning_lib as pl
+from pruning_lib.measure import clip_score, ssim
+from pruning_lib.measure.record import check_writable
+from pruning_lib.show.histogram import Histogram, WeightBins
+from pruning_lib.show.sparsity import (
+    FIRST_SEED,
+    GUIDANCE,
+    MIB,
+    MODEL,
+    PROMPTS,
+    SCOPES,
+    STEPS,
+    STOPS,
+    cut_of,
+    draw,
+    prune_at,
+    time_denoisers,
+)
+from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
+from pruning_lib.weights import Sensitivity, prunable_weights, sparse_bytes
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+LABELS = ("global", "layer by layer", "by sensitivity", "random")
+WARMUP = 2
+
+
+def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
+    """Prune, draw, judge, time and write.
+
+    Args:
+        path: the record's file.
+        curve: the record `sparsity_curve`.
+        repeats: timed calls per mask.
+        device: where to run, as in "cpu".
+    """
+    check_writable(path)
+    sensitivity = Sensitivity.from_dict(curve["data"]["sensitivity"])
+    pipe = pl.load(MODEL, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    clip = pl.load_clip(MODEL)
+    whole = [draw(pipe, [prompt], first=i)[0] for i, prompt in enumerate(PROMPTS)]
+    weights = {name: weight.detach().clone() for name, weight in prunable_weights(pipe.unet).weights.items()}
+    bins = WeightBins.around(weights)
+    masks = list(itertools.product(SCOPES, STOPS))
+    found: dict[tuple[str, float], dict[str, Any]] = {}
+    copies: dict[str, nn.Module] = {}
+    for scope, stop in tqdm(masks, desc="masks", unit="mask"):
+        if stop == 0 and scope != SCOPES[0]:  # no weight is removed, whatever the scope
+            found[scope, stop] = found[SCOPES[0], stop]
+            continue
+        with prune_at(pipe.unet, scope, stop, sensitivity) as pruned:
+            images = [draw(pipe, [prompt], first=i)[0] for i, prompt in enumerate(PROMPTS)]
+            found[scope, stop] = {
+                "images": images,
+                "ssim": [round(ssim(a, b).item(), 4) for a, b in zip(whole, images, strict=True)],
+                "clip": [
+                    round(clip_score(clip, image, [p]).item(), 2)
+                    for image, p in zip(images, PROMPTS, strict=True)
+                ],
+                "bytes": sparse_bytes(pipe.unet.state_dict()),
+                "removed": bins.count(weights, pruned.masks),
+                "cut": cut_of(pruned),
+                "call": f"{scope} {stop}",
+            }
+            copies[f"{scope} {stop}"] = copy.deepcopy(pipe.unet)
+    timed = time_denoisers(copies, repeats, WARMUP)
+    explorer = assemble(found, timed, mean_ssim(curve), bins, weights)
+    passport = pl.passport(seeds=[FIRST_SEED + i for i in range(len(PROMPTS))], n=repeats, device=device)
+    more = {
+        "model": MODEL, "sampler": "DDIM, trailing", "steps": STEPS, "guidance": GUIDANCE, "timed_batch": 2,
+        "warmup": WARMUP, "histogram": explorer.histogram.to_dict(),
+    }  # fmt: skip
+    return explorer.save(path, "sparsity_explorer", passport, **more)
+
+
+def mean_ssim(curve: dict) -> dict[tuple[str, float], dict]:
+    """Return (scope, stop) -> mean SSIM with its interval, from the record of many pictures."""
+    rows = {(r["scope"], r["asked"]): r["ssim"] for r in curve["data"]["rows"] if r["part"] == "unet"}
+    return {(scope, stop): rows[scope if stop else "global", stop] for scope in SCOPES for stop in STOPS}
+
+
+def assemble(
+    found: dict, timed: dict, many: dict, bins: WeightBins, weights: dict[str, Tensor]
+) -> SweepExplorer:
+    """Return the explorer: every figure in the order of prompt, scope, sparsity."""
+    masks = list(itertools.product(SCOPES, STOPS))
+    every = [(i, mask) for i in range(len(PROMPTS)) for mask in masks]
+    times = [timed[found[mask]["call"]] for _, mask in every]
+    means = [many[mask] for _, mask in every]
+    metrics = [
+        Metric("ssim", [found[m]["ssim"][i] for i, m in every], label="SSIM of this picture", n=1, digits=3),
+        Metric(
+            "mean_ssim", [m["value"] for m in means], label="mean SSIM of many pictures",
+            low=[m["low"] for m in means], high=[m["high"] for m in means], interval="95 % interval",
+            n=[m["n"] for m in means], digits=3,
+        ),
+        Metric("clip_score", [found[m]["clip"][i] for i, m in every], label="CLIP score (mini CLIP)", n=1, digits=1),
+        Metric(
+            "sparse_mib", [round(found[m]["bytes"] / MIB, 3) for _, m in every], label="UNet in a sparse file",
+            unit="MiB",
+        ),
+        Metric(
+            "latency_ms", [round(t.median_ms, 3) for t in times], label="one UNet call", unit="ms",
+            low=[round(t.p10_ms, 3) for t in times], high=[round(t.p90_ms, 3) for t in times],
+            interval="median, p10 to p90", n=times[0].n, digits=1,
+        ),
+    ]  # fmt: skip
+    axes = [
+        Axis("prompt", PROMPTS, label="Prompt"),
+        Axis("scope", SCOPES, label="Scope", labels=LABELS),
+        Axis("sparsity", STOPS, label="Sparsity"),
+    ]
+    panel = Histogram(
+        bins.edges, bins.count(weights), ("scope", "sparsity"), [found[m]["removed"] for m in masks],
+        [found[m]["cut"] for m in masks], label="weight", title="Weights of the UNet",
+    )  # fmt: skip
+    images = torch.cat([found[m]["images"][i] for i, m in every])
+    return SweepExplorer("sparsity-explorer", axes, images, metrics, title="as recorded", histogram=panel)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=30, help="timed calls per mask (default 30)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--curve", default="sparsity_curve", help="name or file of that record")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
+    options = parser.parse_args()
+    curve = pl.load_record(options.curve)
+    print(record(options.out / "sparsity_explorer.json", curve, options.repeats, options.device))
