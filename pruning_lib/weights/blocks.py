@@ -21,7 +21,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from .._text import nearest
-from .smaller import Smaller, cast, plain_config, sizes
+from .smaller import Smaller, build, cast, plain_config, sizes
 
 __all__ = ["VARIANTS", "Shortened", "remove_blocks"]
 
@@ -81,9 +81,9 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> Shortene
             gone.append(name)
         else:
             weights[new] = value.clone()
-    small = cast(UNet2DConditionModel.from_config(config).to(unet.device), unet.dtype)
+    small = cast(build(config, unet.device), unet.dtype)
     small.load_state_dict(weights, strict=True)
-    return Shortened(unet=small.eval(), variant=variant, removed=_paths(gone), **sizes(unet, small))
+    return Shortened(unet=small, variant=variant, removed=_paths(gone), **sizes(unet, small))
 
 
 def _config(unet: UNet2DConditionModel, variant: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..measure.inputs import example_inputs
-from .smaller import plain_config
+from .smaller import build, plain_config
 
 __all__ = ["heads_of_levels", "rebuild"]
 
@@ -43,14 +43,14 @@ def rebuild(work: UNet2DConditionModel, widths: tuple[int, ...], heads: str) -> 
         now = [max(1, n * a // b) for n, a, b in zip(heads_of_levels(work), widths, before, strict=True)]
         name = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
         config[name] = tuple(now)
-    small = UNet2DConditionModel.from_config(config).eval().to(next(work.parameters()).device)
+    small = build(config, work.device)
     for path, module in work.named_modules():
         if isinstance(module, Attention):
             _fit_heads(module, small.get_submodule(path).heads, heads)
     if widths[0] != before[0]:
         _fit_time(work, small)
     small.load_state_dict(work.state_dict(), strict=True)
-    inputs = example_inputs(small, device=next(work.parameters()).device)
+    inputs = example_inputs(small, device=work.device)
     if not torch.allclose(work(**inputs).sample, small(**inputs).sample, rtol=1e-4, atol=1e-5):
         raise ValueError(
             "The smaller model does not compute what the pruned layers compute; please report this model."
@@ -77,7 +77,7 @@ def _fit_time(work: nn.Module, small: nn.Module) -> None:
             f"This UNet's time embedding is {work.config.time_embedding_type!r}; only 'positional' ones can be "
             "narrowed. Give widths= that leave the first level as it is."
         )
-    t = torch.arange(TIMES, device=next(work.parameters()).device)
+    t = torch.arange(TIMES, device=work.device)
     layer = work.time_embedding.linear_1
     old, new = work.time_proj(t).double(), small.time_proj(t).double()
     ones = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..measure.macs import count_macs
 
-__all__ = ["Smaller", "cast", "plain_config", "sizes"]
+__all__ = ["Smaller", "build", "cast", "plain_config", "sizes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +62,9 @@ def plain_config(unet: UNet2DConditionModel) -> dict[str, object]:
 def cast(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
     """Return the module itself with weights of another type, without the warning that diffusers gives for it."""
     return nn.Module.to(unet, dtype)
+
+
+def build(config: dict[str, object], device: torch.device) -> UNet2DConditionModel:
+    """Return an untrained UNet in evaluation mode, made where it belongs: on the meta device that costs nothing."""
+    with torch.device(device):
+        return UNet2DConditionModel.from_config(config).eval()
