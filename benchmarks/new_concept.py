@@ -142,6 +142,15 @@ def summary(runs: list[dict], which: str) -> dict:
     }  # fmt: skip
 
 
+def against(runs: list[dict], reference: list[dict], which: str) -> dict:
+    """Compare picture by picture with the unpruned start: same caption, same noise, same seeds of training."""
+    difference = {
+        key: torch.tensor([r[which][key] for r in runs]) - torch.tensor([r[which][key] for r in reference])
+        for key in runs[0][which]
+    }
+    return {key: bootstrap_interval(value.mean(0)).to_dict() for key, value in difference.items()}
+
+
 def record(path: Path, work: Path) -> Path:
     """Train all starts with all seeds and write the record."""
     check_writable(path)
@@ -154,12 +163,14 @@ def record(path: Path, work: Path) -> Path:
             runs.append(
                 once(work / f"{name}-{seed}.json", lambda n=name, s=seed, p=sheet: train_one(n, s, p))
             )
+        reference = runs if name == "whole" else reference
         start = once(work / f"{name}-start.json", lambda n=name: untrained(n))
         rows.append(
             {
                 "name": name, "label": label, "sparsity": sparsity, "held": held, "trained_in": trained_in,
                 "rounded_to": rounded_to, "new": summary(runs, "new"), "old": summary(runs, "old"),
-                "before": {"new": summary([start], "new"), "old": summary([start], "old")},
+                "new_against_whole": against(runs, reference, "new"),
+                "old_against_whole": against(runs, reference, "old"), "before": {"new": summary([start], "new"), "old": summary([start], "old")},
                 "curves": [r["curve"] for r in runs],
                 **{k: [r[k] for r in runs] for k in PER_RUN},
             }
