@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pruning_lib.measure import bootstrap_interval, clip_score, frechet, psnr, retrieval_rank, ssim
@@ -86,3 +88,9 @@ def once(path: Path, work: Callable[[], dict]) -> dict:
 def spread(count: int, total: int) -> list[int]:
     """Return `count` indices spread evenly over `total`."""
     return torch.linspace(0, total - 1, count).round().long().tolist()
+
+
+def tiles_of(sheet: Path) -> Tensor:
+    """Return the pictures of a sheet of one row, uint8 `[n, 3, 64, 64]`."""
+    pixels = torch.from_numpy(np.array(Image.open(sheet).convert("RGB")))
+    return pixels.view(64, -1, 64, 3).permute(1, 3, 0, 2)

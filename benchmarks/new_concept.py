@@ -14,8 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from judged import judge, once, spread, unit
-from PIL import Image
+from judged import judge, once, spread, tiles_of, unit
 
 import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval, psnr, retrieval_rank, ssim
@@ -154,7 +153,8 @@ def against(runs: list[dict], reference: list[dict], which: str) -> dict:
 def record(path: Path, work: Path) -> Path:
     """Train all starts with all seeds and write the record."""
     check_writable(path)
-    rows, tiles = [], [pl.new_concepts()[0][[pl.new_concepts()[1].index(name) for name in SHOWN]]]
+    rows, reference = [], []
+    tiles = [pl.new_concepts()[0][[pl.new_concepts()[1].index(name) for name in SHOWN]]]
     for name, (label, sparsity, held, trained_in, rounded_to) in STARTS.items():
         runs = []
         for seed in SEEDS:
@@ -163,20 +163,20 @@ def record(path: Path, work: Path) -> Path:
             runs.append(
                 once(work / f"{name}-{seed}.json", lambda n=name, s=seed, p=sheet: train_one(n, s, p))
             )
-        reference = runs if name == "whole" else reference
+        reference = reference or runs  # the first start is the unpruned one
         start = once(work / f"{name}-start.json", lambda n=name: untrained(n))
         rows.append(
             {
                 "name": name, "label": label, "sparsity": sparsity, "held": held, "trained_in": trained_in,
                 "rounded_to": rounded_to, "new": summary(runs, "new"), "old": summary(runs, "old"),
                 "new_against_whole": against(runs, reference, "new"),
-                "old_against_whole": against(runs, reference, "old"), "before": {"new": summary([start], "new"), "old": summary([start], "old")},
+                "old_against_whole": against(runs, reference, "old"),
+                "before": {which: summary([start], which) for which in ("new", "old")},
                 "curves": [r["curve"] for r in runs],
                 **{k: [r[k] for r in runs] for k in PER_RUN},
             }
         )  # fmt: skip
-        shown = torch.tensor(list(Image.open(work / f"{name}.png").tobytes()), dtype=torch.uint8)
-        tiles.append(shown.view(64, len(SHOWN), 64, 3).permute(1, 3, 0, 2))
+        tiles.append(tiles_of(work / f"{name}.png"))
     contact_sheet(torch.cat(tiles), columns=len(SHOWN)).save(path.with_suffix(".webp"), quality=90, method=6)
     data = {
         "rows": rows, "ceiling": ceiling(), "shown": list(SHOWN), "sheet": path.with_suffix(".webp").name,

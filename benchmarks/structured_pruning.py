@@ -16,8 +16,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from judged import judge, once, spread
-from PIL import Image
+from judged import judge, once, spread, tiles_of
 
 import pruning_lib as pl
 from pruning_lib.measure import example_inputs, ratio
@@ -120,10 +119,7 @@ def quality(path: Path, work: Path) -> Path:
         work / "unpruned.png",
         *(work / f"{n}-{when}.png" for n in names for when in ("before", "after")),
     ]
-    tiles = [
-        torch.tensor(list(Image.open(s).tobytes()), dtype=torch.uint8).view(64, -1, 64, 3) for s in sheets
-    ]
-    tiles = torch.cat([t.permute(1, 3, 0, 2) for t in tiles])
+    tiles = torch.cat([tiles_of(s) for s in sheets])
     contact_sheet(tiles, columns=len(SHOWN)).save(path.with_suffix(".webp"), quality=90, method=6)
     data = {
         "rows": found, "unpruned": {"params": whole.params, "macs": whole.macs, **reference}, "model": MODEL,
