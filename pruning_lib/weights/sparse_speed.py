@@ -1,9 +1,9 @@
 """Layers that run on the weights that are left: CSR forms of linear layers and convolutions, swapped in reversibly.
 
 CSR (compressed sparse row) keeps, row by row, the values that are not zero and the column of each; a product then reads
-only those.  A linear layer becomes W x with W in CSR; a convolution is first laid out as a matrix (`unfold`, "im2col";
-Chellapilla et al. 2006), unless its kernel is 1 × 1.  Whether that is faster than a dense kernel that multiplies the
-zeros too is a matter for the clock: see the chapter "Zeros are not speed".
+only those.  A linear layer is given its weight in CSR, which PyTorch multiplies itself; a convolution is first laid out
+as a matrix (`unfold`, "im2col"; Chellapilla et al. 2006), unless its kernel is 1 × 1.  Whether that is faster than a
+dense kernel that multiplies the zeros too is a matter for the clock: see the chapter "Zeros are not speed".
 
 Not done here: other sparse formats, training, and 2:4 sparsity (`nm.py`).
 """
@@ -194,7 +194,7 @@ def _check_runs(path: str, layer: nn.Module) -> None:
             f"{kinds}. Use module.float()."
         )
     try:
-        as_csr(torch.eye(2, dtype=weight.dtype, device=weight.device)) @ torch.eye(2).to(weight)
+        F.linear(torch.eye(2).to(weight), as_csr(torch.eye(2).to(weight)))
     except RuntimeError as error:
         raise ValueError(f"This build of PyTorch multiplies no CSR matrix: {error}") from error
 
@@ -214,19 +214,11 @@ def _forward(layer: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
             raise ValueError(
                 f"The input is {x.dtype} and the CSR weights are {matrix.dtype}. Cast one of them."
             )
-        product = _linear if isinstance(layer, nn.Linear) else _convolution
-        return product(x, matrix, layer)
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, matrix, layer.bias)
+        return _convolution(x, matrix, layer)
 
     return forward
-
-
-def _linear(x: Tensor, matrix: Tensor, layer: nn.Linear) -> Tensor:
-    out = (
-        matrix @ x.reshape(-1, x.shape[-1]).t()
-    ).t()  # [out, tokens], turned; the sparse factor must stand first
-    if layer.bias is not None:
-        out = out + layer.bias
-    return out.reshape(*x.shape[:-1], len(matrix)).contiguous()
 
 
 def _convolution(x: Tensor, matrix: Tensor, layer: nn.Conv2d) -> Tensor:

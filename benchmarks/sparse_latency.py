@@ -1,0 +1,230 @@
+"""Record how fast layers with zeros run in each form they can have, for the chapter "Zeros are not speed".
+
+    python benchmarks/sparse_latency.py
+
+writes book/results/sparse_latency.json. Needs a quiet machine, about 8 minutes on two cores. Forms of a layer:
+
+- dense: as it is; zeros: the same kernel, small weights set to zero;
+- csr: the zeros left out (`weights.sparse_speed`);
+- structured: a dense layer with fewer outputs, so that as many weights are left.
+
+Single layers have the shapes of emoji-sd and of Stable Diffusion 1.5 with random weights: time depends on shapes and on
+how many zeros there are, not on what the weights are. The whole UNet is emoji-sd's own. Float32 on the CPU; where there
+is a CUDA GPU, linear layers in float16 are added: dense, with zeros in the 2:4 pattern, and in PyTorch's 2:4 form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+import pruning_lib as pl
+from pruning_lib.measure import Latency, example_inputs, ratio
+from pruning_lib.measure.record import check_writable
+from pruning_lib.weights import prune_magnitude, prune_structured, to_csr
+from pruning_lib.weights.nm import prune_nm, to_semi_structured
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+UNET_SPARSITIES = (0.5, 0.9, 0.99)
+UNET_RATIOS = (0.25, 0.33, 0.5)  # three different widths; beyond, emoji-sd's norm groups set a floor
+WARMUP = 3
+
+
+class Layer(NamedTuple):
+    """A layer to time: whose shape it has, how to make it, and the shape of its input."""
+
+    model: str
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: tuple[int, ...]
+
+
+LAYERS = (
+    Layer(
+        "emoji-sd", "conv 3×3, 32 channels, 16×16", lambda: nn.Conv2d(32, 32, 3, padding=1), (1, 32, 16, 16)
+    ),
+    Layer("emoji-sd", "conv 3×3, 192 to 96, 4×4", lambda: nn.Conv2d(192, 96, 3, padding=1), (1, 192, 4, 4)),
+    Layer("emoji-sd", "linear 32 to 256, 256 tokens", lambda: nn.Linear(32, 256), (1, 256, 32)),
+    Layer(
+        "SD-1.5", "conv 3×3, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 3, padding=1), (1, 320, 64, 64)
+    ),
+    Layer(
+        "SD-1.5", "conv 3×3, 1280 channels, 8×8", lambda: nn.Conv2d(1280, 1280, 3, padding=1), (1, 1280, 8, 8)
+    ),
+    Layer("SD-1.5", "conv 1×1, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 1), (1, 320, 64, 64)),
+    Layer("SD-1.5", "linear 1280 to 320, 4096 tokens", lambda: nn.Linear(1280, 320), (1, 4096, 1280)),
+    Layer("SD-1.5", "linear 768 to 1280, 77 tokens", lambda: nn.Linear(768, 1280), (1, 77, 768)),
+)
+
+
+def narrower(layer: nn.Module, share: float) -> nn.Module:
+    """Return a layer of the same kind with this share of the outputs removed, at random weights."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, max(1, round((1 - share) * layer.out_features)))
+    outputs = max(1, round((1 - share) * layer.out_channels))
+    return nn.Conv2d(layer.in_channels, outputs, layer.kernel_size, padding=layer.padding)
+
+
+def pruned(layer: nn.Module, sparsity: float) -> nn.Module:
+    """Return a copy of a layer without its smallest weights, for good."""
+    layer = copy.deepcopy(layer)
+    prune_magnitude(layer, sparsity).finish()
+    return layer
+
+
+def timed(
+    calls: Mapping[str, Callable], base: str, macs: Mapping[str, float], repeats: int, device: str
+) -> dict:
+    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as `base`.
+
+    The rounds go to and fro, so the first and the last of a round run twice in a row and find their weights in the
+    cache; calls that are thrown away stand at both ends.
+    """
+    ends = {"(start)": calls[base], **calls, "(end)": calls[base]}
+    found = pl.measure_latency(ends, repeats=repeats, warmup=WARMUP, device=device)
+    return {name: _row(found[base], found[name], macs[base], macs[name]) for name in calls}
+
+
+def _row(base: Latency, latency: Latency, base_macs: float, macs: float) -> dict:
+    return {
+        **{key: round(getattr(latency, key), 5) for key in ("median_ms", "p10_ms", "p90_ms")},
+        "macs": round(macs),
+        "times_fewer_macs": base_macs / macs,
+        "times_as_fast": ratio(base, latency).to_dict(),
+    }
+
+
+def layer_rows(spec: Layer, repeats: int) -> dict:
+    """Time one layer in every form at every sparsity."""
+    torch.manual_seed(0)
+    layer, x = spec.build().eval(), torch.randn(spec.inputs)
+    positions = layer(x).numel() // layer.weight.shape[0]
+    macs = {"dense": layer.weight.numel() * positions}
+    calls = {"dense": lambda: layer(x)}
+    for s in SPARSITIES:
+        zeros, csr, narrow = pruned(layer, s), pruned(layer, s), narrower(layer, s)
+        to_csr(csr)
+        assert torch.allclose(csr(x), zeros(x), atol=1e-3), spec
+        calls |= {f"zeros {s}": lambda m=zeros: m(x), f"csr {s}": lambda m=csr: m(x)}
+        calls |= {f"structured {s}": lambda m=narrow: m(x)}
+        macs |= {f"zeros {s}": macs["dense"], f"csr {s}": int(zeros.weight.count_nonzero()) * positions}
+        macs |= {f"structured {s}": narrow.weight.numel() * positions}
+    found = timed(calls, "dense", macs, repeats, "cpu")
+    rows = [
+        {"form": name.split()[0], "sparsity": float((name.split() + ["0"])[1]), **row}
+        for name, row in found.items()
+    ]
+    return {
+        "model": spec.model, "name": spec.name,
+        "weight_shape": list(layer.weight.shape), "input_shape": list(spec.inputs),
+        "rows": rows, "break_even": break_even(rows, "csr"),
+    }  # fmt: skip
+
+
+def break_even(rows: list[dict], form: str) -> dict:
+    """Return the sparsity at which a form becomes as fast as dense, between which stops it lies, and whether it does.
+
+    Interpolated in log(1 - sparsity) against log(speed), in which both are nearly straight.
+    """
+    points = [(r["sparsity"], r["times_as_fast"]["value"]) for r in rows if r["form"] == form]
+    if points[0][1] >= 1:
+        return {"sparsity": None, "says": "faster at every sparsity", "below": points[0][0], "above": None}
+    for (s0, v0), (s1, v1) in pairwise(points):
+        if v0 < 1 <= v1:
+            part = -math.log(v0) / (math.log(v1) - math.log(v0))
+            density = (1 - s0) ** (1 - part) * (1 - s1) ** part
+            return {"sparsity": 1 - density, "says": "", "below": s1, "above": s0}
+    return {"sparsity": None, "says": "slower at every sparsity", "below": None, "above": points[-1][0]}
+
+
+def unet_rows(repeats: int) -> list[dict]:
+    """Time emoji-sd's whole UNet: dense, with zeros, in CSR, and structured."""
+    unet = pl.load("emoji-sd", device="cpu").unet.eval()
+    inputs = example_inputs(unet, batch=2, device="cpu")  # as guidance needs it
+    whole = pl.count_macs(unet)
+    macs, about = {"dense": whole.macs}, {"dense": {"form": "dense", "params": whole.params}}
+    models = {"dense": unet}
+    for s in UNET_SPARSITIES:
+        zeros = copy.deepcopy(unet)
+        prune_magnitude(zeros, s).finish()
+        csr = copy.deepcopy(zeros)
+        swapped = to_csr(csr)
+        same = (csr(**inputs).sample - zeros(**inputs).sample).abs().max()
+        assert same < 1e-3, same
+        nnz = sum(int(p.count_nonzero()) for p in zeros.parameters())
+        skipped = sum(
+            whole.modules[row.path].macs * row.sparsity for row in swapped.rows
+        )  # every weight of a layer is used equally often
+        models |= {f"zeros {s}": zeros, f"csr {s}": csr}
+        macs |= {f"zeros {s}": whole.macs, f"csr {s}": whole.macs - skipped}
+        for form in ("zeros", "csr"):
+            about[f"{form} {s}"] = {"form": form, "sparsity": s, "params": whole.params, "nnz": nnz}
+    for r in UNET_RATIOS:
+        small = prune_structured(unet, r).unet.eval()
+        report = pl.count_macs(small)
+        models[f"structured {r}"], macs[f"structured {r}"] = small, report.macs
+        about[f"structured {r}"] = {"form": "structured", "ratio": r, "params": report.params}
+    found = timed({n: lambda m=m: m(**inputs) for n, m in models.items()}, "dense", macs, repeats, "cpu")
+    return [{**about[name], **row} for name, row in found.items()]
+
+
+def gpu_rows(repeats: int) -> dict:
+    """Time linear layers on a GPU: dense, zeros in the 2:4 pattern, 2:4 form; or say that there is none."""
+    if not torch.cuda.is_available():
+        return {"measured": False, "because": "torch saw no CUDA GPU when this record was made", "layers": []}
+    layers = []
+    for name, build, shape in (
+        ("SD-1.5 linear 1280 to 320, 2 × 4096 tokens", lambda: nn.Linear(1280, 320), (2, 4096, 1280)),
+        ("SD-1.5 linear 1280 to 10240, 2 × 256 tokens", lambda: nn.Linear(1280, 10240), (2, 256, 1280)),
+        ("linear 8192 to 8192, 8192 tokens", lambda: nn.Linear(8192, 8192), (8192, 8192)),
+    ):
+        torch.manual_seed(0)
+        dense, x = build().to("cuda", torch.float16), torch.randn(shape, device="cuda", dtype=torch.float16)
+        zeros = copy.deepcopy(dense)
+        prune_nm(zeros).finish()
+        packed = copy.deepcopy(zeros)
+        try:
+            left = to_semi_structured(packed)
+        except ValueError as error:
+            return {"measured": False, "because": str(error), "layers": []}
+        assert not left and torch.allclose(packed(x), zeros(x), atol=0.05), (name, left)
+        macs = dense.weight.numel() * x.numel() // x.shape[-1]
+        calls = {
+            "dense": lambda m=dense, x=x: m(x),
+            "zeros": lambda m=zeros, x=x: m(x),
+            "2:4": lambda m=packed, x=x: m(x),
+        }
+        found = timed(calls, "dense", {"dense": macs, "zeros": macs, "2:4": macs / 2}, repeats, "cuda")
+        rows = [{"form": form, **row} for form, row in found.items()]
+        layers.append({"name": name, "dtype": "float16", "rows": rows})
+    return {"measured": True, "device": torch.cuda.get_device_name(), "layers": layers}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds of single layers (default 15)")
+    parser.add_argument(
+        "--unet-repeats", type=int, default=60, help="timed rounds of the whole UNet (default 60)"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
+    options = parser.parse_args()
+    path = check_writable(options.out / "sparse_latency.json")
+    with torch.no_grad():
+        data = {
+            "dtype": "float32", "threads": torch.get_num_threads(), "warmup": WARMUP, "unet_n": options.unet_repeats, "unet_batch": 2,
+            "layers": [layer_rows(spec, options.repeats) for spec in tqdm(LAYERS, desc="layers", unit="layer")],
+            "unet": unet_rows(options.unet_repeats), "gpu": gpu_rows(options.unet_repeats),
+        }  # fmt: skip
+    print(
+        pl.save_record(path, "sparse_latency", data, pl.passport(seeds=[0], n=options.repeats, device="cpu"))
+    )
