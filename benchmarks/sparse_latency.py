@@ -83,16 +83,17 @@ def pruned(layer: nn.Module, sparsity: float) -> nn.Module:
 
 
 def timed(
-    calls: Mapping[str, Callable], base: str, macs: Mapping[str, float], repeats: int, device: str
+    calls: Mapping[str, Callable], spare: Callable, macs: Mapping[str, float], repeats: int, device: str
 ) -> dict:
-    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as `base`.
+    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as the one named dense.
 
     The rounds go to and fro, so the first and the last of a round run twice in a row and find their weights in the
-    cache; calls that are thrown away stand at both ends.
+    cache. So `spare`, which has weights of its own, stands at both ends, and its times are thrown away.
     """
-    ends = {"(start)": calls[base], **calls, "(end)": calls[base]}
-    found = pl.measure_latency(ends, repeats=repeats, warmup=WARMUP, device=device)
-    return {name: _row(found[base], found[name], macs[base], macs[name]) for name in calls}
+    found = pl.measure_latency(
+        {"": spare, **calls, " ": spare}, repeats=repeats, warmup=WARMUP, device=device
+    )
+    return {name: _row(found["dense"], found[name], macs["dense"], macs[name]) for name in calls}
 
 
 def _row(base: Latency, latency: Latency, base_macs: float, macs: float) -> dict:
@@ -110,7 +111,7 @@ def layer_rows(spec: Layer, repeats: int) -> dict:
     layer, x = spec.build().eval(), torch.randn(spec.inputs)
     positions = layer(x).numel() // layer.weight.shape[0]
     macs = {"dense": layer.weight.numel() * positions}
-    calls = {"dense": lambda: layer(x)}
+    calls, spare = {"dense": lambda: layer(x)}, copy.deepcopy(layer)
     for s in SPARSITIES:
         zeros, csr, narrow = pruned(layer, s), pruned(layer, s), narrower(layer, s)
         to_csr(csr)
@@ -119,7 +120,7 @@ def layer_rows(spec: Layer, repeats: int) -> dict:
         calls |= {f"structured {s}": lambda m=narrow: m(x)}
         macs |= {f"zeros {s}": macs["dense"], f"csr {s}": int(zeros.weight.count_nonzero()) * positions}
         macs |= {f"structured {s}": narrow.weight.numel() * positions}
-    found = timed(calls, "dense", macs, repeats, "cpu")
+    found = timed(calls, lambda: spare(x), macs, repeats, "cpu")
     rows = [
         {"form": name.split()[0], "sparsity": float((name.split() + ["0"])[1]), **row}
         for name, row in found.items()
@@ -153,7 +154,7 @@ def unet_rows(repeats: int) -> list[dict]:
     inputs = example_inputs(unet, batch=2, device="cpu")  # as guidance needs it
     whole = pl.count_macs(unet)
     macs, about = {"dense": whole.macs}, {"dense": {"form": "dense", "params": whole.params}}
-    models = {"dense": unet}
+    models, spare = {"dense": unet}, copy.deepcopy(unet)
     for s in UNET_SPARSITIES:
         zeros = copy.deepcopy(unet)
         prune_magnitude(zeros, s).finish()
@@ -174,7 +175,8 @@ def unet_rows(repeats: int) -> list[dict]:
         report = pl.count_macs(small)
         models[f"structured {r}"], macs[f"structured {r}"] = small, report.macs
         about[f"structured {r}"] = {"form": "structured", "ratio": r, "params": report.params}
-    found = timed({n: lambda m=m: m(**inputs) for n, m in models.items()}, "dense", macs, repeats, "cpu")
+    calls = {name: lambda m=model: m(**inputs) for name, model in models.items()}
+    found = timed(calls, lambda: spare(**inputs), macs, repeats, "cpu")
     return [{**about[name], **row} for name, row in found.items()]
 
 
@@ -204,7 +206,8 @@ def gpu_rows(repeats: int) -> dict:
             "zeros": lambda m=zeros, x=x: m(x),
             "2:4": lambda m=packed, x=x: m(x),
         }
-        found = timed(calls, "dense", {"dense": macs, "zeros": macs, "2:4": macs / 2}, repeats, "cuda")
+        done = {"dense": macs, "zeros": macs, "2:4": macs / 2}
+        found = timed(calls, lambda m=copy.deepcopy(dense), x=x: m(x), done, repeats, "cuda")  # noqa: B008
         rows = [{"form": form, **row} for form, row in found.items()]
         layers.append({"name": name, "dtype": "float16", "rows": rows})
     return {"measured": True, "device": torch.cuda.get_device_name(), "layers": layers}
@@ -221,7 +224,8 @@ if __name__ == "__main__":
     path = check_writable(options.out / "sparse_latency.json")
     with torch.no_grad():
         data = {
-            "dtype": "float32", "threads": torch.get_num_threads(), "warmup": WARMUP, "unet_n": options.unet_repeats, "unet_batch": 2,
+            "dtype": "float32", "threads": torch.get_num_threads(), "warmup": WARMUP,
+            "unet_n": options.unet_repeats, "unet_batch": 2,
             "layers": [layer_rows(spec, options.repeats) for spec in tqdm(LAYERS, desc="layers", unit="layer")],
             "unet": unet_rows(options.unet_repeats), "gpu": gpu_rows(options.unet_repeats),
         }  # fmt: skip
