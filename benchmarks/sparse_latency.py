@@ -35,7 +35,7 @@ from pruning_lib.weights.nm import prune_nm, to_semi_structured
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-UNET_SPARSITIES = (0.5, 0.9, 0.99)
+UNET_SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 UNET_RATIOS = (0.25, 0.33, 0.5)  # three different widths; beyond, emoji-sd's norm groups set a floor
 WARMUP = 3
 
@@ -229,6 +229,6 @@ if __name__ == "__main__":
             "layers": [layer_rows(spec, options.repeats) for spec in tqdm(LAYERS, desc="layers", unit="layer")],
             "unet": unet_rows(options.unet_repeats), "gpu": gpu_rows(options.unet_repeats),
         }  # fmt: skip
-    print(
-        pl.save_record(path, "sparse_latency", data, pl.passport(seeds=[0], n=options.repeats, device="cpu"))
-    )
+    data["unet_break_even"] = break_even(data["unet"], "csr")
+    passport = pl.passport(seeds=[0], n=options.repeats, device="cpu")
+    print(pl.save_record(path, "sparse_latency", data, passport))
