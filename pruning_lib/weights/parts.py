@@ -23,7 +23,7 @@ KEPT = {
     "other": "unknown, kept",
 }
 DROPPED = {
-    "ema": "EMA copy of the denoiser",
+    "ema": "EMA copy",
     "optimizer": "optimiser state",
     "training": "training leftovers",
     "copy": "second copy of a part",

@@ -21,7 +21,7 @@ from .pickle_names import CheckpointError
 
 __all__ = ["DTYPE_NAMES", "Entry", "Source", "check_view", "open_file"]
 
-PIECE = 2**20  # elements that are in memory at a time
+PIECE = 2**18  # elements that are in memory at a time
 _CODES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U64": "uint64", "U32": "uint32", "U16": "uint16",

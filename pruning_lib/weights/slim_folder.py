@@ -117,7 +117,7 @@ def _account(
 
 def _cause(file: File) -> str:
     return {
-        "live": "live copy of the denoiser",
+        "live": "live copy",
         "index": "container: names, shapes, pickle",
         "other": "files that are not part of the model",
     }.get(file.role) or PARTS[file.role]

@@ -167,7 +167,7 @@ def _cause(part: str, remove: Sequence[str], swapped: bool) -> str:
     if part == "vae" and swapped:
         return "VAE exchanged"
     if part == "live":
-        return "live copy of the denoiser"
+        return "live copy"
     return f"removed as asked: {PARTS[part]}" if part in remove and part not in DROPPED else PARTS[part]
 
 

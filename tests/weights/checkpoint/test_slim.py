@@ -46,7 +46,7 @@ def test_default_keeps_every_weight_and_drops_the_rest(small, small_ckpt, tmp_pa
     assert digest(small_ckpt) == before
     adds_up(report)
     unet = 4 * sum(t.numel() for n, t in state.items() if n.startswith(UNET))
-    assert report.causes["EMA copy of the denoiser"] == unet + 4 + 8
+    assert report.causes["EMA copy"] == unet + 4 + 8
     assert report.causes["optimiser state"] == 2 * unet
     assert report.causes["training leftovers"] == 8 and "cast" not in str(report.causes)
     assert report.dropped == {"ema": 5, "optimizer": 6, "training": 2} and report.kept == len(expected)
@@ -86,8 +86,8 @@ def test_ema_takes_the_place_of_the_live_weights(small, small_ckpt, tmp_path):
         assert torch.equal(tensor, true)
     assert not any(name.startswith("model_ema") for name in found)
     unet = 4 * sum(t.numel() for n, t in state.items() if n.startswith(UNET))
-    assert report.causes["live copy of the denoiser"] == unet
-    assert report.causes["EMA copy of the denoiser"] == 12  # its counters
+    assert report.causes["live copy"] == unet
+    assert report.causes["EMA copy"] == 12  # its counters
     adds_up(report)
 
 
@@ -329,21 +329,26 @@ def test_the_vae_can_be_exchanged(emoji, emoji_ckpt, emoji_folder, tmp_path):
 
 
 MEASURE = """
-import resource, sys
+import sys, torch
 import pruning_lib as pl
-scale = 1024 if sys.platform != "darwin" else 1
+def peak():  # not ru_maxrss, which a process inherits from the one that started it
+    with open("/proc/self/status") as status:
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
 small, *large, out = sys.argv[1:]
 pl.slim(small, out, dtype="fp16")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+before = peak()
 for file in large:
     pl.slim(file, out, dtype="fp16", overwrite=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale - before)
+    print(peak() - before)
+torch.load(large[-1], weights_only=True)
+print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells a process its own peak")
 def test_peak_memory_stays_below_one_tensor(small_ckpt, tmp_path):
-    """Files of 96 MB, each of their tensors 24 MB: a process that slims them needs less than one tensor more."""
-    state = {f"unet.{i}": torch.full((6_000_000,), float(i)) for i in range(4)}
+    """Files of 144 MB, each of their tensors 36 MB: a process that slims them needs less than one tensor more."""
+    state = {f"unet.{i}": torch.full((9_000_000,), float(i)) for i in range(4)}
     save_file(state, tmp_path / "a.safetensors")
     torch.save(state, tmp_path / "b.ckpt")
     torch.save(state, tmp_path / "c.ckpt", _use_new_zipfile_serialization=False)
@@ -356,4 +361,6 @@ def test_peak_memory_stays_below_one_tensor(small_ckpt, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     needed = [int(line) for line in done.stdout.split()]
-    assert len(needed) == 3 and max(needed) < 24e6, needed
+    *slimmed, loaded = needed
+    assert len(slimmed) == 3 and max(slimmed) < 36e6, needed
+    assert loaded > 100e6, "the measure sees what a process that loads the whole file needs"
