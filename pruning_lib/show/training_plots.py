@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+from PIL import Image
 
+from ..measure.record import load_record, record_path
 from .figure import COLOURS, INK, MARKERS, new_figure
+from .sprites import Sheet
 
-__all__ = ["before_and_after", "masks", "recovery", "starts", "toy_losses"]
+__all__ = ["before_and_after", "recorded_tiles", "recovery", "starts", "toy_losses"]
+
+
+def recorded_tiles(record: str | Path, size: int = 64) -> list[Image.Image]:
+    """Return the pictures of the sheet beside a record, row by row; its data name the file as "sheet".
+
+    Args:
+        record: name or file, as `load_record` takes it.
+        size: side of a picture, in pixels.
+    """
+    path = record_path(record)
+    with Image.open(path.with_name(load_record(record)["data"]["sheet"])) as image:
+        count = (image.width // size) * (image.height // size)
+        sheet = Sheet(image.copy(), size, size, count)
+    return [sheet.tile(index) for index in range(count)]
 
 
 def toy_losses(curves: Mapping[str, Sequence[float]], floors: Mapping[str, float]) -> Figure:
@@ -30,30 +47,6 @@ def toy_losses(curves: Mapping[str, Sequence[float]], floors: Mapping[str, float
     ax.set(yscale="log", xlabel="step", ylabel="loss of the new task")
     ax.grid(alpha=0.25)
     ax.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-def masks(matrices: Mapping[str, Tensor]) -> Figure:
-    """Draw small matrices of weights side by side, zeros as empty squares.
-
-    Args:
-        matrices: name -> `[rows, columns]`, all of one size.
-    """
-    zeros = ", ".join(f"{name}: {int((m == 0).sum())}" for name, m in matrices.items())
-    figure, axes = new_figure(
-        1.75 * len(matrices),
-        2.0,
-        f"{len(matrices)} small tables of weights. Zeros in each: {zeros}.",
-        ncols=len(matrices),
-    )
-    top = max(m.abs().max().item() for m in matrices.values())
-    for ax, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
-        ax.imshow(matrix.numpy(), cmap="RdBu", vmin=-top, vmax=top)
-        for i, j in np.ndindex(*matrix.shape):
-            if matrix[i, j] == 0:
-                ax.text(j, i, "0", ha="center", va="center", fontsize=8, color=INK)
-        ax.set_title(name, fontsize=9, color=INK)
-        ax.set_xticks([]), ax.set_yticks([])
     return figure
 
 
