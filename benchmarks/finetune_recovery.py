@@ -1,6 +1,6 @@
 """Record of chapter 6: how pictures come back while a pruned model is trained on its own training pictures.
 
-    python benchmarks/finetune_recovery.py --work /tmp/recovery
+    python benchmarks/finetune_recovery.py
 
 writes book/results/finetune_recovery.json. Three runs with the same steps, data order, noise and learning rate: the
 narrow denoiser that structured pruning leaves, the same small architecture from random weights, and the whole
@@ -79,7 +79,7 @@ def record(path: Path, work: Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("recovery-runs"), help="folder for single runs")
+    parser.add_argument("--work", type=Path, default=Path("_build/recovery-runs"), help="folder for single runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
     arguments = parser.parse_args()
     print(record(arguments.out / "finetune_recovery.json", arguments.work))

@@ -1,6 +1,6 @@
 """Record of chapter 6: teach emoji-sd 24 new things, starting from the whole model and from pruned ones.
 
-    python benchmarks/new_concept.py --work /tmp/new-concept
+    python benchmarks/new_concept.py
 
 writes book/results/new_concept.json and, beside it, the pictures of the chapter's explorer, new_concept.webp. Every
 start is trained with the same steps, data order, noise and learning rate, for each of three seeds. Half of every batch
@@ -228,7 +228,7 @@ def explorer(rows: list[dict], shown: list[list[float]], tiles: torch.Tensor) ->
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("new-concept-runs"), help="folder for single runs")
+    parser.add_argument("--work", type=Path, default=Path("_build/new-concept-runs"), help="folder for single runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
     arguments = parser.parse_args()
     print(record(arguments.out / "new_concept.json", arguments.work))

@@ -1,6 +1,6 @@
 """Records of chapters 5 and 6: narrower and shorter denoisers, before and after a short fine-tune.
 
-    python benchmarks/structured_pruning.py --stage quality --work /tmp/structured
+    python benchmarks/structured_pruning.py --stage quality
     python benchmarks/structured_pruning.py --stage latency
 
 The first stage prunes at three ratios with three kinds of importance, removes blocks as BK-SDM does, fine-tunes each
@@ -167,7 +167,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("quality", "latency"), required=True)
     parser.add_argument(
-        "--work", type=Path, default=Path("structured-runs"), help="quality: folder for single runs"
+        "--work", type=Path, default=Path("_build/structured-runs"), help="quality: folder for single runs"
     )
     parser.add_argument(
         "--repeats", type=int, default=60, help="latency: timed calls of each model (default 60)"
