@@ -27,7 +27,6 @@ from pruning_lib.show.histogram import Histogram, WeightBins
 from pruning_lib.show.sparsity import (
     FIRST_SEED,
     GUIDANCE,
-    MIB,
     MODEL,
     PROMPTS,
     SCOPES,
@@ -118,8 +117,8 @@ def assemble(
         ),
         Metric("clip_score", [found[m]["clip"][i] for i, m in every], label="CLIP score (mini CLIP)", n=1, digits=1),
         Metric(
-            "sparse_mib", [round(found[m]["bytes"] / MIB, 3) for _, m in every], label="UNet in a sparse file",
-            unit="MiB",
+            "sparse_mb", [round(found[m]["bytes"] / 1e6, 3) for _, m in every], label="UNet in a sparse file",
+            unit="MB",
         ),
         Metric(
             "latency_ms", [round(t.median_ms, 3) for t in times], label="one UNet call", unit="ms",

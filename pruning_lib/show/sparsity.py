@@ -38,7 +38,6 @@ INERT = (
 PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
 FIRST_SEED = 1000
 BATCH = 16  # pictures drawn at once: what a processor's cache holds
-MIB = 2**20
 
 
 def spread_captions(captions: Sequence[str], n: int) -> list[str]:
@@ -163,7 +162,7 @@ def sparsity_explorer(
             metrics = {
                 "ssim": ssim(reference, image).item(),
                 "latency_ms": time_denoisers({"pruned": pipe.unet}, 5)["pruned"].median_ms,
-                "sparse_mib": sparse_bytes(pipe.unet.state_dict()) / MIB,
+                "sparse_mb": sparse_bytes(pipe.unet.state_dict()) / 1e6,
             }
         if clip is not None:
             metrics["clip_score"] = clip_score(clip, image, [prompt]).item()
