@@ -102,8 +102,9 @@ def speeds(
     at_half = [
         p[1] for forms in panels.values() for p in forms.get("dense kernel with zeros", []) if p[0] == 0.5
     ]
-    alt = f"{len(panels)} panels: times as fast as dense, against sparsity, both logarithmic. "
-    alt += f"Zeros in the dense kernel at 0.5: {min(at_half):.2f} to {max(at_half):.2f}. " if at_half else ""
+    alt = f"{len(panels)} panel{'s' * (len(panels) > 1)}: times as fast as dense, against sparsity, both logarithmic. "
+    span = f"{min(at_half):.2f}" + (f" to {max(at_half):.2f}" if len(at_half) > 1 else "") if at_half else ""
+    alt += f"Zeros in the dense kernel at 0.5: {span}. " if at_half else ""
     alt += f"Slowest: {slowest[1]}, {slowest[2]}, sparsity {slowest[3]:g}, {slowest[0]:.2g} times."
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(
