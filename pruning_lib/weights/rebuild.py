@@ -77,13 +77,12 @@ def _fit_time(work: nn.Module, small: nn.Module) -> None:
             f"This UNet's time embedding is {work.config.time_embedding_type!r}; only 'positional' ones can be "
             "narrowed. Give widths= that leave the first level as it is."
         )
-    t = torch.arange(TIMES, device=work.device)
-    layer = work.time_embedding.linear_1
+    t, layer = torch.arange(TIMES), work.time_embedding.linear_1  # on the CPU: not every device has float64
+    weight, bias = (p.detach().cpu().double() for p in (layer.weight, layer.bias))
     old, new = work.time_proj(t).double(), small.time_proj(t).double()
-    ones = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
-    wanted = old @ layer.weight.double().T + layer.bias.double()
-    # lstsq without a rank guess of its own: the slowest waves are nearly constant, so the problem is ill-conditioned
-    solution = torch.linalg.pinv(torch.cat([new, ones], 1), rtol=1e-6) @ wanted
+    ones = torch.ones(TIMES, 1, dtype=torch.float64)
+    # the slowest waves are nearly constant over all timesteps: small singular values are left out
+    solution = torch.linalg.pinv(torch.cat([new, ones], 1), rtol=1e-6) @ (old @ weight.T + bias)
     layer.weight = nn.Parameter(solution[:-1].T.to(layer.weight).contiguous())
     layer.bias = nn.Parameter(solution[-1].to(layer.bias).contiguous())
     layer.in_features = new.shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -24,7 +24,7 @@ class Smaller:
         macs_before, macs_after: of one call, batch 1, with attention products.
     """
 
-    unet: UNet2DConditionModel
+    unet: UNet2DConditionModel = field(repr=False)
     params_before: int
     params_after: int
     macs_before: int
