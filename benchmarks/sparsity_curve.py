@@ -148,6 +148,30 @@ def pictures(
     return file
 
 
+class Remembering:
+    """A judge that embeds each text, and each set of pictures, once."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip, self.features_name = clip, clip.features_name
+        self._texts: dict[str, Tensor] = {}
+        self._pictures: dict[int, Tensor] = {}
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        if missing := [text for text in dict.fromkeys(texts) if text not in self._texts]:
+            self._texts.update(zip(missing, self.clip.embed_texts(missing), strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(self.clip.model.visual_projection(self.features(images)), dim=-1)
+
+    def features(self, images: Tensor) -> Tensor:
+        key = hash(images.numpy().tobytes())
+        if key not in self._pictures:
+            self._pictures[key] = self.clip.features(images)
+        return self._pictures[key]
+
+
 def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions: list[str]) -> dict:
     """Return the figures of one row: means with intervals, and SSIM and CLIP score of each picture."""
     floats, reference = images / 255, whole / 255
@@ -155,7 +179,7 @@ def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions
         warnings.simplefilter(
             "ignore"
         )  # too few for the rank: the record says so, and all rows have the same n
-        distance = frechet(whole, images, features=clip).to_dict()
+        distance = frechet(whole, images, features=clip, n_boot=100).to_dict()
     likeness, scores = ssim(reference, floats), clip_score(clip, images, prompts)
     top5 = (retrieval_rank(clip, images, prompts, captions) <= 5).double()
     noise = psnr(reference, floats)
@@ -194,7 +218,7 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
     files: dict[Setting, list[Path]] = {}
     for row in tqdm(settings(), desc="masks", unit="mask"):
         files[row] = [pictures(row, i, pipe, part, sensitivity, work) for i, part in enumerate(chunks)]
-    clip = pl.load_clip(setting.MODEL)
+    clip = Remembering(pl.load_clip(setting.MODEL))
     images = {row: torch.cat([torch.load(file)["images"] for file in parts]) for row, parts in files.items()}
     whole = images[settings()[0]]
     rows = []
