@@ -63,7 +63,7 @@ figcaption b { display: block; color: var(--pl-ink); }
 .histogram .kept { fill: var(--pl-accent); }
 .histogram .cut { stroke: var(--pl-focus); stroke-width: 2; stroke-dasharray: 5 3; }
 .histogram .cuts { fill: var(--pl-focus); opacity: .15; }
-@container (max-width: 28rem) { .histogram text { font-size: 20px; } }
+@container (max-width: 28rem) { .histogram text { font-size: 19px; } }
 
 .drawing svg { display: block; width: 100%; max-width: 26rem; height: auto; margin: 0 auto; }
 .stage.top { align-items: start; }
