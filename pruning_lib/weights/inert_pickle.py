@@ -3,7 +3,7 @@
 A .ckpt, .pt or .bin file holds a pickle, which is a program: its GLOBAL instruction fetches any function by name, its
 REDUCE instruction calls it. `read_pickle` decodes the instructions with the standard library's `pickletools` and plays
 them on a stack of plain values. Names stay names; a call of one of the few functions that rebuild a tensor becomes a
-`TensorRef`, any other call an inert `Made`. A file that names anything outside the list below is refused.
+`TensorRef`, any other call an inert `Made`. A file that names anything outside the list in `pickle_names` is refused.
 
 `torch.load(weights_only=True)` pursues the same aim by calling a list of trusted functions. It was broken twice
 (CVE-2025-32434 below torch 2.6, CVE-2026-24747 below 2.10), it refuses the training leftovers that real files carry,
@@ -16,55 +16,17 @@ import _compat_pickle
 import pickletools
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from .pickle_names import CheckpointError, UnsafePickleError, may_stand
+from .pickle_values import CALLS, Made, Name, StorageRef, call, mapping, storage_of
 
-__all__ = ["Made", "Name", "Pickle", "StorageRef", "TensorRef", "read_pickle"]
-
-DTYPES = {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-}  # fmt: skip
+__all__ = ["Pickle", "read_pickle"]
 
 
-@dataclass(frozen=True)
-class Name:
-    """A global of the pickle, as in "torch._utils._rebuild_tensor_v2"; only its name, never the thing itself."""
-
-    full: str
-
-
-@dataclass(eq=False)
-class Made:
-    """What a call of `name` would have made, had it been run: its arguments, state and items, all inert."""
-
-    name: str
-    args: Any
-    state: Any = None
-    items: list = field(default_factory=list)
-
-
-class StorageRef(NamedTuple):
-    """A storage that the pickle claims: `nbytes` bytes under `key`; `dtype` is None where the bytes are untyped."""
-
-    key: str
-    dtype: torch.dtype | None
-    nbytes: int
-
-
-class TensorRef(NamedTuple):
-    """A tensor that the pickle claims: a strided view (offset and strides in elements) of a storage."""
-
-    storage: StorageRef
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+_TYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
 class Pickle(NamedTuple):
@@ -73,61 +35,6 @@ class Pickle(NamedTuple):
     value: Any
     names: tuple[str, ...]
     storages: dict[str, StorageRef]
-
-
-def _tensor(storage: StorageRef, offset: int, shape: Any, stride: Any, *more: Any) -> TensorRef:
-    dtype = storage.dtype
-    if len(more) > 2 and isinstance(more[2], torch.dtype):  # _rebuild_tensor_v3 names the type itself
-        dtype = more[2]
-    if not isinstance(storage, StorageRef) or dtype is None:
-        raise CheckpointError("a tensor has no storage, or one without a type")
-    return TensorRef(storage, dtype, offset, tuple(shape), tuple(stride))
-
-
-# Every call that yields a value; all others yield `Made`. The functions here are ours, under torch's names.
-_CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor,
-    "torch._utils._rebuild_parameter": lambda data, *more: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *more: data,
-    "torch._tensor._rebuild_from_type_v2": lambda name, kind, args, state: _call(name, args),
-    "torch.nn.parameter.Parameter": lambda data, *more: data,
-    "torch.Tensor": lambda *args: Made("torch.Tensor", args),
-    "torch.Size": lambda shape: tuple(shape),
-    "torch.device": lambda *place: ":".join(map(str, place)),
-    "collections.OrderedDict": lambda items=(): dict(items),
-    "collections.defaultdict": lambda factory=None, items=(): dict(items),
-    "collections.Counter": lambda items=(): dict(items),
-    "builtins.set": lambda items=(): list(items),
-    "builtins.frozenset": lambda items=(): list(items),
-}
-
-
-def _call(name: Any, args: Any) -> Any:
-    if not isinstance(name, Name):
-        raise CheckpointError("the pickle calls something that is not a name")
-    if name.full in _CALLS and isinstance(args, tuple):
-        return _CALLS[name.full](*args)
-    return Made(name.full, args)
-
-
-def _storage(pid: Any) -> StorageRef:
-    """Return the storage of a persistent id: ("storage", type, key, place, elements, ...)."""
-    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], Name):
-        raise CheckpointError(f"a storage is described by {type(pid).__name__}, not as torch.save does")
-    kind = pid[1].full.rpartition(".")[2].removesuffix("Storage")
-    if not isinstance(pid[4], int) or pid[4] < 0:
-        raise CheckpointError(f"a storage claims {pid[4]!r} elements")
-    if len(pid) > 5 and pid[5] is not None:
-        raise CheckpointError(
-            "a storage is a view of another, as torch wrote before 2017. Save it anew with torch"
-        )
-    if kind == "Untyped":
-        return StorageRef(str(pid[2]), None, pid[4])
-    if kind not in DTYPES:
-        raise CheckpointError(f"a storage is of type {pid[1].full}, which is not supported")
-    return StorageRef(str(pid[2]), DTYPES[kind], pid[4] * DTYPES[kind].itemsize)
 
 
 class _Reader:
@@ -144,15 +51,13 @@ class _Reader:
     def name(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
             raise CheckpointError("the pickle computes the name of a global")
-        module, name = _compat_pickle.NAME_MAPPING.get(
-            (module, name), (module, name)
-        )  # Python 2 wrote other names
+        # Python 2 wrote other names
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         full = f"{module}.{name}"
-        dtype = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(dtype, torch.dtype):
-            return dtype
-        self.seen[full] = full in _CALLS or may_stand(module, name, self.allow)
+        if module == "torch" and name in _TYPES:
+            return _TYPES[name]
+        self.seen[full] = full in CALLS or may_stand(module, name, self.allow)
         return Name(full)
 
     def since_mark(self) -> list[Any]:
@@ -162,7 +67,7 @@ class _Reader:
     def fill(self, items: list[Any], pairs: bool) -> None:
         target = self.stack[-1]
         if pairs and isinstance(target, dict):
-            target.update(zip(items[::2], items[1::2], strict=True))
+            target.update(mapping(zip(items[::2], items[1::2], strict=True)))
         elif isinstance(target, Made):
             target.items.extend(items)
         elif not pairs and isinstance(target, list):
@@ -193,22 +98,22 @@ class _Reader:
             push(self.name(module, name))
         elif code == "REDUCE" or code == "NEWOBJ":
             args = pop()
-            push(_call(pop(), args))
+            push(call(pop(), args))
         elif code == "NEWOBJ_EX":
             kwargs, args = pop(), pop()
-            push(_call(pop(), args if not kwargs else (args, kwargs)))
+            push(call(pop(), args if not kwargs else (args, kwargs)))
         elif code == "INST":
             args = tuple(self.since_mark())
-            self.stack.append(_call(self.name(*arg.split(" ", 1)), args))
+            self.stack.append(call(self.name(*arg.split(" ", 1)), args))
         elif code == "OBJ":
             name, *args = self.since_mark()
-            self.stack.append(_call(name, tuple(args)))
+            self.stack.append(call(name, tuple(args)))
         elif code == "BUILD":
             state = pop()
             if isinstance(self.stack[-1], Made):
                 self.stack[-1].state = state
         elif code == "BINPERSID":
-            storage = _storage(pop())
+            storage = storage_of(pop())
             if self.storages.setdefault(storage.key, storage).nbytes != storage.nbytes:
                 raise CheckpointError(f"two tensors claim different sizes for the same storage {storage.key}")
             push(storage)
@@ -217,7 +122,7 @@ class _Reader:
             self.stack[-count:] = [tuple(self.stack[-count:])]
         elif code in ("TUPLE", "LIST", "FROZENSET", "DICT"):
             items = self.since_mark()
-            made = dict(zip(items[::2], items[1::2], strict=True)) if code == "DICT" else items
+            made = mapping(zip(items[::2], items[1::2], strict=True)) if code == "DICT" else items
             self.stack.append(tuple(made) if code == "TUPLE" else made)
         elif code in ("APPEND", "SETITEM"):
             items = [pop() for _ in range(1 if code == "APPEND" else 2)][::-1]

@@ -190,7 +190,7 @@ def check_view(
     """
     numbers = (*shape, *stride, offset)
     if len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers) or len(shape) > 64:
-        raise CheckpointError(f"{name} has the impossible shape {shape}, strides {stride}, offset {offset}")
+        raise CheckpointError(f"{name} has an impossible shape, stride or offset")
     numel, holds = math.prod(shape), nbytes // dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if numel and (last >= holds or numel > holds):

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .inert_pickle import Made, Name, Pickle, TensorRef, read_pickle
+from .inert_pickle import Pickle, read_pickle
 from .pickle_names import CheckpointError
+from .pickle_values import Made, Name, TensorRef
 from .reading import Entry, Source, check_view
 
 __all__ = ["read_legacy", "read_zip"]
@@ -111,10 +112,11 @@ def read_legacy(path: Path, allow: Iterable[str]) -> Source:
             )
         protocol, system = read_pickle(file).value, read_pickle(file).value
         if protocol != _PROTOCOL or not isinstance(system, dict) or not system.get("little_endian", True):
-            raise CheckpointError(f"it has protocol {protocol} or big-endian numbers, which is not supported")
+            raise CheckpointError("it has another protocol or big-endian numbers, which is not supported")
         pickle = read_pickle(file, allow)
         keys = read_pickle(file).value
-        if not isinstance(keys, list) or {str(key) for key in keys} != set(pickle.storages):
+        plain = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
+        if not plain or sorted(map(str, keys)) != sorted(pickle.storages):
             raise CheckpointError("its list of storages does not fit its tensors. The file is damaged")
         places, at = {}, file.tell()
         for key in map(str, keys):
@@ -141,7 +143,7 @@ def _source(path: Path, kind: str, pickle: Pickle, places: dict[str, tuple[int, 
     storages = {key: size for key, (_, size) in places.items()}
     top = pickle.value if isinstance(pickle.value, dict) else {"": pickle.value}
     with_tensors = {entry.path[0] for entry in entries}
-    others = {str(key): _describe(value) for key, value in top.items() if _text(key) not in with_tensors}
+    others = {_text(key): _describe(value) for key, value in top.items() if _text(key) not in with_tensors}
     return Source(path, kind, path.stat().st_size, entries, storages, others, pickle.names)
 
 
@@ -169,7 +171,11 @@ def _tensors(value: Any) -> Iterator[tuple[tuple[str, ...], TensorRef]]:
 
 
 def _text(key: Any) -> str:
-    return key.full if isinstance(key, Name) else str(key)[:500]
+    if isinstance(key, (Name, Made)):
+        return key.full if isinstance(key, Name) else key.name
+    if isinstance(key, int) and key.bit_length() > 64:
+        return f"a number of {key.bit_length()} bits"
+    return ", ".join(map(_text, key)) if isinstance(key, tuple) else str(key)[:500]
 
 
 def _describe(value: Any) -> str:
@@ -179,4 +185,6 @@ def _describe(value: Any) -> str:
         return value.full
     if isinstance(value, (dict, list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"int of {value.bit_length()} bits"
     return f"{type(value).__name__} {str(value)[:60]}"

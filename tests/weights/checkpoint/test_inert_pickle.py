@@ -8,6 +8,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
@@ -16,8 +18,9 @@ import pytest
 import torch
 
 from pruning_lib.weights import UnsafePickleError, inspect_checkpoint, slim
-from pruning_lib.weights.inert_pickle import Made, read_pickle
+from pruning_lib.weights.inert_pickle import read_pickle
 from pruning_lib.weights.pickle_names import CheckpointError
+from pruning_lib.weights.pickle_values import Made
 from pruning_lib.weights.reading import open_file
 
 PROTOCOLS = range(6)
@@ -127,6 +130,31 @@ def test_nonsense_is_refused_in_words(text):
 
 def test_a_slot_number_of_four_billion_takes_no_memory():
     assert read_pickle(io.BytesIO(b"\x80\x02]r\xff\xff\xff\xff.")).value == []
+
+
+DOUBLED = b"K\x01" + b"2\x86" * 60  # 1, then sixty times the pair of what stands there with itself
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"}" + DOUBLED + b"K\x05s.",  # as a key, which would be hashed
+        b"ctorch\ndevice\n" + DOUBLED + b"\x85R.",
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + DOUBLED + b"X\x03\x00\x00\x00cpuK\x05tQ.",
+        b"ccollections\nOrderedDict\n(((" + DOUBLED + b"K\x01tltR.",
+        b"\x8a\xff" + b"\x7f" * 255 + b".",
+    ],
+)
+def test_values_that_double_take_no_time(text, tmp_path):
+    """Written out, or hashed, each of these would have more parts than there is time for."""
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + text)
+    started = time.perf_counter()
+    try:
+        open_file(tmp_path / "a.pt")
+    except CheckpointError as error:
+        assert len(str(error)) < 1000
+    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

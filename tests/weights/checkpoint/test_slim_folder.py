@@ -107,9 +107,7 @@ def test_both_copies_of_a_hub_folder_can_be_had(emoji, averaged, pipeline, tmp_p
     assert equal(load_file(tmp_path / "ema" / f"{UNET}.safetensors"), emoji.unet.state_dict())
     adds_up(live), adds_up(ema)
     assert live.causes["EMA copy"] == (pipeline / f"{UNET}.safetensors").stat().st_size
-    assert (
-        ema.causes["live copy"] == (pipeline / f"{UNET}.non_ema.safetensors").stat().st_size
-    )
+    assert ema.causes["live copy"] == (pipeline / f"{UNET}.non_ema.safetensors").stat().st_size
 
 
 def test_a_training_folder_is_recognised(emoji, training):
