@@ -129,13 +129,13 @@ def four_times_smaller(structured: Row | None) -> tuple[str, str]:
         size, speed = unpruned["params"] / row["params"], row["latency_times_as_fast"]["value"]
         kept = row["after"]["top5"]["value"] / unpruned["top5"]["value"]
         met = (size >= 3.5) + ((speed >= 2.5) + (kept >= 0.99) if size >= 3.5 else 0)
-        found[row["name"]] = (met, kept * min(size, 3.5), size, speed, kept)
+        found[row["name"]] = (met, kept * min(size, 3.5), size, speed, kept, row["finetune"]["steps"])
     name = max(found, key=lambda n: found[n])
-    met, _, size, speed, kept = found[name]
+    met, _, size, speed, kept, steps = found[name]
     ruling = {3: "holds", 2: "holds in part"}.get(met, "does not hold")
     return ruling, (
         f"The nearest is {name}: {size:.1f} times fewer parameters, {speed:.1f} times as fast, and {100 * kept:.0f} % "
-        f"of the unpruned share of recognised pictures after its fine-tune." + said_of
+        f"of the unpruned share of recognised pictures after {steps} steps of fine-tuning." + said_of
     )
 
 

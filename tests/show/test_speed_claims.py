@@ -60,7 +60,7 @@ def test_smaller_and_faster(file: float, speed: float, ruling: str) -> None:
 
 
 def structured(size: float, speed: float | None, top5: float) -> dict:
-    row = {"name": "narrow", "params": 100 / size, "after": {"top5": interval(top5)},
+    row = {"name": "narrow", "params": 100 / size, "after": {"top5": interval(top5)}, "finetune": {"steps": 400},
            "latency_times_as_fast": None if speed is None else interval(speed)}  # fmt: skip
     return {"unpruned": {"params": 100, "top5": interval(0.9)}, "rows": [row]}
 
