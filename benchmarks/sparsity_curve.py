@@ -38,6 +38,7 @@ from pruning_lib.weights import (
     prune_magnitude,
     prune_nm,
 )
+from pruning_lib.weights.sensitivity import allocate
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 CHUNK = 32  # pictures kept together
@@ -45,6 +46,7 @@ PATTERNS = ((3, 4), (2, 4), (4, 8), (1, 4))
 # The calls on which each layer's sensitivity is measured: these steps, for captions of their own.
 SENSITIVITY_STEPS, SENSITIVITY_PROMPTS = (1, 5, 8), 2
 SENSITIVITY_STOPS = (0.3, 0.5, 0.7, 0.9, 0.99)
+IDLE = 1e-5  # relative squared error of the output
 FEWER = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # stops of the rows that stand beside the main ones
 
 
@@ -72,6 +74,8 @@ def settings() -> list[Setting]:
     rows += [Setting("unet", "random", stop) for stop in stops]
     rows += [Setting("unet", "global, inert left alone", stop) for stop in FEWER]
     rows += [Setting("text_encoder", "global", stop) for stop in FEWER]
+    rows += [Setting("unet", "random, shares by sensitivity", stop) for stop in (0.5, 0.7, 0.8)]
+    rows += [Setting("unet", "global, idle layers left alone", stop) for stop in FEWER]
     return rows
 
 
@@ -88,10 +92,32 @@ def pruned(pipe: Any, row: Setting, sensitivity: Sensitivity) -> Any:
         )
     if row.scope == "global, inert left alone":
         return prune_magnitude(module, row.asked, leave_alone=(*LEAVE_ALONE, *setting.INERT))
+    if row.scope == "global, idle layers left alone":
+        return prune_magnitude(module, row.asked, leave_alone=(*LEAVE_ALONE, *idle_layers(sensitivity)))
+    if row.scope == "random, shares by sensitivity":
+        return prune_at_random(module, row.asked, sensitivity)
     if ":" in row.scope:
         return prune_nm(module, *map(int, row.scope.split(":")))
     extra = {"sensitivity": sensitivity} if row.scope == "sensitivity" else {}
     return prune_magnitude(module, row.asked, scope=row.scope, **extra)
+
+
+def idle_layers(sensitivity: Sensitivity) -> list[str]:
+    """Return the layers whose error at the last stop is below `IDLE`: the model hardly uses them."""
+    return [
+        name for name, errors in zip(sensitivity.layers, sensitivity.errors, strict=True) if errors[-1] < IDLE
+    ]
+
+
+def prune_at_random(module: torch.nn.Module, sparsity: float, sensitivity: Sensitivity) -> Pruned:
+    """Give each layer as many zeros as its sensitivity says, but at random places: where, without which."""
+    weights = prunable_weights(module).weights
+    generator, masks = torch.Generator().manual_seed(0), {}
+    for name, count in allocate(sensitivity, sparsity, weights).items():
+        mask = torch.ones(weights[name].numel(), dtype=torch.bool)
+        mask[torch.randperm(len(mask), generator=generator)[:count]] = False
+        masks[name] = mask.view(weights[name].shape).to(weights[name].device)
+    return Pruned(module, masks, "random, shares by sensitivity", sparsity)
 
 
 def sensitivity_of(pipe: Any, work: Path) -> Sensitivity:
@@ -229,7 +255,8 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
         rows.append({"part": row.part, "scope": row.scope, "asked": row.asked, **counts, **found})
     data = {
         "model": setting.MODEL, "sampler": "DDIM, trailing", "steps": setting.STEPS, "guidance": setting.GUIDANCE,
-        "n": count, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT),
+        "n": count, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT), "idle_below": IDLE,
+        "idle_layers": idle_layers(sensitivity),
         "left_alone": list(LEAVE_ALONE), "rows": rows,
         "sensitivity": {**sensitivity.to_dict(), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
     }  # fmt: skip
