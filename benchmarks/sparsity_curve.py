@@ -255,8 +255,8 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
         rows.append({"part": row.part, "scope": row.scope, "asked": row.asked, **counts, **found})
     data = {
         "model": setting.MODEL, "sampler": "DDIM, trailing", "steps": setting.STEPS, "guidance": setting.GUIDANCE,
-        "n": count, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT), "idle_below": IDLE,
-        "idle_layers": idle_layers(sensitivity),
+        "n": count, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT),
+        "idle_below": IDLE, "idle_layers": idle_layers(sensitivity),
         "left_alone": list(LEAVE_ALONE), "rows": rows,
         "sensitivity": {**sensitivity.to_dict(), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
     }  # fmt: skip
