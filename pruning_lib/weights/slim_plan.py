@@ -44,6 +44,9 @@ class Kept:
         for piece in self.row.source.pieces(self.row.entry):
             cast = piece.to(dtype)
             if dtype != piece.dtype and dtype.is_floating_point:
+                piece = (
+                    piece.float() if piece.dtype.itemsize == 1 else piece
+                )  # 8-bit types can hardly be compared
                 lost = torch.isinf(cast) & torch.isfinite(piece)
                 if lost.any():
                     raise CastError(
@@ -74,10 +77,12 @@ def take_ema(rows: Sequence[Row]) -> list[Row]:
     Raises:
         ValueError: no EMA copy, or one that lacks weights.
     """
-    live = [row for row in rows if row.part == "unet"]
+    live = [row for row in rows if row.part == "unet"] or [row for row in rows if row.part in KEPT]
     averaged = [row for row in rows if row.part == "ema"]
     if not live or not averaged:
-        raise ValueError("The file holds no EMA copy of a denoiser. Leave weights at 'default' or 'live'.")
+        raise ValueError(
+            "The file holds no EMA copy beside live weights. Leave weights at 'default' or 'live'."
+        )
     listed = [row for row in averaged if "shadow_params" in row.entry.path]
     if listed:
         if [row.entry.shape for row in listed] != [row.entry.shape for row in live]:
@@ -97,10 +102,10 @@ def take_ema(rows: Sequence[Row]) -> list[Row]:
                 f"The EMA copy has no fitting tensor for {len(missing)} of {len(live)} weights, as {missing[0]}. "
                 "Leave weights at 'default' or 'live'."
             )
-    taken = {id(found): row.name for row, found in pairs}
-    rest = [row for row in rows if id(row) not in taken]
-    rest = [replace(row, part="live") if row.part == "unet" else row for row in rest]
-    return rest + [replace(row, part="unet", name=taken[id(row)]) for row in averaged if id(row) in taken]
+    replaced = {id(row) for row, _ in pairs}
+    taken = {id(found) for _, found in pairs}
+    rest = [replace(row, part="live") if id(row) in replaced else row for row in rows if id(row) not in taken]
+    return rest + [replace(found, part=row.part, name=row.name) for row, found in pairs]
 
 
 def make_plan(

@@ -125,6 +125,8 @@ def slim(
     started = time.perf_counter()
     source, target, remove = Path(source), Path(target), tuple(remove)
     cast = _checked(source, target, weights, dtype, remove, aliases, overwrite)
+    if vae is not None and target.exists() and Path(vae).exists() and target.samefile(vae):
+        raise ValueError(f"{target} is the VAE to put in, which is never written over. Choose another name.")
     options = dict(weights=weights, cast=cast, remove=remove, vae=vae, aliases=aliases, allow=tuple(allow))
     if source.is_dir():
         from .slim_folder import slim_folder
@@ -190,6 +192,8 @@ def _slim_file(source: Path, target: Path, *, weights, cast, remove, vae, aliase
     notes = list(opened.notes)
     if weights == "default" and plan.dropped.get("ema"):
         notes.append("An EMA copy was dropped; weights='ema' would keep it instead of the live weights.")
+        if not any(kept.row.part == "unet" for kept in plan.kept):
+            notes.append("The file held no live denoiser, so none is left.")
     return report_of(source, target, opened.nbytes, after, [plan], opened.names, notes)
 
 

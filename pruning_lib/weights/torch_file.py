@@ -144,7 +144,13 @@ def _source(path: Path, kind: str, pickle: Pickle, places: dict[str, tuple[int, 
     top = pickle.value if isinstance(pickle.value, dict) else {"": pickle.value}
     with_tensors = {entry.path[0] for entry in entries}
     others = {_text(key): _describe(value) for key, value in top.items() if _text(key) not in with_tensors}
-    return Source(path, kind, path.stat().st_size, entries, storages, others, pickle.names)
+    source = Source(path, kind, path.stat().st_size, entries, storages, others, pickle.names)
+    leftovers = [
+        name for name in pickle.names if not name.startswith(("torch.", "collections.", "builtins."))
+    ]
+    if leftovers:
+        source.notes.append(f"Its pickle also names {', '.join(leftovers[:5])}; skipped, never run.")
+    return source
 
 
 def _tensors(value: Any) -> Iterator[tuple[tuple[str, ...], TensorRef]]:

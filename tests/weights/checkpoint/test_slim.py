@@ -110,6 +110,35 @@ def test_ema_of_our_own_trainer_and_of_named_copies(tmp_path):
         pl.slim(tmp_path / "d.pt", tmp_path / "d.safetensors", weights="ema")
 
 
+def test_the_averaged_copy_of_any_part_can_be_taken(tmp_path):
+    live = {"encoder.conv_in.weight": torch.randn(4, 4), "decoder.conv_out.bias": torch.randn(3)}
+    torch.save({"model": live, "ema": {"shadow_params": [t + 1 for t in live.values()]}}, tmp_path / "vae.pt")
+    report = pl.slim(tmp_path / "vae.pt", tmp_path / "vae.safetensors", weights="ema")
+    found = load_file(tmp_path / "vae.safetensors")
+    assert all(torch.equal(found[name], tensor + 1) for name, tensor in live.items())
+    adds_up(report)
+
+
+def test_a_file_with_nothing_but_an_ema_copy_is_remarked(small, tmp_path):
+    state = {n: t for n, t in small["state_dict"].items() if not n.startswith(UNET)}
+    torch.save(state, tmp_path / "a.ckpt")
+    report = pl.slim(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    assert any("no live denoiser" in note for note in report.notes)
+
+
+def test_numbers_of_eight_bits_are_cast_too(tmp_path):
+    weight = torch.randn(20).to(torch.float8_e4m3fn)
+    save_file({"unet.a": weight}, tmp_path / "a.safetensors")
+    pl.slim(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype="fp16")
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["unet.a"], weight.half())
+    assert pl.inspect_checkpoint(tmp_path / "a.safetensors").parts["unet"].floats == 20
+
+
+def test_leftovers_of_trainers_are_named(small_ckpt, tmp_path):
+    report = pl.slim(small_ckpt, tmp_path / "a.safetensors")
+    assert any("ModelCheckpoint" in note and "never run" in note for note in report.notes)
+
+
 def test_a_missing_or_broken_ema_is_refused(small, tmp_path):
     state = dict(small["state_dict"])
     del state[next(name for name in state if name.startswith("model_ema.diffusion_model"))]
@@ -117,7 +146,7 @@ def test_a_missing_or_broken_ema_is_refused(small, tmp_path):
     with pytest.raises(ValueError, match="no fitting tensor for 1 of 3"):
         pl.slim(tmp_path / "a.ckpt", tmp_path / "b.safetensors", weights="ema")
     torch.save({n: t for n, t in state.items() if not n.startswith("model_ema")}, tmp_path / "c.ckpt")
-    with pytest.raises(ValueError, match="no EMA copy"):
+    with pytest.raises(ValueError, match="no EMA copy beside live"):
         pl.slim(tmp_path / "c.ckpt", tmp_path / "b.safetensors", weights="ema")
     only(tmp_path, "a.ckpt", "c.ckpt")
 
@@ -317,6 +346,8 @@ def test_the_vae_can_be_exchanged(emoji, emoji_ckpt, emoji_folder, tmp_path):
         assert "VAE exchanged" not in report.causes  # as large as the old one
         pipe = load_single(tmp_path / f"{name}-out.safetensors", emoji_folder)
         assert all(torch.equal(tensor, other[key]) for key, tensor in pipe.vae.state_dict().items())
+    with pytest.raises(ValueError, match="is the VAE to put in"):
+        pl.slim(emoji_ckpt, tmp_path / "bare.safetensors", vae=tmp_path / "bare.safetensors", overwrite=True)
     smaller = pl.slim(emoji_ckpt, tmp_path / "h.safetensors", vae=tmp_path / "bare.safetensors", dtype="fp16")
     adds_up(smaller)
     assert smaller.causes["VAE exchanged"] == 2 * sum(t.numel() for t in other.values())
