@@ -16,12 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from .._text import nearest
-from .smaller import Smaller, build, cast, plain_config, sizes
+from .smaller import Smaller, build, cast, check_unet, plain_config, sizes
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 __all__ = ["VARIANTS", "Shortened", "remove_blocks"]
 
@@ -66,9 +69,7 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> Shortene
     Example:
         >>> pipe.unet = pl.remove_blocks(pipe.unet, "base").unet
     """
-    if not isinstance(unet, UNet2DConditionModel):
-        hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
-        raise TypeError(f"remove_blocks cuts a UNet2DConditionModel; got {type(unet).__name__}.{hint}")
+    check_unet(unet, "remove_blocks cuts")
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown. {nearest(str(variant), VARIANTS)}")
     config = _config(unet, variant)

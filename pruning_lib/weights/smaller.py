@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ..measure.macs import count_macs
 
-__all__ = ["Smaller", "build", "cast", "plain_config", "sizes"]
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+__all__ = ["Smaller", "build", "cast", "check_unet", "plain_config", "sizes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,5 +69,16 @@ def cast(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel
 
 def build(config: dict[str, object], device: torch.device) -> UNet2DConditionModel:
     """Return an untrained UNet in evaluation mode, made where it belongs: on the meta device that costs nothing."""
+    from diffusers import UNet2DConditionModel  # here: it brings half of diffusers and transformers
+
     with torch.device(device):
         return UNet2DConditionModel.from_config(config).eval()
+
+
+def check_unet(unet: object, what: str, more: str = "") -> None:
+    """Raise TypeError unless `unet` is a `UNet2DConditionModel`; `what` says what wanted one, `more` why."""
+    from diffusers import UNet2DConditionModel
+
+    if not isinstance(unet, UNet2DConditionModel):
+        hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
+        raise TypeError(f"{what} a UNet2DConditionModel; got {type(unet).__name__}.{hint}{more}")

@@ -13,17 +13,20 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from .._text import nearest
 from ..training.denoising import DenoisingTask
 from .channels import channel_groups, choose, scorer, trace
 from .rebuild import heads_of_levels, rebuild
-from .smaller import Smaller, cast, sizes
+from .smaller import Smaller, cast, check_unet, sizes
 from .taylor import TaylorPasses, accumulate_gradients
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 __all__ = ["IMPORTANCES", "Narrowed", "narrow_widths", "prune_structured", "width_unit"]
 
@@ -160,12 +163,8 @@ def _cut(work: nn.Module, graph, kept: dict[str, Tensor]) -> None:
 
 
 def _check(unet: object, importance: str, task: object, heads: str) -> None:
-    if not isinstance(unet, UNet2DConditionModel):
-        hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
-        raise TypeError(
-            f"prune_structured narrows a UNet2DConditionModel; got {type(unet).__name__}.{hint} Transformers such as "
-            "DiT and PixArt have one width throughout, and Torch-Pruning cannot follow their modulation and patches."
-        )
+    reason = " Transformers such as DiT and PixArt have one width throughout, and Torch-Pruning cannot follow them."
+    check_unet(unet, "prune_structured narrows", reason)
     for name, value, allowed in (("importance", importance, IMPORTANCES), ("heads", heads, HEADS)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is unknown. {nearest(str(value), allowed)}")
