@@ -13,7 +13,7 @@ from ..measure.record import load_record, record_path
 from .figure import COLOURS, INK, MARKERS, new_figure
 from .sprites import Sheet
 
-__all__ = ["before_and_after", "recorded_tiles", "recovery", "starts", "toy_losses"]
+__all__ = ["recorded_tiles", "recovery", "starts", "toy_losses"]
 
 
 def recorded_tiles(record: str | Path, size: int = 64) -> list[Image.Image]:
@@ -111,47 +111,4 @@ def starts(rows: Sequence[Mapping], figure_name: str, *, xlabel: str) -> Figure:
         ax.grid(axis="x", alpha=0.25)
     axes[0, 0].set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=9)
     axes[0, 0].invert_yaxis()
-    return figure
-
-
-def before_and_after(
-    rows: Sequence[Mapping], figure_name: str, *, ylabel: str, whole: float | None = None
-) -> Figure:
-    """Draw quality over the parameters that are left, before and after the fine-tune, one line per kind of importance.
-
-    Args:
-        rows: of the record `structured_pruning`; those without `after` show their first point only.
-        figure_name: which figure, as in "clip_score".
-        ylabel: its name and unit.
-        whole: the figure of the unpruned model, if it has one.
-    """
-    kinds = list(dict.fromkeys(row["importance"] or "blocks (BK-SDM)" for row in rows))
-    figure, axes = new_figure(6.8, 3.8, "", ncols=1)
-    ax, words = axes[0, 0], []
-    for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
-        mine = sorted(
-            (r for r in rows if (r["importance"] or "blocks (BK-SDM)") == kind), key=lambda r: -r["params"]
-        )
-        x = [r["params"] / 1e6 for r in mine]
-        for when, style in (("after", "-"), ("before", ":")):
-            values = [(at, r[when][figure_name]) for at, r in zip(x, mine, strict=True) if r.get(when)]
-            if not values:
-                continue
-            label = kind if when == "after" else None
-            ax.plot([v[0] for v in values], [v[1]["value"] for v in values], style, color=colour, marker=marker,
-                    markersize=6, fillstyle="full" if when == "after" else "none", label=label)  # fmt: skip
-        last = mine[-1]
-        words.append(
-            f"{kind} at {last['params'] / 1e6:.1f} M from {last['before'][figure_name]['value']:.2f}"
-            + (f" to {last['after'][figure_name]['value']:.2f}" if last.get("after") else "")
-        )
-    if whole is not None:
-        ax.axhline(whole, color=INK, linewidth=1, linestyle="--", label="unpruned")
-    ax.plot([], [], ":", color=INK, marker="o", fillstyle="none", label="before fine-tuning")
-    ax.set(xlabel="parameters left, millions", ylabel=ylabel)
-    ax.invert_xaxis()
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    alt = f"{ylabel} over parameters left, before and after fine-tuning: {'; '.join(words)}."
-    figure.alt = alt if len(alt) <= 248 else alt[:247] + "…"
     return figure

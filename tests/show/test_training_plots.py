@@ -1,4 +1,4 @@
-"""The figures on training say in words what they show, and what is missing is left out."""
+"""The figures on training say in words what they show, and no more than their data hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 import pruning_lib as pl
 from pruning_lib.measure import RecordError
-from pruning_lib.show.training_plots import before_and_after, recorded_tiles, recovery, starts, toy_losses
+from pruning_lib.show.training_plots import recorded_tiles, recovery, starts, toy_losses
 
 
 def interval(value: float, width: float = 0.02) -> dict:
@@ -50,28 +50,6 @@ def test_starts_say_which_is_best_and_worst():
     points = [line for line in left.lines if line.get_marker() == "o"]
     assert [len(line.get_xdata()) for line in points] == [2, 2, 2]
     assert left.yaxis_inverted(), "the first row stands on top"
-
-
-def test_quality_over_size_leaves_out_what_was_not_trained():
-    rows = [
-        {
-            "importance": "taylor",
-            "params": 4e6,
-            "before": {"clip": interval(50)},
-            "after": {"clip": interval(80)},
-        },
-        {"importance": "taylor", "params": 2e6, "before": {"clip": interval(10)}, "after": None},
-        {
-            "importance": None,
-            "params": 3e6,
-            "before": {"clip": interval(40)},
-            "after": {"clip": interval(70)},
-        },
-    ]
-    figure = before_and_after(rows, "clip", ylabel="CLIP score", whole=82.0)
-    assert "taylor at 2.0 M from 10.00; blocks (BK-SDM) at 3.0 M from 40.00 to 70.00" in figure.alt
-    lines = [tuple(line.get_xdata()) for line in figure.axes[0].lines]
-    assert (4.0,) in lines and (4.0, 2.0) in lines, "one point after, two before"
 
 
 def test_tiles_of_a_record_come_row_by_row(tmp_path):
