@@ -17,6 +17,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from ._prune import app as prune_app
 from .weights.cli import app as weights_app
 from .zoo.cli import app as zoo_app
 
@@ -53,6 +54,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(weights_app)  # inspect and slim, beside the commands below
+app.add_typer(prune_app)
 app.add_typer(zoo_app, name="zoo")
 
 

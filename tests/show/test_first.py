@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import pruning_lib as pl
 from pruning_lib.show.first import first_explorer, redraw, total_macs
 from pruning_lib.show.widgets import BlockExplorer
-from pruning_lib.zoo.tokenizer import train_tokenizer
 
 
 class Judge:
@@ -29,44 +25,13 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def pipe() -> StableDiffusionPipeline:
-    """A pipeline of Stable Diffusion's kind with random weights, for pictures of 16 x 16 pixels."""
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(["lion", "pizza pie"] * 20, vocabulary=600)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=tokenizer.model_max_length, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
-        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(prediction_type="v_prediction", steps_offset=1, clip_sample=False)
-    return StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-
-
-def benchmark(root: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, root / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def recorded(root, pipe, tmp_path_factory) -> Path:
+def recorded(benchmark, pipe, tmp_path_factory) -> Path:
     """The record that the benchmark writes, of few stops."""
     path = tmp_path_factory.mktemp("results") / "first_explorer.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pl, "load", lambda name, device: pipe)
         patch.setattr(pl, "load_clip", lambda name: Judge())
-        module = benchmark(root, "first_explorer")
+        module = benchmark("first_explorer")
         patch.setattr(module, "PROMPTS", ("lion", "pizza pie"))
         patch.setattr(module, "STEPS", (1, 8, 50))
         patch.setattr(module, "GUIDANCE", (1.0, 3.0))
@@ -105,9 +70,9 @@ def test_live_it_draws_times_and_scores_the_stop(recorded, pipe):
     assert first_explorer(recorded).on_change is None
 
 
-def test_the_blocks_of_a_denoiser_are_timed(root, pipe, tmp_path, monkeypatch):
+def test_the_blocks_of_a_denoiser_are_timed(benchmark, pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(pl, "load", lambda name, device: pipe)
-    path = benchmark(root, "block_latency").record(tmp_path / "block_latency.json", ["emoji-sd"], 4, "cpu")
+    path = benchmark("block_latency").record(tmp_path / "block_latency.json", ["emoji-sd"], 4, "cpu")
     record, report = pl.load_record(path), pl.count_macs(pipe.unet)
     found = record["data"]["models"]["emoji-sd"]
     assert set(found["blocks"]) == set(report.by_block()) and found["n"] == 4
@@ -117,8 +82,8 @@ def test_the_blocks_of_a_denoiser_are_timed(root, pipe, tmp_path, monkeypatch):
     assert not pipe.unet.mid_block._forward_hooks and not pipe.unet.mid_block._forward_pre_hooks
 
 
-def test_a_model_without_weights_is_timed_with_random_ones(root):
-    module = benchmark(root, "block_latency")
+def test_a_model_without_weights_is_timed_with_random_ones(benchmark):
+    module = benchmark("block_latency")
     small = UNet2DConditionModel(
         sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
         attention_head_dim=2, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
