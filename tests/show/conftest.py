@@ -6,7 +6,8 @@ Every picture of a sweep is one flat colour, so that it tells its place.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -71,13 +72,15 @@ def pipe() -> StableDiffusionPipeline:
 
 
 @pytest.fixture(scope="session")
-def benchmark(root: Path) -> Callable[[str], ModuleType]:
+def benchmark(root: Path) -> Iterator[Callable[[str], ModuleType]]:
     """Load a script of `benchmarks/` as a module of its own."""
 
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, root / "benchmarks" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
+        monkey.setitem(sys.modules, name, module)  # dataclasses look their module up
         spec.loader.exec_module(module)
         return module
 
-    return load
+    with pytest.MonkeyPatch.context() as monkey:
+        yield load
