@@ -35,6 +35,17 @@ def sweep(**changes) -> SweepExplorer:
     return SweepExplorer("steps", axes, images, metrics, title="Fewer steps?", baseline={"steps": 8}, **changes)
 
 
+# What the steps remove of three bars, and where the cut lies.
+PANEL = {
+    "edges": [-1, -0.3, 0.3, 1], "counts": [10, 1000, 20], "axes": ["steps"],
+    "removed": [[0, 0, 0], [0, 500, 0], [1, 1000, 2]], "cuts": [None, [0.2, 0.2], [0.25, 0.5]],
+}  # fmt: skip
+
+
+def weighed() -> SweepExplorer:
+    return sweep(histogram=PANEL)
+
+
 def blocks() -> BlockExplorer:
     small = BlockModel("small", UNET, {"params": [1e6] * 7 + [3e6], "latency_ms": [1] * 6 + [6, 2]})
     chain = [f"transformer_blocks.{i}" for i in range(28)]
@@ -102,6 +113,23 @@ def test_a_chart_point_can_be_chosen(opened) -> None:
     assert page.get_by_role("slider").input_value() == "0"
 
 
+def test_the_histogram_follows_the_slider_and_says_what_python_says(opened) -> None:
+    explorer = weighed()
+    page = opened(explorer)
+    slider, picture = page.get_by_role("slider"), page.locator(".histogram svg[role=img]")
+    for stop, (key, kept, cuts) in enumerate([("Home", 3, 0), ("ArrowRight", 3, 2), ("End", 2, 4)]):
+        slider.press(key)
+        words = explorer.histogram.words(PANEL["removed"][stop], PANEL["cuts"][stop])
+        said = picture.get_attribute("aria-label").replace("\u00a0", " ")
+        assert said == f"Histogram of the weights, steps {[2, 4, 8][stop]}: {words}"
+        assert words in page.locator(".histogram .note").text_content().replace("\u00a0", " ")
+        assert picture.locator("rect.all").count() == 3 and picture.locator("rect.kept").count() == kept
+        assert picture.locator("line.cut").count() == (4 if cuts else 0)
+        assert picture.locator("rect.cuts").count() == (2 if cuts == 4 else 0)
+    low = [float(x) for x in picture.locator("line.cut").evaluate_all("all => all.map((l) => l.getAttribute('x1'))")]
+    assert low == sorted(low) and low[0] + low[3] == pytest.approx(low[1] + low[2]), "the same on both sides of zero"
+
+
 def test_the_drawn_denoiser_answers_to_keyboard_mouse_and_links(opened) -> None:
     page = opened(blocks())
     slider, say = page.get_by_role("slider"), page.locator(".say")
@@ -133,7 +161,7 @@ def test_a_block_stands_where_the_data_flow(opened) -> None:
     assert len(set(at.values())) == len(UNET)
 
 
-@pytest.mark.parametrize("make", [sweep, blocks])
+@pytest.mark.parametrize("make", [sweep, weighed, blocks])
 def test_without_javascript_and_in_print_the_static_side_stands(opened, make) -> None:
     page = opened(make(), java_script_enabled=False)
     assert page.locator(".pl-static table").is_visible()
@@ -143,7 +171,7 @@ def test_without_javascript_and_in_print_the_static_side_stands(opened, make) ->
     assert page.locator(".pl-static table").is_visible() and not page.locator(".app").is_visible()
 
 
-@pytest.mark.parametrize("make", [sweep, blocks])
+@pytest.mark.parametrize("make", [sweep, weighed, blocks])
 def test_they_fit_a_phone_and_pass_axe(opened, make) -> None:
     page = opened(make(), viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -190,7 +218,7 @@ KERNEL = """async ([source, data, image, error]) => {
       window.asked.push(state.steps);
       answers.push(() => give("response", error
         ? { view, number, error }
-        : { view, number, image, metrics: { ms: state.steps * 100 } }));
+        : { view, number, image, metrics: { ms: state.steps * 100 }, histogram: { removed: [0, 77, 0], cut: null } }));
     },
   };
   window.leave = module.default.render({ model, el: document.body });
@@ -200,7 +228,7 @@ KERNEL = """async ([source, data, image, error]) => {
 
 def run_live(browser: Browser, image: str = "", error: str = "") -> Page:
     page = browser.new_page()
-    page.evaluate(KERNEL, [module_source("sweep_explorer"), sweep().data(), image, error])
+    page.evaluate(KERNEL, [module_source("sweep_explorer"), weighed().data(), image, error])
     page.get_by_text("computing").wait_for()
     page.evaluate("window.answer()")
     return page
@@ -212,6 +240,7 @@ def test_with_a_kernel_the_stop_is_computed_and_shown_beside_the_record(browser:
     page.get_by_text("live: computed just now").wait_for()
     assert page.locator("tbody tr").first.locator("td").last.text_content() == "400.00\u00a0msrecorded: 20.00"
     assert page.locator("canvas").last.evaluate(PIXEL) == [1, 2, 3]
+    assert "77 of 1,030 removed" in page.locator(".histogram .note").text_content()
     assert page.locator("canvas").first.evaluate(PIXEL) == pytest.approx(COLOURS[2], abs=3)
     slider = page.get_by_role("slider")
     for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
