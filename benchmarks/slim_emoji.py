@@ -75,7 +75,7 @@ def record(path: Path, run: Path, n: int, steps: int, seed: int) -> Path:
     reports, pictures = {}, {}
     with tempfile.TemporaryDirectory() as place, quietly():
         source = training_file(run, Path(place) / "training.ckpt")
-        found = pl.inspect_checkpoint(source).to_dict()
+        found = pl.inspect_checkpoint(source).to_dict() | {"path": source.name}  # the folder means nothing elsewhere
         for name, (options, _) in tqdm(SETTINGS.items(), unit="setting"):
             target = Path(place) / "slim.safetensors"
             reports[name] = pl.slim(source, target, overwrite=True, **options).to_dict()
