@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["installed_version", "nearest"]
+__all__ = ["installed_version", "nearest", "path_levels"]
 
 
 def installed_version(distribution: str) -> str:
@@ -34,3 +34,14 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     if close:
         return "Did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?"
     return "Known: " + ", ".join(repr(o) for o in options) + "."
+
+
+def path_levels(path: str) -> list[str]:
+    """Split a path; an index stays with its list: "down_blocks.0.resnets.1" -> ["down_blocks.0", "resnets.1"]."""
+    levels: list[str] = []
+    for part in path.split("."):
+        if part.isdigit() and levels:
+            levels[-1] += f".{part}"
+        else:
+            levels.append(part)
+    return levels

@@ -35,19 +35,6 @@ def refused(*arguments: object) -> str:
     return said
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """A pipeline without prompts, so small that a call takes milliseconds."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("tiny") / "pipe"
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
-    return folder
-
-
 def test_models_lists_what_load_knows():
     code, out, _ = run("models")
     assert code == 0
@@ -74,18 +61,18 @@ def test_macs_options(tmp_path):
     assert "attn1" not in shallow and "attn1" in deep
 
 
-def test_bench_measures_and_records(tiny, tmp_path):
+def test_bench_measures_and_records(tiny_pipeline, tmp_path):
     out_file = tmp_path / "new/bench.json"
-    code, out, said = run("bench", tiny, "--repeats", 4, "--warmup", 1, "--record", out_file)
+    code, out, said = run("bench", tiny_pipeline, "--repeats", 4, "--warmup", 1, "--record", out_file)
     assert code == 0, said
     record = load_record(out_file)
-    latency = record["data"]["latency"][str(tiny)]
+    latency = record["data"]["latency"][str(tiny_pipeline)]
     assert len(latency["times_ms"]) == 4 and min(latency["times_ms"]) > 0 and latency["warmup"] == 1
     assert f"{latency['median_ms']:.2f} ms ({latency['p10_ms']:.2f} to {latency['p90_ms']:.2f}), n = 4" in out
     assert record["passport"]["n"] == 4 and record["passport"]["hardware"] in out
 
 
-def test_bench_compares_with_the_first(tiny, tmp_path):
+def test_bench_compares_with_the_first(tiny_pipeline, tmp_path):
     torch.manual_seed(0)
     unet = UNet2DModel(
         sample_size=32, block_out_channels=(64, 64), layers_per_block=2, norm_num_groups=4,
@@ -93,19 +80,19 @@ def test_bench_compares_with_the_first(tiny, tmp_path):
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "large")
     record = tmp_path / "bench.json"
-    code, out, said = run("bench", tmp_path / "large", tiny, "--repeats", 5, "--record", record)
+    code, out, said = run("bench", tmp_path / "large", tiny_pipeline, "--repeats", 5, "--record", record)
     assert code == 0, said
     faster = load_record(record)["data"]["times_as_fast"]
-    assert list(faster) == [str(tiny)] and faster[str(tiny)]["low"] > 1
+    assert list(faster) == [str(tiny_pipeline)] and faster[str(tiny_pipeline)]["low"] > 1
     assert f"times as fast as {tmp_path / 'large'}" in out
-    assert "given twice" in refused("bench", tiny, tiny)
+    assert "given twice" in refused("bench", tiny_pipeline, tiny_pipeline)
 
 
-def test_bench_of_a_whole_picture_and_generate_need_prompts(tiny, tmp_path):
+def test_bench_of_a_whole_picture_and_generate_need_prompts(tiny_pipeline, tmp_path):
     assert "DDPMPipeline, which takes no prompt" in refused(
-        "bench", tiny, "--part", "pipeline", "--repeats", 1
+        "bench", tiny_pipeline, "--part", "pipeline", "--repeats", 1
     )
-    assert "takes no prompt" in refused("generate", "lion", "--model", tiny, "--out", tmp_path)
+    assert "takes no prompt" in refused("generate", "lion", "--model", tiny_pipeline, "--out", tmp_path)
     assert os.listdir(tmp_path) == []
 
 

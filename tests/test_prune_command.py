@@ -6,24 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline
 from typer.testing import CliRunner
 
 from pruning_lib.__main__ import app
 from pruning_lib.weights import prunable_weights
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("tiny") / "pipe"
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
-    return folder
 
 
 def run(*arguments: object):
@@ -37,32 +24,32 @@ def zeros(folder: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("scope", ["global", "layer", "sensitivity", "random"])
-def test_the_saved_folder_has_the_zeros_and_the_source_none(tiny, tmp_path, scope) -> None:
-    done = run(tiny, tmp_path / "small", "--sparsity", 0.4, "--scope", scope)
+def test_the_saved_folder_has_the_zeros_and_the_source_none(tiny_pipeline, tmp_path, scope) -> None:
+    done = run(tiny_pipeline, tmp_path / "small", "--sparsity", 0.4, "--scope", scope)
     assert done.exit_code == 0, done.output
     count, n = zeros(tmp_path / "small")
     assert abs(count - 0.4 * n) <= (0.5 if scope != "layer" else 50)
-    assert zeros(tiny)[0] == 0
+    assert zeros(tiny_pipeline)[0] == 0
     assert "total" in done.output and f"Saved in {tmp_path / 'small'}" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left behind"
 
 
-def test_patterns_are_spared_and_json_is_printed(tiny, tmp_path) -> None:
-    done = run(tiny, tmp_path / "small", "--leave-alone", "mid_block*", "--json")
+def test_patterns_are_spared_and_json_is_printed(tiny_pipeline, tmp_path) -> None:
+    done = run(tiny_pipeline, tmp_path / "small", "--leave-alone", "mid_block*", "--json")
     found = json.loads(done.stdout)
     assert found["asked"] == 0.3 and not any(row["name"].startswith("mid_block") for row in found["layers"])
     assert found["left_alone"]["mid_block.resnets.0.conv1.weight"] == "mid_block*"
 
 
-def test_mistakes_are_told_and_leave_nothing(tiny, tmp_path) -> None:
+def test_mistakes_are_told_and_leave_nothing(tiny_pipeline, tmp_path) -> None:
     for arguments, words in {
         ("--sparsity", "1.5"): "must lie in [0, 1)",
         ("--part", "vae"): "no part 'vae'",
         ("--leave-alone", "mid_blok*"): "matches no parameter",
     }.items():
-        done = run(tiny, tmp_path / "small", *arguments)
+        done = run(tiny_pipeline, tmp_path / "small", *arguments)
         assert done.exit_code == 2 and words in " ".join(done.stderr.split()), done.stderr
         assert not list(tmp_path.iterdir())
     (tmp_path / "small").mkdir()
-    done = run(tiny, tmp_path / "small")
+    done = run(tiny_pipeline, tmp_path / "small")
     assert done.exit_code == 2 and "exists already" in done.stderr

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .._text import path_levels
+
 __all__ = ["MacsReport", "ModuleCost", "role_of", "si"]
 
 PRODUCTS = "attention products"
@@ -82,7 +84,7 @@ class MacsReport:
             raise ValueError(f"depth={depth!r}; it must be a whole number >= 1.")
         rows: dict[str, list[str]] = defaultdict(list)
         for path, cost in self.modules.items():
-            levels = _levels(path)
+            levels = path_levels(path)
             if path and len(levels) <= depth and cost.kind not in ("ModuleList", "ModuleDict") and (
                 cost.params or cost.macs
             ):  # fmt: skip
@@ -127,7 +129,7 @@ class MacsReport:
         head = ("block", "kind", "params", "%", "MACs", "%", "MACs without att.", "%")
         rows = []
         for path, cost in self.by_block(depth).items():
-            levels = _levels(path)
+            levels = path_levels(path)
             rows.append(("  " * (len(levels) - 1) + levels[-1], cost.kind, *self._cells(cost)))
         rows.append(("total", self.model, *self._cells(self.modules[""])))
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -164,17 +166,6 @@ class MacsReport:
 
 def _plain(cost: ModuleCost) -> dict[str, object]:
     return {key: value for key, value in asdict(cost).items() if not key.startswith("own_")}
-
-
-def _levels(path: str) -> list[str]:
-    """Split a path; an index stays with its list: "down_blocks.0.resnets.1" -> ["down_blocks.0", "resnets.1"]."""
-    levels: list[str] = []
-    for part in path.split("."):
-        if part.isdigit() and levels:
-            levels[-1] += f".{part}"
-        else:
-            levels.append(part)
-    return levels
 
 
 def role_of(module: nn.Module, parents: list[str]) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .._text import path_levels
+
 __all__ = ["LayerRow", "Pruned", "check_unpruned"]
 
 # Parameter -> the handle that prunes it.  Weak on both sides: it keeps neither model nor handle alive, and a copy, a
@@ -178,7 +180,7 @@ class Pruned:
             raise ValueError(f"depth={depth}; it must be at least 1.")
         blocks: dict[str, tuple[int, int]] = {}
         for row in self.layers:
-            levels = _levels(row.name)[:-1]
+            levels = path_levels(row.name)[:-1]
             block = ".".join(levels[:depth]) or "(model)"
             n, zeros = blocks.get(block, (0, 0))
             blocks[block] = (n + row.n, zeros + row.zeros)
@@ -264,17 +266,6 @@ def check_unpruned(parameters: Mapping[str, nn.Parameter]) -> None:
             f"{len(held)} of these weights are pruned already, such as {name}: {handle!r}. "
             "Call restore() on that handle first, or finish() to keep its zeros and add to them."
         )
-
-
-def _levels(path: str) -> list[str]:
-    """Split a path; an index stays with its list: "down_blocks.0.conv" -> ["down_blocks.0", "conv"]."""
-    levels: list[str] = []
-    for part in path.split("."):
-        if part.isdigit() and levels:
-            levels[-1] += f".{part}"
-        else:
-            levels.append(part)
-    return levels
 
 
 def _line(row: Iterable[str], widths: list[int]) -> str:

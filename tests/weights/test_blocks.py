@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
+from small_models import dit
 
 import pruning_lib as pl
 from pruning_lib.measure import example_inputs
@@ -115,14 +116,7 @@ def test_bad_arguments(options, variant, words):
 
 
 def test_other_families_are_refused():
-    other = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        num_layers=1,
-        in_channels=4,
-        sample_size=8,
-        norm_num_groups=4,
-    )
+    other = dit()
     with pytest.raises(TypeError, match="DiTTransformer2DModel"):
         remove_blocks(other)
     with pytest.raises(TypeError, match="pipe.unet"):

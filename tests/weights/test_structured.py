@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from small_models import dit
 
 import pruning_lib as pl
 from pruning_lib.measure import example_inputs
@@ -237,14 +238,7 @@ def test_equal_levels_stay_equal():
 
 
 def test_other_families_are_refused_by_name(pipe):
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        num_layers=1,
-        in_channels=4,
-        sample_size=8,
-        norm_num_groups=4,
-    )
+    transformer = dit()
     with pytest.raises(TypeError, match="DiTTransformer2DModel.*Torch-Pruning cannot follow"):
         prune_structured(transformer, 0.5)
     with pytest.raises(TypeError, match="pipe.unet"):
