@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The scripts and the book's extensions are programs, not a package; tests import them as they import each other.
-sys.path[:0] = [str(ROOT / name) for name in ("scripts", "_ext", "tests/site", "tests/repo", "tests/weights")]
+PROGRAMS = ("scripts", "_ext", "tests/site", "tests/repo", "tests/weights", "tests/show")
+sys.path[:0] = [str(ROOT / name) for name in PROGRAMS]
 # No test may wait for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 BOOK_FOLDERS = (ROOT / "tests" / "site", ROOT / "tests" / "notebooks")

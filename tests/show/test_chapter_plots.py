@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
+from drawn import check_figure, pixels
 from PIL import Image
 
 from pruning_lib.show import chapter_plots as plots
-
-
-def pixels(figure) -> np.ndarray:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=50)
-    return np.asarray(Image.open(file).convert("RGB"), float)
 
 
 def every_figure() -> dict:
@@ -34,11 +27,7 @@ def every_figure() -> dict:
 
 @pytest.mark.parametrize("name", list(every_figure()))
 def test_figures_draw_on_white_and_have_words(name: str) -> None:
-    figure = every_figure()[name]
-    shot = pixels(figure)
-    assert (shot[0, 0] == 255).all(), "the ground must be opaque and white, for the dark theme"
-    assert shot.std() > 5, "an empty figure"
-    assert 20 < len(figure.alt) <= 250
+    check_figure(every_figure()[name])
 
 
 def test_words_follow_the_data() -> None:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawn import check_figure
 
 from pruning_lib.show import speed_plots as plots
-
-
-def pixels(figure) -> np.ndarray:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=50)
-    return np.asarray(Image.open(file).convert("RGB"), float)
-
 
 POINTS = {
     "dense kernel with zeros": [(0.5, 0.9, 0.8, 1.0), (0.9, 1.1, 1.0, 1.2)],
@@ -40,11 +30,7 @@ def every_figure() -> dict:
 
 @pytest.mark.parametrize("name", list(every_figure()))
 def test_figures_draw_on_white_and_have_words(name: str) -> None:
-    figure = every_figure()[name]
-    shot = pixels(figure)
-    assert (shot[0, 0] == 255).all(), "the ground must be opaque and white, for the dark theme"
-    assert shot.std() > 5, "an empty figure"
-    assert 20 < len(figure.alt) <= 250
+    check_figure(every_figure()[name])
 
 
 def test_words_follow_the_data() -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawn import check_figure
 
 from pruning_lib.show import weight_plots
 from pruning_lib.weights import magnitude_masks
@@ -33,18 +30,9 @@ def every_figure() -> dict:
     }
 
 
-def pixels(figure) -> np.ndarray:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=50)
-    return np.asarray(Image.open(file).convert("RGB"), float)
-
-
 @pytest.mark.parametrize("name", list(every_figure()))
 def test_figures_draw_on_white_and_have_words(name: str) -> None:
-    figure = every_figure()[name]
-    shot = pixels(figure)
-    assert (shot[0, 0] == 255).all() and shot.std() > 5
-    assert 20 < len(figure.alt) <= 250
+    check_figure(every_figure()[name])
 
 
 def test_the_words_follow_the_data() -> None:
