@@ -30,6 +30,9 @@ _WHERE = {
     "prune_magnitude": "weights.magnitude",
     "prune_structured": "weights.structured",
     "remove_blocks": "weights.blocks",
+    "find_operators": "operators.find",
+    "remove_operators": "operators.remove",
+    "load_pruned": "operators.saving",
     "finetune": "training.finetune",
     "denoiser_on_meta": "zoo.architectures",
     "count_macs": "measure.macs",
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from .measure.latency import measure_latency
     from .measure.macs import count_macs
     from .measure.record import load_record, passport, save_record
+    from .operators.find import find_operators
+    from .operators.remove import remove_operators
+    from .operators.saving import load_pruned
     from .training.finetune import finetune
     from .weights.blocks import remove_blocks
     from .weights.checkpoint import inspect_checkpoint

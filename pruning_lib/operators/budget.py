@@ -1,0 +1,143 @@
+"""Go down a ranking until a budget is met: a count, or a share of MACs, parameters or measured time.
+
+Sizes are counted on the pruned structure itself, on the meta device, so what operators share is not counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from .._text import nearest
+from ..measure.inputs import example_inputs
+from ..measure.latency import measure_latency, ratio
+from ..measure.macs import count_macs
+from ..measure.skeleton import skeleton
+from .find import Operators
+from .plan import Plan, plan_for
+from .remove import change_operators, pruned_copy
+
+__all__ = ["choose", "reductions"]
+
+_ROUNDS = 15  # timed calls of each model per plan that is tried
+_RATIOS = ("macs_ratio", "params_ratio", "latency_ratio")
+
+
+def choose(
+    ranking: Sequence[str], operators: Operators, denoiser: nn.Module, *, count: int | None = None,
+    macs_ratio: float | None = None, params_ratio: float | None = None, latency_ratio: float | None = None,
+    sample_size: int | tuple[int, int] | None = None, batch: int = 1,
+) -> Plan:  # fmt: skip
+    """Return the shortest plan that takes the first operators of a ranking and meets one budget.
+
+    An operator inside one that was already taken is skipped; where the outer one comes later, it takes the place of
+    those inside it.
+
+    Args:
+        ranking: paths, the first to go first.
+        operators: those of the denoiser, of which the ranking names some.
+        denoiser: the model the plan is for; only read, but for `latency_ratio` it runs.
+        count: operators to change, >= 0.
+        macs_ratio: share of the MACs to remove, in (0, 1).
+        params_ratio: share of the parameters to remove, in (0, 1).
+        latency_ratio: share of the time of a call to remove, measured on the denoiser's device, in (0, 1).
+        sample_size: side of the latent or (height, width) at which MACs and time count. Default: the configuration's.
+        batch: at which time is measured.
+
+    Returns:
+        A plan. At least as much as the ratio is removed.
+
+    Raises:
+        KeyError: the ranking names an unknown operator.
+        ValueError: not exactly one budget, one out of range, or one that the whole ranking does not meet.
+    """
+    asked = {
+        "count": count,
+        "macs_ratio": macs_ratio,
+        "params_ratio": params_ratio,
+        "latency_ratio": latency_ratio,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if len(asked) != 1:
+        given = ", ".join(asked) or "none"
+        raise ValueError(f"Give exactly one of count, {', '.join(_RATIOS)}; given: {given}.")
+    (name, value), steps = *asked.items(), _steps(ranking, operators)
+    if name == "count":
+        return plan_for(_of_count(steps, value), operators)
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value}; it is the share to remove and must lie between 0 and 1.")
+    removed = {
+        "macs_ratio": lambda paths: reductions(denoiser, plan_for(paths, operators), sample_size)[0],
+        "params_ratio": lambda paths: reductions(denoiser, plan_for(paths, operators), sample_size)[1],
+        "latency_ratio": lambda paths: _time_saved(denoiser, plan_for(paths, operators), sample_size, batch),
+    }[name]
+    return plan_for(_shortest(steps, removed, value, name), operators)
+
+
+def reductions(
+    denoiser: nn.Module, plan: Plan, sample_size: int | tuple[int, int] | None = None
+) -> tuple[float, float]:
+    """Return the shares of MACs (batch 1, with attention products) and of parameters that a plan removes."""
+    whole, copy = count_macs(denoiser, sample_size=sample_size), skeleton(denoiser)
+    change_operators(copy, plan)
+    less = count_macs(copy, sample_size=sample_size)
+    return 1 - less.macs / whole.macs, 1 - less.params / whole.params
+
+
+def _steps(ranking: Sequence[str], operators: Operators) -> list[list[str]]:
+    """Return the sets of operators after each step down the ranking that changes something, beginning with none."""
+    known, taken, steps = set(operators.paths), [], [[]]
+    for path in ranking:
+        if path not in known:
+            raise KeyError(f"The ranking names {path!r}, which is no operator here. {nearest(path, known)}")
+        if any(path == other or path.startswith(f"{other}.") for other in taken):
+            continue
+        taken = [other for other in taken if not other.startswith(f"{path}.")] + [path]
+        steps.append(taken)
+    return steps
+
+
+def _of_count(steps: list[list[str]], count: int) -> list[str]:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"count={count!r}; it must be a whole number >= 0.")
+    # An outer operator takes the place of inner ones, so a later step may hold fewer; the first that fits is taken.
+    for taken in steps:
+        if len(taken) == count:
+            return taken
+    most = max(map(len, steps))
+    raise ValueError(
+        f"count={count}, but the ranking offers at most {most} operators that do not lie inside one another."
+    )
+
+
+def _shortest(
+    steps: list[list[str]], removed: Callable[[list[str]], float], ratio: float, name: str
+) -> list[str]:
+    low, high = 0, len(steps) - 1
+    most = removed(steps[high])
+    if most < ratio:
+        raise ValueError(
+            f"{name}={ratio}, but changing all {len(steps[high])} operators of the ranking removes {most:.3f}."
+        )
+    while high - low > 1:  # what is removed grows along the ranking
+        middle = (low + high) // 2
+        low, high = (low, middle) if removed(steps[middle]) >= ratio else (middle, high)
+    return steps[high]
+
+
+def _time_saved(denoiser: nn.Module, plan: Plan, sample_size, batch: int) -> float:
+    """Return the share of the time of a call that a plan saves; both take turns, so that a slow moment hits both."""
+    weight = next(denoiser.parameters())
+    inputs = example_inputs(
+        denoiser, sample_size=sample_size, batch=batch, device=weight.device, dtype=weight.dtype
+    )
+    pruned = pruned_copy(denoiser, plan)
+
+    def call(model: nn.Module) -> Callable[[], object]:
+        return torch.no_grad()(lambda: model(**inputs))
+
+    calls = {"whole": call(denoiser), "pruned": call(pruned)}
+    times = measure_latency(calls, repeats=_ROUNDS, device=weight.device)
+    return 1 - 1 / ratio(times["whole"], times["pruned"]).value
