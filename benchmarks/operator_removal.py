@@ -1,0 +1,226 @@
+"""Record of chapter 8: quality against how much is removed, for LD-Pruner's score and for rankings that know less.
+
+    python benchmarks/operator_removal.py --stage sweep
+    python benchmarks/operator_removal.py --stage train --seed 0
+    python benchmarks/operator_removal.py --stage record
+
+The first stage cuts without training: by number of operators and by share of MACs, in the whole model and outside the
+blocks that are free to remove; about 25 minutes on one CPU core. The second trains what each ranking leaves at two
+shares of MACs, one of them that of BK-SDM's choice, with one seed of training; about a minute a run. Without a file of
+scores (`benchmarks/operator_scores.py`) both do the controls only, and go on when it is there. The third writes
+book/results/operator_removal.json and a sheet of pictures from what has been done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from judged import once
+from operator_runs import (
+    BK_SDM,
+    FINETUNE,
+    FREE_SSIM,
+    MODEL,
+    RANKINGS,
+    RESULTS,
+    SAMPLER,
+    SCORES,
+    SEEDS,
+    SHOWN,
+    Bench,
+    N,
+    against,
+    interval,
+    of_plan,
+    pruned,
+    rankings,
+    sheet_of,
+    summary,
+    train,
+)
+from torch import Tensor
+
+import pruning_lib as pl
+from pruning_lib.measure.record import check_writable
+from pruning_lib.operators import Plan, choose, reductions, remove_operators
+from pruning_lib.zoo.assemble import contact_sheet
+
+COUNTS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40)
+RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+OUTSIDE = (2, 4, 8, 12, 16, 24, 32)  # counts of the scope "outside"
+LEVELS = (0.2, 0.35)  # shares of MACs at which is trained; the second is what BK-SDM's choice removes
+BLOCKS = ("down_blocks.", "mid_block", "up_blocks.")
+
+
+def free_blocks(bench: Bench) -> dict:
+    """Change everything in one block at a time; a block without which the pictures stay as they were is free."""
+    names = [name for name in pl.count_macs(bench.pipe.unet).by_block() if name.startswith(BLOCKS)]
+    found = {}
+    for name in names:
+        inside = [op.path for op in bench.operators if op.path.startswith(f"{name}.")]
+        plan = choose(
+            sorted(inside, key=lambda p: p.count(".")), bench.operators, bench.pipe.unet, count=_outer(inside)
+        )
+        shares = reductions(bench.pipe.unet, plan)
+        look = bench.look(remove_operators(bench.pipe, plan))
+        found[name] = {"ssim": interval(look, "ssim"), "macs_ratio": shares[0], "params_ratio": shares[1]}
+    free = [name for name, row in found.items() if row["ssim"]["value"] >= FREE_SSIM]
+    return {"blocks": found, "free": free, "threshold_ssim": FREE_SSIM}
+
+
+def _outer(paths: list[str]) -> int:
+    return sum(not any(path.startswith(f"{other}.") for other in paths) for path in paths)
+
+
+def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterator[tuple[str, Plan, dict]]:
+    """Yield name, plan and description of every point of the sweep."""
+    inside = tuple(f"{block}." for block in free)
+    for ranking, order in orders.items():
+        for scope, counts, ratios in (("all", COUNTS, RATIOS), ("outside", OUTSIDE, ())):
+            paths = order if scope == "all" else [path for path in order if not path.startswith(inside)]
+            budgets = [("count", k) for k in counts] + [("macs_ratio", r) for r in ratios]
+            for budget, asked in budgets:
+                try:
+                    plan = choose(paths, bench.operators, bench.pipe.unet, **{budget: asked})
+                except ValueError:  # the whole ranking does not meet it
+                    continue
+                row = {"ranking": ranking, "scope": scope, "budget": budget, "asked": asked}
+                yield f"{ranking}-{scope}-{budget}-{asked}", plan, row
+
+
+def sweep(scores: Path, work: Path, part: str) -> None:
+    """Run the first stage."""
+    bench, work = Bench.load(), work / "sweep"
+    work.mkdir(parents=True, exist_ok=True)
+    contact_sheet(shown(bench), columns=len(SHOWN)).save(work / "unpruned.png")
+    free = once(work / "free.json", lambda: free_blocks(bench))["free"]
+    orders = {name: order for name, order in rankings(bench, scores, work).items() if part in ("", name)}
+    for name, plan, row in stops(bench, orders, free):
+        print(name, flush=True)
+        once(
+            work / f"{name}.json",
+            lambda n=name, p=plan, r=row: {
+                **r, **of_plan(bench, p, free), **bench.look(remove_operators(bench.pipe, p), work / f"{n}.png"),
+            },
+        )  # fmt: skip
+    once(work / "bk-sdm.json", lambda: {"ranking": "bk-sdm", **_hand_made(bench, work / "bk-sdm.png")})
+
+
+def _hand_made(bench: Bench, sheet: Path) -> dict:
+    small, sizes = pruned(bench, "bk-sdm", {}, 0)
+    return {**sizes, "scope": "all", "budget": "macs_ratio", "asked": None, **bench.look(small, sheet)}
+
+
+def shown(bench: Bench) -> Tensor:
+    """Return the unpruned pictures of the shown captions."""
+    return bench.wanted[[bench.asked.index(name) for name in SHOWN]]
+
+
+def trained(ranking: str) -> list[int]:
+    """Return the seeds of training of a ranking; each order drawn by chance is trained once."""
+    return [int(ranking[-1])] if ranking.startswith("random") else list(SEEDS)
+
+
+def training(scores: Path, work: Path, seed: int | None, only: str = "") -> None:
+    """Run the second stage."""
+    bench = Bench.load()
+    orders = rankings(bench, scores, work / "sweep")
+    for level in reversed(LEVELS):
+        for ranking in [*orders, "bk-sdm"]:
+            if (
+                ranking == "params-large"
+                or only not in ("", ranking)
+                or (ranking == "bk-sdm" and level != LEVELS[-1])
+            ):
+                continue
+            for its in trained(ranking):
+                if seed is None or its == seed:
+                    small, _ = pruned(bench, ranking, orders, level)
+                    train(bench, small, f"{ranking}-{level}", its, work, curve=ranking == "score")
+
+
+def _rows(files: list[Path]) -> list[dict]:
+    """Return the points of the sweep, each with the score's advantage at the same stop where it is there."""
+    loaded = {file.stem: json.loads(file.read_text("utf-8")) for file in files}
+    rows = []
+    for name, row in loaded.items():
+        same = loaded.get("score-" + name.removeprefix(row["ranking"] + "-"))
+        if row["ranking"] == "bk-sdm":
+            same = loaded.get(f"score-all-macs_ratio-{LEVELS[-1]}")
+        rest = {k: v for k, v in row.items() if k not in ("figures", "frechet")}
+        rest |= {"figures": summary([row])}
+        rows.append(rest | {"score_minus_this": against([row], [same]) if same else None})
+    return rows
+
+
+def _trained_rows(work: Path) -> list[dict]:
+    rows, first = [], {}
+    for level in LEVELS:
+        for ranking in ("score", *(r for r in RANKINGS if r != "score")):
+            files = [work / f"{ranking}-{level}-{s}.json" for s in trained(ranking)]
+            done = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+            if not done:
+                continue
+            looks = [run["looks"][-1] for run in done]
+            first.setdefault(level, looks if ranking == "score" else None)
+            rows.append({
+                "ranking": ranking, "level": level, "seeds": trained(ranking)[: len(done)],
+                "steps": done[0]["steps"][-1], "after": summary(looks),
+                "score_minus_this": against(looks, first[level]) if first[level] else None,
+                "seconds": [run["seconds"] for run in done],
+            })  # fmt: skip
+    return rows
+
+
+def record(path: Path, work: Path) -> Path:
+    """Run the third stage."""
+    check_writable(path)
+    bench, folder = Bench.load(), work / "sweep"
+    files = sorted(f for f in folder.glob("*.json") if f.stem not in ("free", "output-ranking"))
+    rows, after = _rows(files), _trained_rows(work)
+    sheet = [("unpruned", folder / "unpruned.png")]
+    for ranking in ("score", "output", "params", "random-0", "bk-sdm"):
+        before = folder / (
+            "bk-sdm.png" if ranking == "bk-sdm" else f"{ranking}-all-macs_ratio-{LEVELS[-1]}.png"
+        )
+        later = work / f"{ranking}-{LEVELS[-1]}-0.png"
+        sheet += [
+            (f"{ranking} {when}", f) for when, f in (("before", before), ("after", later)) if f.is_file()
+        ]
+    sheet_of([file for _, file in sheet], path.with_suffix(".webp"))
+    look = bench.look(bench.pipe)
+    data = {
+        "rows": rows, "trained": after, "free": json.loads((folder / "free.json").read_text("utf-8")),
+        "unpruned": {
+            "params": bench.operators.base.params, "macs": pl.count_macs(bench.pipe.unet).macs,
+            "n_operators": len(bench.operators),
+            "clip_score": interval(look, "clip_score"), "top5": interval(look, "top5"), "frechet": look["frechet"],
+        },
+        "rankings": RANKINGS, "levels": list(LEVELS), "bk_sdm": BK_SDM, "model": MODEL, "sampler": SAMPLER,
+        "finetune": FINETUNE, "interval": "over pictures, each averaged over the seeds of training",
+        "macs_convention": "with attention products, batch 1, one call", "features": "mini-CLIP",
+        "shown": list(SHOWN), "sheet": path.with_suffix(".webp").name, "sheet_rows": [name for name, _ in sheet],
+    }  # fmt: skip
+    return pl.save_record(path, "operator_removal", data, pl.passport(seeds=list(SEEDS), n=N))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("sweep", "train", "record"), required=True)
+    parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
+    parser.add_argument("--ranking", default="", choices=("", *RANKINGS), help="only this one (default: all)")
+    parser.add_argument("--seed", type=int, help="train: only this seed (default: all)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    arguments = parser.parse_args()
+    if arguments.stage == "sweep":
+        sweep(arguments.scores, arguments.work, arguments.ranking)
+    elif arguments.stage == "train":
+        training(arguments.scores, arguments.work, arguments.seed, arguments.ranking)
+    else:
+        print(record(arguments.out / "operator_removal.json", arguments.work))

@@ -1,0 +1,226 @@
+"""What the benchmarks of chapter 8 share: rankings, plans, and training runs whose results are kept one by one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from judged import judge, once, spread, tiles_of
+from torch import Tensor
+
+import pruning_lib as pl
+from pruning_lib.measure import bootstrap_interval
+from pruning_lib.operators import Operators, Plan, choose, find_operators, reductions, remove_operators
+from pruning_lib.operators.controls import output_ranking, params_ranking, random_ranking
+from pruning_lib.zoo.assemble import contact_sheet
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+SCORES = RESULTS / "operator_scores.safetensors"
+MODEL, N = "emoji-sd", 160
+SAMPLER = {"steps": 6, "guidance": 3.0}
+FINETUNE = {"steps": 200, "batch": 16, "lr": 1e-3}
+SEEDS = (0, 1, 2)
+EVERY = 50  # steps between looks at the pictures, where a curve is wanted
+FREE_SSIM = 0.99  # a block without which pictures stay this close is free to remove
+BK_SDM = "base"
+# ranking -> how the page calls it
+RANKINGS = {
+    "score": "LD-Pruner's score",
+    "output": "size of the output",
+    "params": "fewest parameters",
+    "params-large": "most parameters",
+    **{f"random-{seed}": f"chance {seed + 1}" for seed in SEEDS},
+    "bk-sdm": "BK-SDM's choice",
+}
+SHOWN = (
+    "lion",
+    "pizza",
+    "red heart",
+    "rocket",
+    "sunflower",
+    "house",
+    "guitar",
+    "smiling face with sunglasses",
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The unpruned model, its judge, and what all candidates are compared with.
+
+    Attributes:
+        pipe, clip: the model and its judge.
+        images, captions: the training pictures, which are the model's whole world.
+        asked: the captions that are drawn.
+        wanted: the unpruned model's pictures of them, uint8 `[n, 3, 64, 64]`.
+        operators: those of the denoiser.
+    """
+
+    pipe: DiffusionPipeline
+    clip: object
+    images: Tensor
+    captions: list[str]
+    asked: list[str]
+    wanted: Tensor
+    operators: Operators
+
+    @classmethod
+    @cache
+    def load(cls) -> Bench:
+        """Load everything, and draw what is wanted."""
+        pipe, clip, captions = pl.load(MODEL), pl.load_clip(MODEL), pl.captions(MODEL)
+        pipe.set_progress_bar_config(disable=True)
+        chosen = [captions[i] for i in spread(N, len(captions))]
+        rest = [name for name in SHOWN if name not in chosen]
+        asked = [*chosen[: N - len(rest)], *rest]
+        wanted = judge(pipe, clip, asked, captions, None, **SAMPLER).pictures
+        return cls(pipe, clip, pl.training_images(MODEL), captions, asked, wanted, find_operators(pipe.unet))
+
+    def look(self, pipe: DiffusionPipeline, sheet: Path | None = None) -> dict:
+        """Judge a pipeline; return one number per picture for each figure, and the Fréchet distance.
+
+        Args:
+            pipe: a pruned one.
+            sheet: where the shown pictures go, as a row of a sheet.
+        """
+        pipe.set_progress_bar_config(disable=True)
+        found = judge(pipe, self.clip, self.asked, self.captions, self.wanted, real=self.images, **SAMPLER)
+        if sheet:
+            tiles = found.pictures[[self.asked.index(name) for name in SHOWN]]
+            contact_sheet(tiles, columns=len(SHOWN)).save(sheet)
+        return {"figures": {k: v.tolist() for k, v in found.figures.items()}, "frechet": found.frechet}
+
+
+def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
+    """Return every ranking by name; the one by size of the output sees the latents that the score saw.
+
+    Without a file of scores there is no ranking by score.
+    """
+    operators, found = bench.operators, {}
+    settings = {"steps": 10, "guidance_scale": 3.0, "seed": 0}
+    if scores.is_file():
+        from pruning_lib.operators.scores import Scores
+
+        known = Scores.load(scores)
+        found["score"] = [path for path in known.ranked() if path in operators]
+    prompts = [bench.captions[i] for i in spread(16, len(bench.captions))]
+    found["output"] = once(
+        work / "output-ranking.json",
+        lambda: {"ranking": output_ranking(bench.pipe, prompts, operators=operators, **settings)},
+    )["ranking"]
+    found["params"] = params_ranking(operators)
+    found["params-large"] = params_ranking(operators, largest_first=True)
+    return found | {f"random-{seed}": random_ranking(operators, seed) for seed in SEEDS}
+
+
+def of_plan(bench: Bench, plan: Plan, free: Sequence[str]) -> dict:
+    """Say what a plan removes, and how much of it lies in the blocks that are free to remove."""
+    unet, macs_params = bench.pipe.unet, reductions(bench.pipe.unet, plan)
+    inside = tuple(pair for pair in plan.changes if pair[0].startswith(tuple(f"{b}." for b in free)))
+    share = reductions(unet, Plan(inside, plan.base)) if inside else (0.0, 0.0)
+    kinds = [bench.operators[path].kind for path in plan.paths]
+    return {
+        "count": len(plan), "macs_ratio": macs_params[0], "params_ratio": macs_params[1],
+        "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}, "changes": [list(c) for c in plan.changes],
+        "free": {"count": len(inside), "macs_ratio": share[0], "params_ratio": share[1]},
+    }  # fmt: skip
+
+
+def pruned(bench: Bench, ranking: str, orders: dict[str, list[str]], level: float):
+    """Return the pipeline pruned to a share of MACs, and what was removed; BK-SDM's choice has its own size."""
+    if ranking == "bk-sdm":
+        cut = pl.remove_blocks(bench.pipe.unet, BK_SDM)
+        small = with_unet(bench.pipe, cut.unet)
+        sizes = {"count": len(cut.removed), "macs_ratio": cut.macs_ratio, "params_ratio": cut.params_ratio}
+        return small, {**sizes, "removed": list(cut.removed)}
+    plan = choose(orders[ranking], bench.operators, bench.pipe.unet, macs_ratio=level)
+    return remove_operators(bench.pipe, plan), plan
+
+
+def with_unet(pipe: DiffusionPipeline, unet: UNet2DConditionModel) -> DiffusionPipeline:
+    """Return a pipeline that shares everything with `pipe` but the denoiser."""
+    return type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+
+
+@torch.no_grad()
+def from_random_weights(unet: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Give every layer the weights it would begin with, in place: the same architecture, nothing learned."""
+    torch.manual_seed(seed)
+    for module in unet.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return unet
+
+
+def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Path, *, curve: bool) -> dict:
+    """Train a pipeline on the model's own pictures, judge it, and keep the result: done once for each name and seed.
+
+    Args:
+        bench: see `Bench`.
+        pipe: what is trained, in place.
+        name: of the run.
+        seed: of data order, noise and dropped captions.
+        work: folder of single runs; an interrupted run goes on from its checkpoint.
+        curve: judge every `EVERY` steps, not only at the end.
+    """
+    run = work / f"{name}-{seed}"
+
+    def work_it() -> dict:
+        print(run.name, flush=True)
+        pipe.unet.to(memory_format=torch.channels_last)
+        last = FINETUNE["steps"]
+
+        def validate(step: int) -> dict[str, object]:
+            if step == 0 and not curve:
+                return {}
+            return {"look": bench.look(pipe, run.with_suffix(".png") if step == last else None)}
+
+        log = pl.finetune(
+            pipe, bench.images, bench.captions, seed=seed, folder=run, checkpoint_every=EVERY, validate=validate,
+            validate_every=EVERY if curve else last, **FINETUNE,
+        )  # fmt: skip
+        steps, looks = log.curve("look")
+        shutil.rmtree(run)  # its checkpoint is large, and the result is kept
+        return {"steps": steps, "looks": looks, "loss": log.curve(), "seconds": log.curve("seconds")[1][-1]}
+
+    return once(work / f"{run.name}.json", work_it)
+
+
+def sheet_of(files: Sequence[Path], to: Path) -> None:
+    """Stack rows of pictures into one sheet."""
+    tiles = torch.cat([tiles_of(file) for file in files])
+    contact_sheet(tiles, columns=len(SHOWN)).save(to, quality=90, method=6)
+
+
+def interval(look: dict, figure: str) -> dict:
+    """Return the mean of a figure with its interval over pictures."""
+    return bootstrap_interval(torch.tensor(look["figures"][figure])).to_dict()
+
+
+def summary(looks: list[dict]) -> dict:
+    """Average each picture over the seeds, take the interval over pictures, and keep each seed's mean."""
+    figures = {key: torch.tensor([look["figures"][key] for look in looks]) for key in looks[0]["figures"]}
+    found = {
+        key: {**bootstrap_interval(values.mean(0)).to_dict(), "by_seed": values.mean(1).tolist()}
+        for key, values in figures.items()
+    }
+    distances = [look["frechet"]["value"] for look in looks]
+    return found | {
+        "frechet": {"value": sum(distances) / len(looks), "by_seed": distances, "first": looks[0]["frechet"]}
+    }
+
+
+def against(looks: list[dict], reference: list[dict]) -> dict:
+    """Return reference minus these, picture by picture, with an interval; above 0 the reference is better."""
+    found = {}
+    for key in ("ssim", "psnr_db", "clip_score"):
+        ours, theirs = (
+            torch.tensor([look["figures"][key] for look in part]).mean(0) for part in (reference, looks)
+        )
+        found[key] = bootstrap_interval(ours - theirs).to_dict()
+    return found
