@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel
 
 import pruning_lib as pl
+from pruning_lib._quiet import quietly
 from pruning_lib.measure import bootstrap_interval, clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.measure.record import check_writable
 from pruning_lib.training.fit import read_checkpoint
 from pruning_lib.weights import ldm_ema, to_ldm
 from pruning_lib.zoo.assemble import text_encoder_of
 from pruning_lib.zoo.gate import generate
-from pruning_lib.zoo.hub import quietly
 from pruning_lib.zoo.models import models_folder
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
@@ -75,7 +75,9 @@ def record(path: Path, run: Path, n: int, steps: int, seed: int) -> Path:
     reports, pictures = {}, {}
     with tempfile.TemporaryDirectory() as place, quietly():
         source = training_file(run, Path(place) / "training.ckpt")
-        found = pl.inspect_checkpoint(source).to_dict() | {"path": source.name}  # the folder means nothing elsewhere
+        found = pl.inspect_checkpoint(source).to_dict() | {
+            "path": source.name
+        }  # the folder means nothing elsewhere
         for name, (options, _) in tqdm(SETTINGS.items(), unit="setting"):
             target = Path(place) / "slim.safetensors"
             reports[name] = pl.slim(source, target, overwrite=True, **options).to_dict()

@@ -10,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The scripts and the book's extensions are programs, not a package; tests import them as they import each other.
-PROGRAMS = ("scripts", "_ext", "tests/site", "tests/repo", "tests/weights", "tests/show")
+PROGRAMS = (
+    "scripts",
+    "_ext",
+    "tests/site",
+    "tests/repo",
+    "tests/weights",
+    "tests/operators",
+    "tests/training",
+    "tests/show",
+)
 sys.path[:0] = [str(ROOT / name) for name in PROGRAMS]
 # No test may wait for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -79,7 +79,7 @@ class Stretch(nn.Module):
 
 @torch.no_grad()
 def pointwise(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return the 1x1 convolution whose weights are the sums over the window: equal to `conv` where the input is flat."""
+    """Return the 1x1 convolution whose weights are the sums over the window: the same where the input is flat."""
     small = nn.Conv2d(
         conv.in_channels, conv.out_channels, 1, conv.stride, groups=conv.groups, bias=conv.bias is not None,
         device=conv.weight.device, dtype=conv.weight.dtype,

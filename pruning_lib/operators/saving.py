@@ -1,6 +1,7 @@
 """Load a pruned pipeline again: build the base without weights, carry out its plans, then read the weights.
 
-Saving is diffusers' own `save_pretrained`: the plans lie in the denoiser's config.json, beside the weights.
+Saving is diffusers' own `save_pretrained`: the plans lie in the denoiser's config.json, beside the weights.  diffusers
+alone cannot load such a folder: it warns that weights are missing and fills them with random numbers.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["load_pruned", "load_pruned_denoiser"]
 
 
-def load_pruned(
-    folder: str | Path, *, torch_dtype: torch.dtype | None = None, **options
-) -> DiffusionPipeline:
+def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32, **options) -> DiffusionPipeline:
     """Load a pipeline that `remove_operators` made and `save_pretrained` wrote.
 
     Args:
         folder: of the pipeline, with a model_index.json.
-        torch_dtype: of the weights. Default: as they were saved.
+        dtype: of the weights of all components.
         options: passed on to diffusers' `from_pretrained`.
 
     Returns:
@@ -46,6 +45,8 @@ def load_pruned(
     """
     from diffusers import DiffusionPipeline  # here: it brings half of diffusers and transformers
 
+    from .._quiet import quietly
+
     folder = Path(folder)
     index = folder / "model_index.json"
     if not index.is_file():
@@ -56,12 +57,12 @@ def load_pruned(
     name = next((n for n in ("unet", "transformer") if parts.get(n, [None])[0]), None)
     if name is None:
         raise ValueError(f"The pipeline in {folder} has neither unet nor transformer.")
-    denoiser = load_pruned_denoiser(folder / name, torch_dtype=torch_dtype)
-    kind = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
-    return DiffusionPipeline.from_pretrained(folder, **{name: denoiser}, **kind, **options)
+    denoiser = load_pruned_denoiser(folder / name, dtype=dtype)
+    with quietly():
+        return DiffusionPipeline.from_pretrained(folder, **{name: denoiser}, torch_dtype=dtype, **options)
 
 
-def load_pruned_denoiser(folder: str | Path, *, torch_dtype: torch.dtype | None = None) -> nn.Module:
+def load_pruned_denoiser(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load the denoiser alone, from the folder with its config.json; see `load_pruned`."""
     import diffusers
     from accelerate import init_empty_weights
@@ -92,7 +93,7 @@ def load_pruned_denoiser(folder: str | Path, *, torch_dtype: torch.dtype | None 
     _check_weights(denoiser, weights, folder)
     denoiser.load_state_dict(weights, strict=False, assign=True)
     denoiser.register_to_config(_name_or_path=str(folder))
-    return denoiser if torch_dtype is None else nn.Module.to(denoiser, torch_dtype)
+    return nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns about half precision on a CPU
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -5,22 +5,18 @@ This is the only place of the package that may reach for a hub.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
+from .._quiet import quietly
 from .._text import nearest
 from ..measure.device import check_device
-from .intact import ModelUnavailableError, check_complete, check_parts, check_weights
+from .intact import ModelUnavailableError, check_complete, check_not_pruned, check_parts, check_weights
 from .models import MODELS, models_folder
 
-__all__ = ["ModelUnavailableError", "load", "quietly"]
+__all__ = ["ModelUnavailableError", "load"]
 
 
 def load(
@@ -44,7 +40,7 @@ def load(
 
     Raises:
         TypeError: a name that is neither text nor a path.
-        ValueError: an unknown short name (the nearest is suggested), device or dtype.
+        ValueError: an unknown short name (the nearest is suggested), device or dtype; or a folder for `pl.load_pruned`.
         FileNotFoundError: a folder without `model_index.json`.
         ModelUnavailableError: the hub cannot be reached or refuses, or a file of the folder is missing or damaged.
     """
@@ -81,27 +77,6 @@ def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Diffusi
     )
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Hold back progress bars and notes about optional packages: a reader asked for a model, not for a log."""
-    old = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled(), diffusers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # the newest diffusers prefers `dtype`; the older ones we also support know only `torch_dtype`
-            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(old)
-        if bars[0]:
-            transformers_logging.enable_progress_bar()
-        if bars[1]:
-            diffusers_logging.enable_progress_bar()
-
-
 def _checked(device, dtype) -> tuple[torch.device, torch.dtype]:
     device = check_device(device)
     allowed = (torch.float32, torch.float16, torch.bfloat16)
@@ -124,6 +99,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
             "Pass the folder that pipe.save_pretrained() wrote."
         )
     check_parts(folder)
+    check_not_pruned(folder)
     stored = check_weights(folder)
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)

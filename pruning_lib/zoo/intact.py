@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ModelUnavailableError", "check_complete", "check_parts", "check_weights"]
+__all__ = ["ModelUnavailableError", "check_complete", "check_not_pruned", "check_parts", "check_weights"]
 
 
 class ModelUnavailableError(OSError):
@@ -31,6 +31,16 @@ def check_parts(folder: Path) -> None:
             f"{folder} lacks {', '.join(missing)}, which its model_index.json names. "
             "Fetch it again, or restore it from version control."
         )
+
+
+def check_not_pruned(folder: Path) -> None:
+    """Refuse a pipeline whose denoiser lacks operators: diffusers would fill the gaps with random weights."""
+    for name in ("unet", "transformer"):
+        path = folder / name / "config.json"
+        if path.is_file() and '"pruning_lib"' in path.read_text("utf-8"):
+            raise ValueError(
+                f"The {name} in {folder} was pruned; load it with pl.load_pruned({str(folder)!r})."
+            )
 
 
 def check_complete(folder: Path, part: object, stored: int | None) -> None:
@@ -62,7 +72,9 @@ def check_weights(folder: Path) -> dict[str, int]:
                 header = json.loads(file.read(length))
             tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
             ends = [tensor["data_offsets"][1] for tensor in tensors]
-            stored[path.parent.name] = stored.get(path.parent.name, 0) + sum(math.prod(t["shape"]) for t in tensors)
+            stored[path.parent.name] = stored.get(path.parent.name, 0) + sum(
+                math.prod(t["shape"]) for t in tensors
+            )
             if 8 + length + max(ends, default=0) != size:
                 raise ValueError(
                     f"its header asks for {8 + length + max(ends, default=0)} bytes, the file has {size}"

@@ -74,7 +74,9 @@ def as_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
         images = [Image.fromarray(i.permute(1, 2, 0).cpu().numpy()) for i in images]
     if len(images) == 0:
         raise ValueError("No images were given.")
-    return as_bytes([i if i.size == (64, 64) else i.convert("RGB").resize((64, 64), Image.BICUBIC) for i in images])
+    return as_bytes(
+        [i if i.size == (64, 64) else i.convert("RGB").resize((64, 64), Image.BICUBIC) for i in images]
+    )
 
 
 def _folder(name: str) -> Path:
@@ -93,7 +95,7 @@ def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
     """
     folder = _folder(name) / "clip"
     # Here, because captions() and training_images() need no diffusers.
-    from .hub import quietly
+    from .._quiet import quietly
 
     device = check_device(device)
     stored = check_weights(folder.parent)

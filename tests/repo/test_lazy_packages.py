@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-PACKAGES = ("measure", "weights")
+PACKAGES = ("measure", "weights", "operators")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,0 +1,213 @@
+"""Removal is physical, reversible on a live model, and survives a round trip through a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+)
+from safetensors.torch import load_file, save_file
+from tiny_denoisers import make, run
+from torch import nn
+
+import pruning_lib as pl
+from pruning_lib.operators import Plan, change_operators, remove_operators
+from pruning_lib.operators.remove import CONFIG_KEY
+
+CUT = [
+    "mid_block.resnets.0",
+    "down_blocks.1.resnets.0",
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn1",
+]
+PLAIN = ["mid_block.attentions.0", "down_blocks.0.downsamplers.0", "up_blocks.0.resnets.0"]
+
+
+def pipeline(name: str = "unet", seed: int = 0) -> DDPMPipeline:
+    return DDPMPipeline(make(name, seed), DDPMScheduler())
+
+
+def picture(pipe) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    return {
+        name: value.contiguous().view(torch.uint8).numpy().tobytes()
+        for name, value in model.state_dict().items()
+    }
+
+
+def test_a_cut_is_taken_back_bit_for_bit():
+    model = make()
+    out, weights, config = run(model), bits(model), dict(model.config)
+    cut = change_operators(model, CUT)
+    assert not torch.equal(run(model), out) and CONFIG_KEY in model.config
+    assert "in place" in repr(cut) and CUT[0] in repr(cut)
+    cut.restore()
+    cut.restore()
+    assert torch.equal(run(model), out) and bits(model) == weights and dict(model.config) == config
+    assert list(model.state_dict()) == list(weights)
+
+
+def test_a_cut_is_taken_back_after_an_error():
+    model = make()
+    out = run(model)
+    with pytest.raises(RuntimeError, match="stop"), change_operators(model, CUT):
+        raise RuntimeError("stop")
+    assert torch.equal(run(model), out)
+
+
+def test_what_is_removed_is_gone_with_the_norm_that_served_it():
+    pipe = pipeline("unet with text")
+    small = remove_operators(pipe, CUT).unet
+    names = [name for name, _ in small.named_parameters()]
+    for path in CUT:
+        assert not [n for n in names if n.startswith(f"{path}.") and "conv_shortcut" not in n]
+    assert "up_blocks.1.attentions.0.transformer_blocks.0.norm1.weight" not in names
+    assert "up_blocks.1.attentions.0.transformer_blocks.0.norm2.weight" in names
+    assert pl.count_macs(small).macs < pl.count_macs(pipe.unet).macs
+
+
+def test_the_given_pipeline_stays_and_nothing_trainable_is_shared():
+    pipe = pipeline()
+    before, config = picture(pipe), dict(pipe.config)
+    small = remove_operators(pipe, PLAIN)
+    with torch.no_grad():
+        for weight in small.unet.parameters():
+            weight.zero_()
+    assert (picture(pipe) == before).all() and dict(pipe.config) == config
+    assert small.scheduler is pipe.scheduler and type(small) is type(pipe)
+    assert CONFIG_KEY not in pipe.unet.config
+
+
+def test_round_trip_is_bit_equal(tmp_path):
+    small = remove_operators(pipeline(), PLAIN)
+    small.save_pretrained(tmp_path / "small")
+    back = pl.load_pruned(tmp_path / "small")
+    assert bits(back.unet) == bits(small.unet) and not back.unet.training
+    assert (picture(back) == picture(small)).all()
+    assert (
+        back.unet.config[CONFIG_KEY]
+        == json.loads((tmp_path / "small/unet/config.json").read_text())[CONFIG_KEY]
+    )
+    back.save_pretrained(tmp_path / "again")
+    assert bits(pl.load_pruned(tmp_path / "again").unet) == bits(small.unet)
+    assert pl.load_pruned(tmp_path / "small", dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+def test_two_cuts_in_a_row_are_both_stored(tmp_path):
+    once = remove_operators(pipeline(), PLAIN[:1])
+    twice = remove_operators(once, PLAIN[1:])
+    twice.save_pretrained(tmp_path)
+    assert bits(pl.load_pruned(tmp_path).unet) == bits(twice.unet)
+    assert (
+        len(twice.unet.config[CONFIG_KEY]["plans"]) == 2 and len(once.unet.config[CONFIG_KEY]["plans"]) == 1
+    )
+
+
+def test_tables_that_are_not_saved_are_computed_again(tmp_path):
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    dit = DiTPipeline(make("dit"), vae, DDIMScheduler(), id2label={0: "cat"})
+    small = remove_operators(dit, ["transformer_blocks.1", "transformer_blocks.0.attn1"])
+    small.save_pretrained(tmp_path)
+    back = pl.load_pruned(tmp_path)
+    assert torch.equal(run(back.transformer), run(small.transformer))
+
+
+def test_plain_diffusers_warns_and_our_loader_refuses(tmp_path, caplog):
+    remove_operators(pipeline(), PLAIN).save_pretrained(tmp_path)
+    logger = logging.getLogger("diffusers")
+    logger.propagate, before = True, logger.propagate
+    try:
+        DiffusionPipeline.from_pretrained(tmp_path)
+    finally:
+        logger.propagate = before
+    assert CONFIG_KEY in caplog.text and "newly initialized" in caplog.text
+    with pytest.raises(ValueError, match="pl.load_pruned"):
+        pl.load(tmp_path)
+
+
+def test_a_plan_for_another_model_is_refused(tmp_path):
+    plan = Plan.from_dict(remove_operators(pipeline(), PLAIN).unet.config[CONFIG_KEY]["plans"][0])
+    with pytest.raises(ValueError, match="made for a UNet2DModel.*this denoiser is a UNet2DConditionModel"):
+        change_operators(make(), plan)
+    model = make("unet")
+    change_operators(model, plan)
+    with pytest.raises(ValueError, match="it was pruned before"):
+        change_operators(model, plan)
+    with pytest.raises(ValueError, match="score this one"):
+        remove_operators(pipeline("unet with resampling resnets"), plan)
+    # The same structure with other weights is what a fine-tuned model is.
+    assert remove_operators(pipeline(seed=1), plan)
+
+
+def test_a_plan_survives_its_file_and_bad_files_are_named(tmp_path):
+    model = make()
+    plan = change_operators(model, {CUT[0]: "identity", CUT[1]: None}).plan
+    assert Plan.load(plan.save(tmp_path / "plan.json")) == plan and len(plan) == 2
+    assert "mid_block.resnets.0: identity" in str(plan)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="bad.json is not JSON"):
+        Plan.load(tmp_path / "bad.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a list, not a plan"):
+        Plan.load(tmp_path / "list.json")
+    with pytest.raises(ValueError, match="This is no plan"):
+        Plan.from_dict({"version": 1})
+    with pytest.raises(ValueError, match="version 2"):
+        Plan.from_dict({**plan.to_dict(), "version": 2})
+
+
+def test_inner_operators_of_a_removed_one_are_dropped():
+    with change_operators(
+        make(), ["mid_block.attentions.0.transformer_blocks.0.ff", "mid_block.attentions.0"]
+    ) as cut:
+        assert cut.plan.paths == ["mid_block.attentions.0"]
+
+
+def test_bad_changes_change_nothing():
+    model = make()
+    out = run(model)
+    with pytest.raises(KeyError, match="Did you mean 'mid_block.resnets.1' or 'mid_block.resnets.0'"):
+        change_operators(model, ["mid_block.resnets.9"])
+    with pytest.raises(ValueError, match="does not allow 'zero'"):
+        change_operators(model, {"mid_block.resnets.0": "zero"})
+    assert torch.equal(run(model), out) and CONFIG_KEY not in model.config
+    with pytest.raises(TypeError, match="pass the pipeline"):
+        remove_operators(model, CUT)
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(OSError, match="no model_index.json"):
+        pl.load_pruned(tmp_path)
+    pipeline().save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="was not pruned here"):
+        pl.load_pruned(tmp_path / "whole")
+    remove_operators(pipeline(), PLAIN).save_pretrained(tmp_path)
+    config, weights = tmp_path / "unet/config.json", tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    text = config.read_text()
+    config.write_text(text.replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    with pytest.raises(ValueError, match="plans in .* do not fit the configuration"):
+        pl.load_pruned(tmp_path)
+    config.write_text(text)
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    save_file({k: v for k, v in tensors.items() if k != name}, weights)
+    with pytest.raises(ValueError, match=f"missing: {name}"):
+        pl.load_pruned(tmp_path)
+    save_file({**tensors, "stranger": tensors[name].clone()}, weights)
+    with pytest.raises(ValueError, match="unknown: stranger"):
+        pl.load_pruned(tmp_path)
+    weights.unlink()
+    with pytest.raises(OSError, match="no diffusion_pytorch_model"):
+        pl.load_pruned(tmp_path)
