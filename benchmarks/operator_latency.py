@@ -1,0 +1,120 @@
+"""Record of chapter 8: how much faster a denoiser becomes without some of its operators, beside what MACs promise.
+
+    python benchmarks/operator_latency.py
+    python benchmarks/operator_latency.py --device cuda
+
+writes book/results/operator_latency.json. The unpruned denoiser and several pruned ones are called in turn, forwards
+and backwards, so that a slow moment hits all of them: one call at batch 1, 2 (one picture with guidance) and 8, and
+whole generations. The plans follow the score, BK-SDM's choice, and single kinds of operators. Needs a quiet machine;
+about three minutes on one CPU core. Another device adds its rows to the record that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from operator_runs import BK_SDM, MODEL, RESULTS, SCORES, with_unet
+
+import pruning_lib as pl
+from pruning_lib.measure import RecordError, example_inputs, ratio
+from pruning_lib.measure.record import check_writable
+from pruning_lib.operators import Scores, choose, find_operators
+from pruning_lib.operators.remove import pruned_copy
+
+BATCHES = (1, 2, 8)
+RATIOS = (0.1, 0.2, 0.35, 0.5)
+KINDS = ("resnet", "transformer", "self-attention", "cross-attention", "feed-forward")
+GENERATED, STEPS, GUIDANCE = 4, 6, 3.0  # pictures per timed generation
+
+
+def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict[str, torch.nn.Module]]:
+    """Return the pipeline, what each candidate is, and its denoiser; the unpruned one first."""
+    pipe = pl.load(MODEL, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    operators = find_operators(pipe.unet)
+    order = [path for path in Scores.load(scores).ranked() if path in operators]
+    plans = {
+        f"score, {share:.0%} of MACs": choose(order, operators, pipe.unet, macs_ratio=share)
+        for share in RATIOS
+    }
+    for kind in KINDS:
+        same = operators.of(kind)
+        plans[f"every {kind}"] = choose(same.paths, operators, pipe.unet, count=len(same))
+    models = {"unpruned": pipe.unet, **{name: pruned_copy(pipe.unet, plan) for name, plan in plans.items()}}
+    models[f"BK-SDM {BK_SDM}"] = pl.remove_blocks(pipe.unet, BK_SDM).unet.to(device)
+    whole, found = pl.count_macs(pipe.unet), {}
+    for name, model in models.items():
+        size = pl.count_macs(model)
+        found[name] = {
+            "params": size.params, "macs": size.macs, "macs_ratio": 1 - size.macs / whole.macs,
+            "params_ratio": 1 - size.params / whole.params, "expected_times_as_fast": whole.macs / size.macs,
+            "count": len(plans[name]) if name in plans else None,
+            "changes": [list(change) for change in plans[name].changes] if name in plans else None,
+        }  # fmt: skip
+    return pipe, found, models
+
+
+def timed(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, dict]:
+    """Time calls in turn; return times and how many times as fast as the first each is."""
+    times = pl.measure_latency(calls, repeats=repeats, warmup=3, device=device)
+    base = times[next(iter(calls))]
+    return {
+        name: {
+            **{key: round(getattr(found, key), 4) for key in ("median_ms", "p10_ms", "p90_ms")}, "n": found.n,
+            "times_as_fast": ratio(base, found).to_dict(), "peak_memory_mib": found.peak_memory_mib,
+        }
+        for name, found in times.items()
+    }  # fmt: skip
+
+
+def measure(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str) -> dict[str, dict]:
+    """Return the times of one call at each batch, and of whole generations."""
+    found = {}
+    for batch in BATCHES:
+        inputs = example_inputs(pipe.unet, batch=batch, device=device)
+        calls = {name: torch.no_grad()(lambda m=model, x=inputs: m(**x)) for name, model in models.items()}
+        found[f"batch {batch}"] = timed(calls, repeats, device)
+    prompts = pl.captions(MODEL)[:GENERATED]
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    pipes = {name: with_unet(pipe, model) for name, model in models.items()}
+    for each in pipes.values():
+        each.set_progress_bar_config(disable=True)
+    found["generation"] = timed(
+        {name: lambda p=each: p(prompts, **options) for name, each in pipes.items()},
+        max(2, repeats // 4),
+        device,
+    )
+    return found
+
+
+def record(path: Path, scores: Path, repeats: int, device: str) -> Path:
+    """Measure on one device and add it to the record."""
+    check_writable(path)
+    try:
+        devices = pl.load_record(path)["data"]["devices"]
+    except RecordError:  # the first device
+        devices = {}
+    pipe, what, models = candidates(scores, device)
+    passport = pl.passport(seeds=[], n=repeats, device=device)
+    devices[device] = {"times": measure(pipe, models, repeats, device), "passport": passport}
+    data = {
+        "devices": devices, "candidates": what, "batches": list(BATCHES), "model": MODEL, "dtype": "float32",
+        "generation": {"pictures": GENERATED, "steps": STEPS, "guidance": GUIDANCE, "what": "text to pixels"},
+        "macs_convention": "with attention products, batch 1, one call",
+    }  # fmt: skip
+    first = next(iter(devices.values()))["passport"]
+    return pl.save_record(path, "operator_latency", data, first)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
+    parser.add_argument("--repeats", type=int, default=60, help="timed calls of each model (default 60)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    arguments = parser.parse_args()
+    file = arguments.out / "operator_latency.json"
+    print(record(file, arguments.scores, arguments.repeats, arguments.device))

@@ -1,0 +1,131 @@
+"""Records of chapter 8 on training: LD-Pruner's Table 3 and Figure 3 in miniature.
+
+    python benchmarks/operator_training.py --stage train --seed 0
+    python benchmarks/operator_training.py --stage record
+
+Three kinds of runs with the same steps, data order, noise and learning rate: what the score leaves at two shares of
+MACs with the weights preserved, the very same architectures from random weights, and the unpruned architecture from
+random weights, whose curve the paper's Figure 3 compares with. All are judged every 50 steps, with averaged weights.
+The first kind is shared with operator_removal.py, below the same --work. About two minutes a run on one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+from judged import once
+from operator_removal import LEVELS
+from operator_runs import (
+    EVERY,
+    FINETUNE,
+    MODEL,
+    RESULTS,
+    SAMPLER,
+    SCORES,
+    SEEDS,
+    Bench,
+    N,
+    against,
+    from_random_weights,
+    interval,
+    of_plan,
+    pruned,
+    rankings,
+    summary,
+    train,
+    with_unet,
+)
+
+import pruning_lib as pl
+from pruning_lib.measure.record import check_writable
+
+STARTS = {"preserved": "weights preserved", "scratch": "random weights"}
+
+
+def names() -> dict[str, dict]:
+    """Return run -> what it is; the most telling ones first."""
+    pruned_ones = {
+        f"{'score' if start == 'preserved' else 'scratch'}-{level}": {"start": start, "level": level}
+        for level in reversed(LEVELS)
+        for start in STARTS
+    }
+    return pruned_ones | {"original": {"start": "scratch", "level": 0.0}}
+
+
+def training(scores: Path, work: Path, seed: int | None, only: str) -> None:
+    """Do the runs that are missing."""
+    bench = Bench.load()
+    orders = rankings(bench, scores, work / "sweep")
+    for name, what in names().items():
+        for its in SEEDS:
+            if only not in ("", name) or seed not in (None, its):
+                continue
+            if what["level"]:
+                small, plan = pruned(bench, "score", orders, what["level"])
+                once(work / f"plan-{what['level']}.json", lambda p=plan: of_plan(bench, p, _free(work)))
+            else:
+                small = with_unet(bench.pipe, copy.deepcopy(bench.pipe.unet))
+            if what["start"] == "scratch":
+                from_random_weights(small.unet, its)
+            train(bench, small, name, its, work, curve=True)
+
+
+def _free(work: Path) -> list[str]:
+    return json.loads((work / "sweep" / "free.json").read_text("utf-8"))["free"]
+
+
+def record(path: Path, work: Path) -> Path:
+    """Write what the runs that are done have given."""
+    check_writable(path)
+    bench, rows = Bench.load(), []
+    done = {}
+    for name, what in names().items():
+        files = {seed: work / f"{name}-{seed}.json" for seed in SEEDS}
+        done[name] = {s: json.loads(f.read_text("utf-8")) for s, f in files.items() if f.is_file()}
+        if not done[name]:
+            continue
+        runs = list(done[name].values())
+        moments = list(zip(*(run["looks"] for run in runs), strict=True))
+        plan = json.loads((work / f"plan-{what['level']}.json").read_text("utf-8")) if what["level"] else None
+        rows.append(
+            {
+                "name": name, **what, "plan": plan, "seeds": list(done[name]), "steps": runs[0]["steps"],
+                "judged": [summary(list(looks)) for looks in moments], "loss": [run["loss"] for run in runs],
+                "seconds": [run["seconds"] for run in runs],
+            }
+        )  # fmt: skip
+    gains = {}
+    for level in LEVELS:
+        kept, fresh = done[f"score-{level}"], done[f"scratch-{level}"]
+        both = [seed for seed in kept if seed in fresh]
+        if both:
+            pairs = [[run[s]["looks"][-1] for s in both] for run in (kept, fresh)]
+            gains[str(level)] = against(pairs[1], pairs[0])
+    look = bench.look(bench.pipe)
+    data = {
+        "runs": rows, "preserved_minus_scratch": gains, "starts": STARTS, "levels": list(LEVELS),
+        "unpruned": {"clip_score": interval(look, "clip_score"), "frechet": look["frechet"]},
+        "model": MODEL, "sampler": SAMPLER, "finetune": FINETUNE, "every": EVERY, "features": "mini-CLIP",
+        "interval": "over pictures, each averaged over the seeds of training",
+    }  # fmt: skip
+    return pl.save_record(path, "operator_training", data, pl.passport(seeds=list(SEEDS), n=N))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("train", "record"), required=True)
+    parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
+    parser.add_argument("--run", default="", choices=("", *names()), help="only this one (default: all)")
+    parser.add_argument("--seed", type=int, help="only this seed (default: all)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    arguments = parser.parse_args()
+    if arguments.stage == "train":
+        training(arguments.scores, arguments.work, arguments.seed, arguments.run)
+    else:
+        print(record(arguments.out / "operator_training.json", arguments.work))
