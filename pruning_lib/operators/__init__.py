@@ -28,6 +28,10 @@ _WHERE: dict[str, str] = {
     "pruned_copy": "remove",
     "choose": "budget",
     "reductions": "budget",
+    "contributions": "controls",
+    "output_ranking": "controls",
+    "params_ranking": "controls",
+    "random_ranking": "controls",
 }
 
 __all__ = list(_WHERE)

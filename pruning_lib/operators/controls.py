@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .denoiser import denoiser_of
 from .find import Operators, find_operators
+from .generate import LatentSampler
 from .modify import replacement
 
 if TYPE_CHECKING:
@@ -46,61 +47,49 @@ def params_ranking(operators: Operators, *, largest_first: bool = False) -> list
 
 
 def output_ranking(
-    pipe: DiffusionPipeline, prompts: Sequence[str], *, operators: Operators | None = None, **options
-) -> list[str]:
+    pipe: DiffusionPipeline, prompts: Sequence[str] | Sequence[int] | None, *, operators: Operators | None = None,
+    **sampling,
+) -> list[str]:  # fmt: skip
     """Return the paths by what each operator adds, least first; arguments as in `contributions`."""
-    found = contributions(pipe, prompts, operators=operators, **options)
+    found = contributions(pipe, prompts, operators=operators, **sampling)
     return sorted(found, key=found.__getitem__)
 
 
 @torch.no_grad()
 def contributions(
-    pipe: DiffusionPipeline, prompts: Sequence[str], *, operators: Operators | None = None, steps: int = 10,
-    guidance_scale: float | None = None, seed: int = 0, batch: int = 16,
+    pipe: DiffusionPipeline, prompts: Sequence[str] | Sequence[int] | None, *, operators: Operators | None = None,
+    **sampling,
 ) -> dict[str, float]:  # fmt: skip
     """Measure what each operator adds to the stream while the unpruned pipeline generates.
 
     At every call the operator's default modification gets the same input; the contribution is the mean of
-    |output - output of the modification| over elements, prompts and steps.  For a residual branch that is the mean
+    |output - output of the modification| over elements, latents and steps.  For a residual branch that is the mean
     absolute value of the branch.  One generation serves all operators, where a score needs one for each; what is not
     seen is how the rest of the model reacts.
 
     Args:
-        pipe: a text-to-image pipeline.
-        prompts: at least one; latent i starts from noise of seed `seed` + i.
+        pipe: a diffusers pipeline whose denoiser is of a known family; left as it was.
+        prompts: as in `score_operators`; equal arguments mean equal latents.
         operators: which ones. Default: all of `find_operators`.
-        steps: denoising steps, >= 1.
-        guidance_scale: of the sampler. Default: the pipeline's.
-        seed: of the first latent.
-        batch: prompts at a time, >= 1.
+        sampling: `num_latents`, `steps`, `guidance_scale`, `seed`, `batch` and `options`, as in `LatentSampler`.
 
     Returns:
         Path -> contribution >= 0, in the units of the stream there, in the order of `operators`.
 
     Raises:
         TypeError: not a pipeline with a denoiser of a known family.
-        ValueError: no prompts, or counts below 1.
+        ValueError: no prompts, or numbers out of range.
 
     Example:
-        >>> added = contributions(pipe, ["lion", "pizza"], steps=4)
+        >>> added = contributions(pipe, ["lion", "pizza"], num_latents=2, steps=4)
         >>> min(added, key=added.get)
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(
-            f"prompts={prompts!r}; expected a list of at least one prompt, such as ['lion', 'pizza']."
-        )
-    for name, value in (("steps", steps), ("batch", batch)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
     _, denoiser = denoiser_of(pipe)
+    sampler = LatentSampler(pipe, prompts, **sampling)
     operators = find_operators(denoiser) if operators is None else operators
-    options = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     with _Meter(denoiser, operators) as meter:
-        for start in range(0, len(prompts), batch):
-            part = list(prompts[start : start + batch])
-            noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-            pipe(part, num_inference_steps=steps, generator=noise, output_type="latent", **options)
-    return {op.path: meter.total[op.path] / max(meter.count[op.path], 1) for op in operators}
+        sampler.draw()
+    return {path: meter.total[path] / max(meter.count[path], 1) for path in operators.paths}
 
 
 class _Meter:
