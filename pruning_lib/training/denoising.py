@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DenoisingTask",
+    "NoisyBatch",
     "denoising_loss",
     "encode_captions",
     "encode_images",
     "noise_schedule",
+    "noisy_batch",
     "spread_timesteps",
     "to_model_range",
 ]
@@ -80,6 +82,52 @@ def spread_timesteps(batch: int, levels: int, generator: torch.Generator) -> Ten
     return (u * levels).long()
 
 
+@dataclass(frozen=True)
+class NoisyBatch:
+    """What a denoiser is shown, and what it should answer.
+
+    Attributes:
+        noisy: latents `[b, c, h, w]` with noise.
+        timesteps: int64 `[b]`.
+        text: text states `[b, tokens, d]`, some of them those of the empty caption.
+        target: what the denoiser should predict, as `noisy`.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    text: Tensor
+    target: Tensor
+
+    def share(self, rank: int, count: int) -> NoisyBatch:
+        """Return every `count`-th sample, from number `rank` on: the shares of all ranks make up the batch."""
+        parts = (self.noisy, self.timesteps, self.text, self.target)
+        return NoisyBatch(*(part[rank::count] for part in parts))
+
+    def predict(self, denoiser: nn.Module) -> Tensor:
+        """Return what `denoiser` answers, float32 `[b, c, h, w]`; it is called in the type of its weights."""
+        kind = next(denoiser.parameters()).dtype
+        return denoiser(self.noisy.to(kind), self.timesteps, self.text.to(kind)).sample.float()
+
+    def loss(self, denoiser: nn.Module) -> Tensor:
+        """Return the mean squared error of its answer."""
+        return F.mse_loss(self.predict(denoiser), self.target)
+
+
+def noisy_batch(
+    schedule: SchedulerMixin, clean: Tensor, text: Tensor, nothing: Tensor, generator: torch.Generator,
+    *, caption_dropout: float = 0.1, timesteps: Tensor | None = None,
+) -> NoisyBatch:  # fmt: skip
+    """Add noise to clean latents and leave out some captions; arguments as in `denoising_loss`."""
+    target_of = _check_prediction(schedule)
+    batch, device = len(clean), clean.device
+    drop = torch.rand(batch, generator=generator) < caption_dropout
+    drawn = spread_timesteps(batch, schedule.config.num_train_timesteps, generator)
+    t = (drawn if timesteps is None else timesteps).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    text = torch.where(drop[:, None, None].to(device), nothing, text)
+    return NoisyBatch(schedule.add_noise(clean, noise, t), t, text, target_of(schedule, clean, noise, t))
+
+
 def denoising_loss(
     unet: nn.Module, schedule: SchedulerMixin, clean: Tensor, text: Tensor, nothing: Tensor, generator: torch.Generator,
     *, caption_dropout: float = 0.1, timesteps: Tensor | None = None,
@@ -99,16 +147,8 @@ def denoising_loss(
     Raises:
         ValueError: a schedule that predicts something unknown.
     """
-    target_of = _check_prediction(schedule)
-    batch, device = len(clean), clean.device
-    drop = torch.rand(batch, generator=generator) < caption_dropout
-    drawn = spread_timesteps(batch, schedule.config.num_train_timesteps, generator)
-    t = (drawn if timesteps is None else timesteps).to(device)
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    text = torch.where(drop[:, None, None].to(device), nothing, text)
-    noisy, kind = schedule.add_noise(clean, noise, t), next(unet.parameters()).dtype
-    out = unet(noisy.to(kind), t, text.to(kind)).sample.float()
-    return F.mse_loss(out, target_of(schedule, clean, noise, t))
+    more = {"caption_dropout": caption_dropout, "timesteps": timesteps}
+    return noisy_batch(schedule, clean, text, nothing, generator, **more).loss(unet)
 
 
 @dataclass(frozen=True)
@@ -152,15 +192,18 @@ class DenoisingTask:
         """Number of noise levels; timesteps run from 0 to `levels` - 1."""
         return self.schedule.config.num_train_timesteps
 
+    def draw(self, generator: torch.Generator, batch: int, caption_dropout: float = 0.1) -> NoisyBatch:
+        """Draw a batch with replacement and add noise to it; arguments as in `denoising_loss`."""
+        index = torch.randint(len(self.latents), (batch,), generator=generator)
+        clean, text = self.latents[index], self.states[index]
+        more = {"caption_dropout": caption_dropout}
+        return noisy_batch(self.schedule, clean, text, self.nothing, generator, **more)
+
     def loss(
         self, unet: nn.Module, generator: torch.Generator, batch: int, caption_dropout: float = 0.1
     ) -> Tensor:
         """Return the denoising loss of a batch drawn with replacement; arguments as in `denoising_loss`."""
-        index = torch.randint(len(self.latents), (batch,), generator=generator)
-        clean, text = self.latents[index], self.states[index]
-        return denoising_loss(
-            unet, self.schedule, clean, text, self.nothing, generator, caption_dropout=caption_dropout
-        )
+        return self.draw(generator, batch, caption_dropout).loss(unet)
 
     def loss_at(self, unet: nn.Module, timestep: int, generator: torch.Generator, batch: int) -> Tensor:
         """Return the denoising loss of a batch at one timestep, with every caption in place.

@@ -1,5 +1,6 @@
 """Train a pipeline's denoiser further on images with captions: a new concept, or what pruning has cost.
 
+The data teach, and where a teacher is given, the model before it was pruned teaches too (`distill`).
 Latents and text states are computed once, before the first step; the autoencoder and the text encoder stay as they are.
 Nothing here knows how a denoiser was pruned.  Where zeros must stay zeros, pass what holds them as `after_step`.
 """
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .denoising import DenoisingTask
+from .checkpointing import checkpointed
+from .denoising import DenoisingTask, noise_schedule
+from .distill import Distillation, frozen
 from .fit import AfterStep, FitConfig, Validate, fit, read_log
+from .processes import Processes
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
@@ -55,6 +60,8 @@ class FinetuneLog:
 def finetune(
     pipe: StableDiffusionPipeline, images: Tensor | Sequence[Image.Image], captions: Sequence[str], *, steps: int,
     lr: float = 5e-4, batch: int = 16, seed: int = 0, caption_dropout: float = 0.1, folder: str | Path | None = None,
+    teacher: StableDiffusionPipeline | nn.Module | None = None, distill_output: float = 0.0,
+    distill_features: float = 0.0, checkpointing: bool = False, accelerator: Accelerator | None = None,
     after_step: AfterStep | None = None, validate: Validate | None = None, half_weights: bool = False,
     progress: bool = False, **options,
 ) -> FinetuneLog:  # fmt: skip
@@ -66,12 +73,20 @@ def finetune(
         captions: n texts, one per image.
         steps: of the optimiser, >= 1.
         lr: peak learning rate of AdamW.
-        batch: images per step, drawn with replacement, >= 1.
+        batch: images per step and process, drawn with replacement, >= 1.
         seed: of the order of images, dropped captions, timesteps and noise.
         caption_dropout: share of captions replaced by the empty one, in [0, 1], so that guidance keeps working.
         folder: where checkpoints and the log go; the same call goes on from there. Default: a temporary one.
+        teacher: the pipeline (or its denoiser) before pruning; it is asked and never changed.
+        distill_output: weight of the mean square between the two answers, >= 0.
+        distill_features: weight of the same between the outputs of the blocks that both have, summed, >= 0.
+        checkpointing: True to compute activations again in the backward pass instead of keeping them.
+        accelerator: of accelerate, to share the run between processes. Found by itself under `accelerate launch`.
+            Gradients are averaged, so n processes with `batch` each take the step of one with n * `batch`; the main
+            one alone writes to `folder`, which all must be able to read. The pipeline moves to its device.
         after_step: called after each step of the optimiser, as `Pruned.reapply` wants to be.
-        validate: called with the steps done every `validate_every` steps, 0 included; what it returns is logged.
+        validate: called with the steps done every `validate_every` steps, 0 included; what it returns is logged, as
+            `PictureValidator` does.
         half_weights: True to train weights of half precision as they are; most updates are then too small to count.
         progress: show a bar.
         options: other fields of `FitConfig`: ema, bf16, warmup, decay, weight_decay, clip, checkpoint_every, log_every,
@@ -83,38 +98,66 @@ def finetune(
     Raises:
         TypeError: no Stable Diffusion pipeline with one text encoder, or an unknown option.
         ValueError: images and captions that do not match, another size, weights of half precision, a scheduler without
-            noise levels, numbers out of range, or a loss that became NaN.
+            noise levels, numbers out of range, a teacher that does not fit, or a loss that became NaN.
 
     Example:
         >>> pruned = pl.prune_magnitude(pipe.unet, sparsity=0.5)
         >>> finetune(pipe, pl.training_images(), pl.captions(), steps=200, after_step=pruned.reapply)
+        >>> finetune(small, images, captions, steps=200, teacher=pipe, distill_output=1, distill_features=1)
     """
-    config = _config(steps, lr, seed, pipe, options)
+    processes = Processes.of(accelerator)
+    device = processes.device or getattr(pipe, "device", "cpu")
+    config = _config(steps, lr, seed, device, options)
     _check_numbers(pipe, batch, caption_dropout, half_weights)
+    distillation = Distillation(_denoiser(teacher, pipe), distill_output, distill_features)
+    if processes.device:
+        pipe.to(processes.device)
     task = DenoisingTask.of(pipe, images, captions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        return task.loss(pipe.unet, generator, batch, caption_dropout), {}
+        drawn = task.draw(generator, batch * processes.count, caption_dropout)
+        return distillation.loss(pipe.unet, drawn.share(processes.rank, processes.count))
 
     def run(place: Path) -> FinetuneLog:
-        more = {"after_step": after_step, "validate": validate, "progress": progress}
-        fit(pipe.unet, loss, config, place, "finetune", **more)
-        return FinetuneLog(read_log(place))
+        more = {"after_step": after_step, "validate": validate, "progress": progress, "processes": processes}
+        with frozen(distillation.teacher, pipe.unet, device), checkpointed(pipe.unet, checkpointing):
+            fit(pipe.unet, loss, config, place, "finetune", **more)
+        return FinetuneLog(processes.from_main(read_log(place) if processes.is_main else None))
 
+    note = {"captions": list(captions), "batch": batch, "caption_dropout": caption_dropout}
+    if distillation.on:
+        note |= {"distill_output": distill_output, "distill_features": distill_features}
+    if processes.count > 1:
+        note["processes"] = processes.count
     if folder is None:
         with tempfile.TemporaryDirectory() as place:
             return run(Path(place))
-    return run(_same_data(Path(folder), list(captions), batch, caption_dropout))
+    return run(_same_data(Path(folder), note, processes))
 
 
-def _config(steps: int, lr: float, seed: int, pipe, options: dict) -> FitConfig:
+def _config(steps: int, lr: float, seed: int, device: object, options: dict) -> FitConfig:
     known = set(FitConfig.__dataclass_fields__) - {"steps", "lr", "seed", "device"}
     if wrong := sorted(set(options) - known):
         raise TypeError(f"finetune() does not know {', '.join(wrong)}. Options: {', '.join(sorted(known))}.")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r}; it must be a whole number >= 1.")
     options = {"warmup": min(100, max(1, steps // 10)), **options}
-    return FitConfig(steps=steps, lr=lr, seed=seed, device=str(getattr(pipe, "device", "cpu")), **options)
+    return FitConfig(steps=steps, lr=lr, seed=seed, device=str(device), **options)
+
+
+def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | None:
+    """Return the teacher's denoiser, after checking that it predicts what the student predicts."""
+    if teacher is None or isinstance(teacher, nn.Module):
+        return teacher
+    if not isinstance(getattr(teacher, "unet", None), nn.Module):
+        raise TypeError(
+            f"teacher is a {type(teacher).__name__}; expected the pipeline before pruning, or its denoiser."
+        )
+    if hasattr(teacher, "scheduler"):
+        kinds = [noise_schedule(p.scheduler).config.prediction_type for p in (teacher, pipe)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"The teacher predicts {kinds[0]!r}, the model {kinds[1]!r}; they must agree.")
+    return teacher.unet
 
 
 def _check_numbers(pipe, batch: int, dropout: float, half_weights: bool) -> None:
@@ -131,14 +174,15 @@ def _check_numbers(pipe, batch: int, dropout: float, half_weights: bool) -> None
         )
 
 
-def _same_data(folder: Path, captions: list[str], batch: int, dropout: float) -> Path:
+def _same_data(folder: Path, told: dict[str, object], processes: Processes) -> Path:
     """Note what a run in `folder` is trained on, and refuse to go on from a run on something else."""
-    note = json.dumps({"captions": captions, "batch": batch, "caption_dropout": dropout}, ensure_ascii=False)
-    path = folder / "finetune.json"
+    note, path = json.dumps(told, ensure_ascii=False), folder / "finetune.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and path.read_text("utf-8") != note:
+    if processes.any(path.is_file() and path.read_text("utf-8") != note):
         raise ValueError(
-            f"{folder} holds a run with other captions, batch or dropout. Choose another folder."
+            f"{folder} holds a run with other captions, batch or dropout, another teacher's weight or number of "
+            "processes. Choose another folder."
         )
-    path.write_text(note, encoding="utf-8")
+    if processes.is_main:
+        path.write_text(note, encoding="utf-8")
     return folder
