@@ -8,50 +8,41 @@ The first stage cuts without training: by number of operators and by share of MA
 blocks that are free to remove; about 25 minutes on one CPU core. The second trains what each ranking leaves at two
 shares of MACs, one of them that of BK-SDM's choice, with one seed of training; about a minute a run. Without a file of
 scores (`benchmarks/operator_scores.py`) both do the controls only, and go on when it is there. The third writes
-book/results/operator_removal.json and a sheet of pictures from what has been done.
+book/results/operator_removal.json and the sheet of pictures of the chapter's explorer from what has been done.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from judged import once
 from operator_runs import (
-    BK_SDM,
-    FINETUNE,
     FREE_SSIM,
-    MODEL,
+    LEVELS,
     RANKINGS,
+    RATIOS,
     RESULTS,
-    SAMPLER,
     SCORES,
-    SEEDS,
     SHOWN,
     Bench,
-    N,
-    against,
     interval,
     of_plan,
     pruned,
     rankings,
-    sheet_of,
-    summary,
     train,
+    trained,
 )
+from operator_summary import record
 from torch import Tensor
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
 from pruning_lib.operators import Plan, choose, reductions, remove_operators
 from pruning_lib.zoo.assemble import contact_sheet
 
 COUNTS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40)
-RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 OUTSIDE = (2, 4, 8, 12, 16, 24, 32)  # counts of the scope "outside"
-LEVELS = (0.2, 0.35)  # shares of MACs at which is trained; the second is what BK-SDM's choice removes
 BLOCKS = ("down_blocks.", "mid_block", "up_blocks.")
 
 
@@ -119,11 +110,6 @@ def shown(bench: Bench) -> Tensor:
     return bench.wanted[[bench.asked.index(name) for name in SHOWN]]
 
 
-def trained(ranking: str) -> list[int]:
-    """Return the seeds of training of a ranking; each order drawn by chance is trained once."""
-    return [int(ranking[-1])] if ranking.startswith("random") else list(SEEDS)
-
-
 def training(scores: Path, work: Path, seed: int | None, only: str = "") -> None:
     """Run the second stage."""
     bench = Bench.load()
@@ -140,71 +126,6 @@ def training(scores: Path, work: Path, seed: int | None, only: str = "") -> None
                 if seed is None or its == seed:
                     small, _ = pruned(bench, ranking, orders, level)
                     train(bench, small, f"{ranking}-{level}", its, work, curve=ranking == "score")
-
-
-def _rows(files: list[Path]) -> list[dict]:
-    """Return the points of the sweep, each with the score's advantage at the same stop where it is there."""
-    loaded = {file.stem: json.loads(file.read_text("utf-8")) for file in files}
-    rows = []
-    for name, row in loaded.items():
-        same = loaded.get("score-" + name.removeprefix(row["ranking"] + "-"))
-        if row["ranking"] == "bk-sdm":
-            same = loaded.get(f"score-all-macs_ratio-{LEVELS[-1]}")
-        rest = {k: v for k, v in row.items() if k not in ("figures", "frechet")}
-        rest |= {"figures": summary([row])}
-        rows.append(rest | {"score_minus_this": against([row], [same]) if same else None})
-    return rows
-
-
-def _trained_rows(work: Path) -> list[dict]:
-    rows, first = [], {}
-    for level in LEVELS:
-        for ranking in ("score", *(r for r in RANKINGS if r != "score")):
-            files = [work / f"{ranking}-{level}-{s}.json" for s in trained(ranking)]
-            done = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
-            if not done:
-                continue
-            looks = [run["looks"][-1] for run in done]
-            first.setdefault(level, looks if ranking == "score" else None)
-            rows.append({
-                "ranking": ranking, "level": level, "seeds": trained(ranking)[: len(done)],
-                "steps": done[0]["steps"][-1], "after": summary(looks),
-                "score_minus_this": against(looks, first[level]) if first[level] else None,
-                "seconds": [run["seconds"] for run in done],
-            })  # fmt: skip
-    return rows
-
-
-def record(path: Path, work: Path) -> Path:
-    """Run the third stage."""
-    check_writable(path)
-    bench, folder = Bench.load(), work / "sweep"
-    files = sorted(f for f in folder.glob("*.json") if f.stem not in ("free", "output-ranking"))
-    rows, after = _rows(files), _trained_rows(work)
-    sheet = [("unpruned", folder / "unpruned.png")]
-    for ranking in ("score", "output", "params", "random-0", "bk-sdm"):
-        before = folder / (
-            "bk-sdm.png" if ranking == "bk-sdm" else f"{ranking}-all-macs_ratio-{LEVELS[-1]}.png"
-        )
-        later = work / f"{ranking}-{LEVELS[-1]}-0.png"
-        sheet += [
-            (f"{ranking} {when}", f) for when, f in (("before", before), ("after", later)) if f.is_file()
-        ]
-    sheet_of([file for _, file in sheet], path.with_suffix(".webp"))
-    look = bench.look(bench.pipe)
-    data = {
-        "rows": rows, "trained": after, "free": json.loads((folder / "free.json").read_text("utf-8")),
-        "unpruned": {
-            "params": bench.operators.base.params, "macs": pl.count_macs(bench.pipe.unet).macs,
-            "n_operators": len(bench.operators),
-            "clip_score": interval(look, "clip_score"), "top5": interval(look, "top5"), "frechet": look["frechet"],
-        },
-        "rankings": RANKINGS, "levels": list(LEVELS), "bk_sdm": BK_SDM, "model": MODEL, "sampler": SAMPLER,
-        "finetune": FINETUNE, "interval": "over pictures, each averaged over the seeds of training",
-        "macs_convention": "with attention products, batch 1, one call", "features": "mini-CLIP",
-        "shown": list(SHOWN), "sheet": path.with_suffix(".webp").name, "sheet_rows": [name for name, _ in sheet],
-    }  # fmt: skip
-    return pl.save_record(path, "operator_removal", data, pl.passport(seeds=list(SEEDS), n=N))
 
 
 if __name__ == "__main__":

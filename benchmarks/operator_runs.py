@@ -15,8 +15,18 @@ from torch import Tensor
 
 import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval
-from pruning_lib.operators import Operators, Plan, choose, find_operators, reductions, remove_operators
-from pruning_lib.operators.controls import output_ranking, params_ranking, random_ranking
+from pruning_lib.operators import (
+    Operators,
+    Plan,
+    Scores,
+    choose,
+    find_operators,
+    output_ranking,
+    params_ranking,
+    random_ranking,
+    reductions,
+    remove_operators,
+)
 from pruning_lib.zoo.assemble import contact_sheet
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
@@ -26,6 +36,8 @@ SAMPLER = {"steps": 6, "guidance": 3.0}
 FINETUNE = {"steps": 200, "batch": 16, "lr": 1e-3}
 SEEDS = (0, 1, 2)
 EVERY = 50  # steps between looks at the pictures, where a curve is wanted
+RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # shares of MACs of the sweep
+LEVELS = (0.2, 0.35)  # shares of MACs at which is trained; the second is what BK-SDM's choice removes
 FREE_SSIM = 0.99  # a block without which pictures stay this close is free to remove
 BK_SDM = "base"
 # ranking -> how the page calls it
@@ -99,20 +111,16 @@ class Bench:
 def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
     """Return every ranking by name; the one by size of the output sees the latents that the score saw.
 
-    Without a file of scores there is no ranking by score.
+    Without a file of scores neither of the two is there.
     """
     operators, found = bench.operators, {}
-    settings = {"steps": 10, "guidance_scale": 3.0, "seed": 0}
     if scores.is_file():
-        from pruning_lib.operators.scores import Scores
-
         known = Scores.load(scores)
         found["score"] = [path for path in known.ranked() if path in operators]
-    prompts = [bench.captions[i] for i in spread(16, len(bench.captions))]
-    found["output"] = once(
-        work / "output-ranking.json",
-        lambda: {"ranking": output_ranking(bench.pipe, prompts, operators=operators, **settings)},
-    )["ranking"]
+        found["output"] = once(
+            work / "output-ranking.json",
+            lambda: {"ranking": output_ranking(bench.pipe, operators=operators, **known.sampling)},
+        )["ranking"]
     found["params"] = params_ranking(operators)
     found["params-large"] = params_ranking(operators, largest_first=True)
     return found | {f"random-{seed}": random_ranking(operators, seed) for seed in SEEDS}
@@ -224,3 +232,8 @@ def against(looks: list[dict], reference: list[dict]) -> dict:
         )
         found[key] = bootstrap_interval(ours - theirs).to_dict()
     return found
+
+
+def trained(ranking: str) -> list[int]:
+    """Return the seeds of training of a ranking; each order drawn by chance is trained once."""
+    return [int(ranking[-1])] if ranking.startswith("random") else list(SEEDS)

@@ -17,15 +17,16 @@ import json
 from pathlib import Path
 
 from judged import once
-from operator_removal import LEVELS
 from operator_runs import (
     EVERY,
     FINETUNE,
+    LEVELS,
     MODEL,
     RESULTS,
     SAMPLER,
     SCORES,
     SEEDS,
+    SHOWN,
     Bench,
     N,
     against,
@@ -34,6 +35,7 @@ from operator_runs import (
     of_plan,
     pruned,
     rankings,
+    sheet_of,
     summary,
     train,
     with_unet,
@@ -104,14 +106,28 @@ def record(path: Path, work: Path) -> Path:
         if both:
             pairs = [[run[s]["looks"][-1] for s in both] for run in (kept, fresh)]
             gains[str(level)] = against(pairs[1], pairs[0])
-    look = bench.look(bench.pipe)
+    look, shown = bench.look(bench.pipe), _sheet(path.with_suffix(".webp"), work)
     data = {
+        "shown": list(SHOWN), "sheet": path.with_suffix(".webp").name, "sheet_rows": shown,
         "runs": rows, "preserved_minus_scratch": gains, "starts": STARTS, "levels": list(LEVELS),
         "unpruned": {"clip_score": interval(look, "clip_score"), "frechet": look["frechet"]},
         "model": MODEL, "sampler": SAMPLER, "finetune": FINETUNE, "every": EVERY, "features": "mini-CLIP",
         "interval": "over pictures, each averaged over the seeds of training",
     }  # fmt: skip
     return pl.save_record(path, "operator_training", data, pl.passport(seeds=list(SEEDS), n=N))
+
+
+def _sheet(to: Path, work: Path) -> list[str]:
+    """Save pictures before and after training at the higher level, a row each; return the names of the rows."""
+    level, sweep = LEVELS[-1], work / "sweep"
+    rows = [("unpruned", sweep / "unpruned.png")]
+    for ranking in ("score", "output", "random-0", "bk-sdm"):
+        before = sweep / ("bk-sdm.png" if ranking == "bk-sdm" else f"{ranking}-all-macs_ratio-{level}.png")
+        rows += [(f"{ranking} before", before), (f"{ranking} after", work / f"{ranking}-{level}-0.png")]
+    rows.append(("scratch after", work / f"scratch-{level}-0.png"))
+    rows = [(name, file) for name, file in rows if file.is_file()]
+    sheet_of([file for _, file in rows], to)
+    return [name for name, _ in rows]
 
 
 if __name__ == "__main__":
