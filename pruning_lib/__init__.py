@@ -31,6 +31,7 @@ _WHERE = {
     "prune_structured": "weights.structured",
     "remove_blocks": "weights.blocks",
     "find_operators": "operators.find",
+    "score_operators": "operators.score",
     "remove_operators": "operators.remove",
     "load_pruned": "operators.saving",
     "finetune": "training.finetune",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .operators.find import find_operators
     from .operators.remove import remove_operators
     from .operators.saving import load_pruned
+    from .operators.score import score_operators
     from .training.finetune import finetune
     from .weights.blocks import remove_blocks
     from .weights.checkpoint import inspect_checkpoint
