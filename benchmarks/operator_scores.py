@@ -36,7 +36,13 @@ def main(path: Path, work: Path, kinds: tuple[str, ...]) -> None:
     check_writable(path)
     pipe = pl.load(MODEL)
     scores = score_operators(
-        pipe, prompts(), kinds=kinds, num_latents=NUM_LATENTS, folder=work / "scores", keep_latents=True, **SAMPLING
+        pipe,
+        prompts(),
+        kinds=kinds,
+        num_latents=NUM_LATENTS,
+        folder=work / "scores",
+        keep_latents=True,
+        **SAMPLING,
     )
     saved = scores.save(path.with_suffix(".safetensors"))
     data = {
@@ -51,7 +57,9 @@ def main(path: Path, work: Path, kinds: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "operator_scores.json")
     parser.add_argument("--work", type=Path, default=Path("_build") / "operator_scores")
     parser.add_argument("--kinds", choices=("all", "default"), default="all")
