@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .lattice import number
 from .sprites import data_url
+from .worth import fills
 
 if TYPE_CHECKING:
     from .blocks import BlockExplorer
+    from .operators import OperatorExplorer
     from .sweep import SweepExplorer
 
-__all__ = ["block_fallback", "sweep_fallback"]
+__all__ = ["block_fallback", "operator_fallback", "sweep_fallback"]
 
 MAX_ALT = 250
+EXTREMES = 8  # scores shown at each end of the list, where the page does not move
 
 
 def _sentences(*texts: str) -> str:
@@ -90,4 +93,76 @@ def block_fallback(explorer: BlockExplorer) -> str:
     note = _sentences("In all: " + "; ".join(totals)) if totals else ""
     return _scrolling(explorer.title, caption, head, rows, "") + (
         f'<p class="pl-passport">{note} {escape(explorer.passport)}</p>'
+    )
+
+
+def operator_fallback(explorer: OperatorExplorer) -> str:
+    """Return the drawing filled by scores, pictures at the start, and tables of the stops and of the extreme scores."""
+    start, measure = explorer.start, fills(explorer.operators)[0]
+    prompt, chosen = explorer.prompts[start["prompt"]], explorer.operators[start["operator"]]
+    stop = explorer.stops[start["stop"]]
+    shown = {
+        "unpruned": explorer.tile(prompt),
+        f"without {chosen.path}": explorer.tile(prompt, operator=chosen.path),
+        f"without the {len(stop.changes)} lowest-scored": explorer.tile(prompt, ratio=stop.ratio),
+    }
+    figures = "".join(
+        f'<figure><img src="{data_url(tile)}" width="{tile.width}" height="{tile.height}" '
+        f'alt="{escape(f"{explorer.picture}, {prompt}, {what}"[:MAX_ALT])}">'
+        f"<figcaption>{escape(what)}</figcaption></figure>"
+        for what, tile in shown.items()
+    )
+    whole, rows = explorer.stops[0], []
+    for found in explorer.stops:
+        ends = [1 - found.macs / whole.macs, 1 - found.params / whole.params]
+        cells = "".join(f"<td>{number(100 * share, 1)} %</td>" for share in ends)
+        rows.append(
+            f'<tr><th scope="row">{len(found.changes)}</th>{cells}<td>{_mean(found.mean_ssim)}</td></tr>'
+        )
+    caption = _sentences(explorer.title, f"The lowest-scored operators of {explorer.model} removed together")
+    head = ["operators removed", "MACs removed", "parameters removed", f"mean SSIM, n = {explorer.n}"]
+    stops = _scrolling("The stops of the slider", caption, head, rows, "")
+    few = EXTREMES if len(explorer.ranked) > 2 * EXTREMES else len(explorer.ranked)
+    extremes = [*enumerate(explorer.ranked, 1)]
+    extremes = extremes if few == len(extremes) else [*extremes[:few], *extremes[-few:]]
+    rows = [
+        f'<tr><th scope="row">{escape(op.path)}</th><td>{rank}</td>'
+        f"<td>{'not finite' if op.score is None else number(op.score, explorer.digits)}</td>"
+        f"<td>{_mean(op.mean_ssim)}</td><td>{number(op.saved_macs / 1e6, 2)}</td></tr>"
+        for rank, op in extremes
+    ]
+    every = len(explorer.ranked)
+    caption = f"The lowest and the highest of {every} scores." if few < every else "All scores."
+    head = ["operator", "rank", "score", f"mean SSIM, n = {explorer.n}", "MACs saved, M"]
+    table = _scrolling("Scores of operators", caption, head, rows, explorer.passport)
+    return f'{_operator_drawing(explorer, measure)}<div class="pl-pair">{figures}</div>{stops}{table}'
+
+
+def _mean(found: Mapping[str, float]) -> str:
+    return f"{number(found['value'], 3)} ({number(found['low'], 3)} to {number(found['high'], 3)})"
+
+
+def _operator_drawing(explorer: OperatorExplorer, measure: Mapping[str, Any]) -> str:
+    """Return the drawing of the largest operators, as the ES module draws it."""
+    drawn, parts = explorer.map, []
+    for cell in drawn.grains[0]:
+        box = f'x="{cell.x:.1f}" y="{cell.y:.1f}" height="{cell.height:.1f}" rx="3"'
+        full = cell.width * measure["fill"][cell.operator]
+        parts.append(
+            f'<rect {box} width="{full:.1f}" fill="var(--pl-bar)"/>'
+            f'<rect {box} width="{cell.width:.1f}" fill="none" stroke="var(--pl-edge)"/>'
+            f'<text x="{cell.x + cell.width / 2:.1f}" y="{cell.y + cell.height / 2 + 4:.1f}" text-anchor="middle">'
+            f"{escape(cell.label)}</text>"
+        )
+    sizes = "".join(
+        f'<text x="{drawn.width / 2}" y="{y + height / 2 + 2:.1f}" text-anchor="middle">{escape(text)}</text>'
+        for y, height, text in drawn.levels
+    )
+    highest, lowest = explorer.ranked[-1].path, explorer.ranked[0].path
+    words = f"The operators of {explorer.model} as a drawing, each filled by its {measure['label']}. "
+    words += f"Lowest: {lowest}; highest: {highest}."
+    return (
+        f'<svg viewBox="-1 -1 {drawn.width + 2} {drawn.height + 2}" role="img" aria-label="{escape(words)}" '
+        f'style="width:100%;max-width:26rem;font-size:10.5px;fill:var(--pl-ink)">{sizes}{"".join(parts)}</svg>'
+        f'<p class="pl-passport">A fuller cell has a higher score, drawn logarithmically.</p>'
     )

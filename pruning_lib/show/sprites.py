@@ -71,6 +71,7 @@ class Sheet:
                 f"the sheet is {image.width} x {image.height} px, which no tiles of {width} x {height} px fill"
             )
         self.image, self.width, self.height, self.count = image.convert("RGB"), width, height, count
+        self._file: bytes | None = None  # of a WebP that was read; it needs no second encoding
         self.columns, rows = image.width // width, image.height // height
         if not self.columns * (rows - 1) < count <= self.columns * rows:
             raise ValueError(
@@ -107,11 +108,30 @@ class Sheet:
             ValueError: it does not hold `count` tiles.
         """
         with Image.open(path) as image:
-            return cls(image.copy(), width, height, count)
+            sheet = cls(image.copy(), width, height, count)
+        if str(path).endswith(".webp"):
+            sheet._file = Path(path).read_bytes()
+        return sheet
 
-    def save(self, path: str | Path) -> None:
-        """Write the sheet as PNG or lossless WebP, by the suffix of `path`."""
-        self.image.save(path, lossless=True) if str(path).endswith(".webp") else self.image.save(path, optimize=True)
+    def save(self, path: str | Path, quality: int | None = None) -> None:
+        """Write the sheet as PNG or WebP, by the suffix of `path`.
+
+        Args:
+            path: ends in .png or .webp.
+            quality: of a WebP, 1 to 100; None stores it without loss.
+        """
+        if not str(path).endswith(".webp"):
+            self.image.save(path, optimize=True)
+        elif quality is None:
+            self.image.save(path, lossless=True)
+        else:
+            self.image.save(path, quality=quality, method=6)
+
+    def url(self) -> str:
+        """Return the sheet as a data URL: the file it was read from, or as `data_url` stores it."""
+        if self._file is None:
+            return data_url(self.image)
+        return "data:image/webp;base64," + base64.b64encode(self._file).decode()
 
     def tile(self, index: int) -> Image.Image:
         """Return one picture."""

@@ -2,7 +2,12 @@
 
 from .blocks import BlockExplorer, BlockModel
 from .lattice import Axis, Metric, Reading
+from .operators import OperatorExplorer
 from .sprites import Sheet
 from .sweep import SweepExplorer
+from .worth import CutStop, Worth
 
-__all__ = ["Axis", "BlockExplorer", "BlockModel", "Metric", "Reading", "Sheet", "SweepExplorer"]
+__all__ = [
+    "Axis", "BlockExplorer", "BlockModel", "CutStop", "Metric", "OperatorExplorer", "Reading", "Sheet", "SweepExplorer",
+    "Worth",
+]  # fmt: skip

@@ -6,13 +6,14 @@ import functools
 import http.server
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import find_chromium
+from pruning_lib.show.twin import TwinWidget
 from visits import SUB_PATH, Visitor
 
 FLAGS = [
@@ -59,3 +60,24 @@ def browser() -> Iterator[Browser]:
 def visitor(browser: Browser, base_url: str, site: Path) -> Visitor:
     """Opens pages and remembers what it saw, so that each page is loaded once for many tests."""
     return Visitor(browser, base_url, site)
+
+
+@pytest.fixture
+def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Open a widget's page from the disk; any error in the console fails the test."""
+    errors, contexts = [], []
+
+    def show(widget: TwinWidget, anchor: str = "", **context) -> Page:
+        (tmp_path / "page.html").write_text(widget.to_page(), encoding="utf-8")
+        contexts.append(browser.new_context(**context))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or errors.append(r.url))
+        page.goto((tmp_path / "page.html").as_uri() + anchor)
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert errors == []

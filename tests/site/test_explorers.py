@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from pruning_lib.show.sprites import data_url
-from pruning_lib.show.twin import TwinWidget, module_source
+from pruning_lib.show.twin import module_source
 from pruning_lib.show.widgets import Axis, BlockExplorer, BlockModel, Metric, SweepExplorer
 from visits import AXE, PHONE
 
@@ -50,27 +49,6 @@ def blocks() -> BlockExplorer:
     small = BlockModel("small", UNET, {"params": [1e6] * 7 + [3e6], "latency_ms": [1] * 6 + [6, 2]})
     chain = [f"transformer_blocks.{i}" for i in range(28)]
     return BlockExplorer("blocks", [small, BlockModel("chain", chain, {"params": [5e6] * 28})], title="Where?")
-
-
-@pytest.fixture
-def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
-    """Open a widget's page from the disk; any error in the console fails the test."""
-    errors, contexts = [], []
-
-    def show(widget: TwinWidget, anchor: str = "", **context) -> Page:
-        (tmp_path / "page.html").write_text(widget.to_page(), encoding="utf-8")
-        contexts.append(browser.new_context(**context))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or errors.append(r.url))
-        page.goto((tmp_path / "page.html").as_uri() + anchor)
-        return page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert errors == []
 
 
 def test_the_picture_follows_the_slider_and_the_slider_speaks(opened) -> None:

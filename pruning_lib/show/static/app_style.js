@@ -77,6 +77,24 @@ figcaption b { display: block; color: var(--pl-ink); }
 .flow { stroke: var(--pl-edge); stroke-width: 1.5; }
 .skip { stroke: var(--pl-edge); stroke-width: 1.5; stroke-dasharray: 3 3; }
 
+.drawing.operators svg { max-width: 30rem; margin-top: .8rem; overflow: visible; }
+.drawing svg:focus-visible { outline: 3px solid var(--pl-focus); outline-offset: 4px; border-radius: 6px; }
+.cell { cursor: pointer; }
+.cell .ground { fill: var(--pl-ground); }
+.cell .fill { fill: var(--pl-bar); }
+.cell .edge { fill: none; stroke: var(--pl-edge); }
+.cell text, .size { font-size: 10.5px; fill: var(--pl-ink); }
+.size { fill: var(--pl-muted); }
+.cell.chosen .edge { stroke: var(--pl-accent); stroke-width: 3; }
+.cell.chosen text { font-weight: 600; }
+.cell.gone .ground { fill: var(--pl-line); }
+.cell.gone text { fill: var(--pl-muted); }
+.cell .cross { stroke: var(--pl-focus); stroke-width: 1.5; fill: none; }
+.control[data-idle] output { color: var(--pl-muted); }
+.stage.operators > * { min-width: 0; }
+.stage.operators caption, .say, output, figcaption { overflow-wrap: anywhere; }
+@container (min-width: 40rem) { .stage.operators { grid-template-rows: auto 1fr; } .stage.operators .map { grid-column: 2; grid-row: 1 / span 2; } }
+
 .say { min-height: 1.4em; margin: .9rem 0 .4rem; }
 .note { margin: .4rem 0 0; font-size: .82em; color: var(--pl-muted); }
 .note.warn { color: var(--pl-warn); font-weight: 600; }

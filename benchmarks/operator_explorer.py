@@ -1,0 +1,156 @@
+"""Record the operator explorer of chapter 7: the picture without each operator, and without the lowest-scored ones.
+
+    python benchmarks/operator_scores.py       # first: it scores the operators
+    python benchmarks/operator_explorer.py
+
+writes book/results/operator_explorer.json and, beside it, one sheet of all pictures, operator_explorer.webp. Every
+operator is changed alone, and at each stop of the slider the lowest-scored ones together; the same captions are drawn
+from the same noise, and compared with the pictures of the unpruned model. Nothing here depends on how fast the machine
+is. Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight minutes on
+one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import pruning_lib as pl
+from pruning_lib.measure import bootstrap_interval, ssim
+from pruning_lib.measure.record import check_writable
+from pruning_lib.operators import DEFAULT_KINDS, Plan, Scores, reductions
+from pruning_lib.show.operator_live import MODEL, PROMPTS, STOPS, changed_pictures
+from pruning_lib.show.sparsity import FIRST_SEED, GUIDANCE, STEPS, spread_captions
+from pruning_lib.show.widgets import CutStop, OperatorExplorer, Worth
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+QUALITY = 82  # of the sheet: its pictures are looked at, and every figure was computed before
+
+
+def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, device: str) -> Path:
+    """Change, draw, judge and write.
+
+    Args:
+        path: the record's file.
+        scores: of every operator that is shown.
+        captions: of the pictures, at least two; the first ones are those of the explorer.
+        work: folder for finished pictures.
+        device: where to run, as in "cpu".
+    """
+    check_writable(path)
+    work.mkdir(parents=True, exist_ok=True)
+    pipe = pl.load(MODEL, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    operators = scores.operators
+    ones = {op.path: {op.path: op.modifications[0]} for op in operators}
+    plans = {
+        ratio: scores.lowest(macs_ratio=ratio, pipe=pipe) if ratio else Plan((), operators.base)
+        for ratio in STOPS
+    }
+    jobs = [*(dict(plan.changes) for plan in plans.values()), *ones.values()]
+    drawn = [kept(pipe, changes, captions, work) for changes in tqdm(jobs, desc="changes", unit="change")]
+    whole = drawn[0]
+    similar = [ssim(whole.float() / 255, found.float() / 255) for found in drawn]
+    explorer = assemble(pipe.unet, scores, plans, drawn, similar)
+    passport = pl.passport(
+        seeds=[FIRST_SEED + i for i in range(len(captions))], n=len(captions), device=device
+    )
+    more = {
+        "sampler": "DDIM, trailing", "steps": STEPS, "guidance": GUIDANCE, "captions": list(captions),
+        "per_picture": {op.path: _rounded(similar[len(plans) + i]) for i, op in enumerate(operators)},
+    }  # fmt: skip
+    return explorer.save(path, "operator_explorer", passport, quality=QUALITY, **more)
+
+
+def kept(pipe: Any, changes: Mapping[str, str], captions: Sequence[str], work: Path) -> Tensor:
+    """Return the pictures of one set of changes, uint8 `[n, 3, h, w]`, drawn once."""
+    name = hashlib.sha256(json.dumps([sorted(changes.items()), list(captions)]).encode()).hexdigest()[:24]
+    file = work / f"{name}.pt"
+    if not file.is_file():
+        pictures = (changed_pictures(pipe, changes, captions) * 255).round().to(torch.uint8)
+        torch.save(pictures, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+    return torch.load(file, weights_only=True)
+
+
+def assemble(
+    unet: torch.nn.Module,
+    scores: Scores,
+    plans: Mapping[float, Plan],
+    drawn: list[Tensor],
+    similar: list[Tensor],
+) -> OperatorExplorer:
+    """Return the explorer; `drawn` and `similar` hold the stops, then the operators."""
+    operators, shown = scores.operators, len(PROMPTS)
+    costs = pl.count_macs(unet)
+
+    def judged(values: Tensor) -> dict[str, Any]:
+        ends = bootstrap_interval(values)
+        mean = {key: round(getattr(ends, key), 4) for key in ("value", "low", "high")}
+        return {"ssim": _rounded(values[:shown]), "mean_ssim": mean}
+
+    stops = []
+    for (ratio, plan), values in zip(plans.items(), similar, strict=False):
+        macs, params = reductions(unet, plan)
+        stops.append(
+            CutStop(
+                ratio, plan.changes, params=round((1 - params) * costs.params), macs=round((1 - macs) * costs.macs),
+                **judged(values),
+            )
+        )  # fmt: skip
+    worths = []
+    for op, values in zip(operators, similar[len(plans) :], strict=True):
+        macs, params = reductions(unet, Plan(((op.path, op.modifications[0]),), operators.base))
+        scored = scores[op.path]
+        avg, std = (scored.avg_dist, scored.std_dist) if scored.is_finite else (None, None)
+        worths.append(
+            Worth(
+                op.path, op.kind, op.in_shape, op.out_shape, op.modifications[0], avg, std,
+                saved_params=round(params * costs.params), saved_macs=round(macs * costs.macs), **judged(values),
+            )
+        )  # fmt: skip
+    images = torch.cat([torch.stack([found[i] for found in drawn]) for i in range(shown)])
+    return OperatorExplorer(
+        "operator-explorer", MODEL, worths, stops, PROMPTS, images, n=len(drawn[0]), title="as recorded"
+    )
+
+
+def captions_of(n: int) -> list[str]:
+    """Return n captions: the explorer's prompts, then others spread over all."""
+    return [
+        *PROMPTS,
+        *(c for c in spread_captions(pl.captions(MODEL), n + len(PROMPTS)) if c not in PROMPTS),
+    ][:n]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--pictures", type=int, default=16, help="captions drawn for each change (default 16)"
+    )
+    parser.add_argument(
+        "--scores", type=Path, default=RESULTS / "operator_scores.safetensors", help="the scores"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-operator-explorer"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
+    options = parser.parse_args()
+    place = options.out / "operator_explorer.json"
+    # Single linear layers and norms are too many to draw.
+    shown = Scores.load(options.scores).of(*DEFAULT_KINDS)
+    print(record(place, shown, captions_of(options.pictures), options.work, options.device))
