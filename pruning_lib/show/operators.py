@@ -162,7 +162,8 @@ class OperatorExplorer(TwinWidget):
         )
         return {
             "version": DATA_VERSION, "name": self.name, "title": self.title, "picture": self.picture,
-            "model": self.model, "passport": self.passport, "prompts": self.prompts, "n": self.n, "digits": self.digits, "start": self.start,
+            "model": self.model, "passport": self.passport, "prompts": self.prompts, "n": self.n,
+            "digits": self.digits, "start": self.start,
             "whole": {"params": whole.params, "macs": whole.macs}, "map": shown, "grains": list(grains),
             "measures": fills(self.operators), "modifications": dict(MODIFICATIONS),
             "operators": [
@@ -174,7 +175,8 @@ class OperatorExplorer(TwinWidget):
             ],
             "stops": [
                 {"ratio": stop.ratio, "count": len(stop.changes),
-                 "removed": [self.paths.index(path) for path, _ in stop.changes], "params": stop.params, "macs": stop.macs, "ssim": list(stop.ssim), "mean": dict(stop.mean_ssim)}
+                 "removed": [self.paths.index(path) for path, _ in stop.changes], "params": stop.params,
+                 "macs": stop.macs, "ssim": list(stop.ssim), "mean": dict(stop.mean_ssim)}
                 for stop in self.stops
             ],
             "sheet": {
