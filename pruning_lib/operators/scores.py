@@ -179,7 +179,7 @@ class Scores:
 
         Args:
             path: ending in .safetensors.
-            parts: also write averages and standard deviations, in half precision; without them the file is small.
+            parts: also write averages and standard deviations; without them the file is small.
 
         Raises:
             ValueError: another ending.
@@ -192,7 +192,11 @@ class Scores:
         tensors = {}
         every = (self.original, *self.scored)
         if parts and all(s.avg is not None for s in every):
-            tensors = {name: torch.stack([getattr(s, name) for s in every]).half() for name in ("avg", "std")}
+            for name in ("avg", "std"):
+                start = getattr(self.original, name)
+                tensors[name] = start
+                # Differences are small, so half precision is enough for them.
+                tensors[f"{name}_shift"] = torch.stack([getattr(s, name) - start for s in every]).half()
         note = {
             "version": _VERSION,
             "base": self.operators.base.to_dict(),
@@ -225,7 +229,9 @@ class Scores:
             scored = []
             for i, row in enumerate(note["scored"]):
                 changes = tuple((p, how) for p, how in row.pop("changes"))
-                avg, std = (tensors[name][i] if tensors else None for name in ("avg", "std"))
+                avg, std = (
+                    tensors[n] + tensors[f"{n}_shift"][i] if tensors else None for n in ("avg", "std")
+                )
                 scored.append(Scored(changes, avg, std, **row))
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(

@@ -1,0 +1,151 @@
+"""Record of chapter 9: how few latents and steps put the operators in the same order, and which formula sees harm.
+
+    python benchmarks/score_agreement.py
+
+Every fourth operator of the ranking in operator_scores.json is scored, so that good and bad ones are there alike:
+
+- with 64 latents at the steps of that record; fewer latents are the first of the 64, or other groups of them;
+- with 8 latents at 2 to 50 steps;
+- and for the harm that is really done, the pictures of the second 32 latents are compared with the unpruned model's.
+
+Writes book/results/score_agreement.json. About 14 minutes on one CPU core; it may be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from operator_scores import MODEL, SAMPLING, prompts
+from torch import Tensor
+
+import pruning_lib as pl
+from pruning_lib.measure import bootstrap_interval, ssim
+from pruning_lib.measure.record import check_writable
+from pruning_lib.operators import (
+    DEFAULT_KINDS,
+    FORMULAS,
+    Scores,
+    overlap,
+    rank_agreement,
+    score_operators,
+    spearman,
+)
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+EVERY, OFFSET = 4, 1
+NUM_LATENTS = (2, 4, 8, 16, 32, 64)
+STEPS, STEP_LATENTS = (2, 5, 10, 20, 50), 8
+FEWEST = 10  # how many of the lowest are compared
+UNSEEN = range(32, 64)  # latents on which pictures are judged; the formulas see the first 16
+
+
+def subset(scores: Path) -> list[str]:
+    """Return every fourth operator of the recorded ranking."""
+    return Scores.load(scores).of(*DEFAULT_KINDS).ranked()[OFFSET::EVERY]
+
+
+def shuffled(count: int) -> list[str]:
+    """Return captions in an order without meaning, so that the first few are no family."""
+    known = prompts(count)
+    return [known[i] for i in torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+def against(few: Scores, full: Scores) -> dict[str, object]:
+    """Compare two scorings of the same operators."""
+    a, b = few.values(), full.values()
+    return {**rank_agreement(a, b).to_dict(), "overlap": overlap(a, b, FEWEST)}
+
+
+def by_latents(full: Scores) -> list[dict]:
+    """Compare the first n latents with all, and groups of n with one another."""
+    total, rows = NUM_LATENTS[-1], []
+    for n in NUM_LATENTS:
+        row = {"num_latents": n, **against(full.of_latents(range(n)), full)}
+        groups = [full.of_latents(range(start, start + n)).values() for start in range(0, total, n)]
+        # Neighbours only: pairs of groups that share no latent, and no group twice.
+        apart = [
+            spearman(list(a.values()), list(b.values()))
+            for a, b in zip(groups[::2], groups[1::2], strict=False)
+        ]
+        rows.append({**row, "between_groups": apart})
+        print(row, flush=True)
+    return rows
+
+
+@torch.no_grad()
+def pictures(pipe, latents: Tensor) -> Tensor:
+    """Decode latents to floats `[n, 3, 64, 64]` in [0, 1]."""
+    parts = [pipe.vae.decode(part / pipe.vae.config.scaling_factor).sample for part in latents.split(16)]
+    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+
+def harm(pipe, scores: Scores) -> dict[str, dict]:
+    """Return path -> 1 - SSIM of the unseen pictures to the unpruned model's, with its interval."""
+    whole = pictures(pipe, scores.original.latents[UNSEEN.start :])
+    found = {}
+    for path in scores.operators.paths:
+        lost = 1 - ssim(whole, pictures(pipe, scores[path].latents[UNSEEN.start :]))
+        found[path] = bootstrap_interval(lost).to_dict()
+    return found
+
+
+def main(path: Path, work: Path, scores: Path) -> None:
+    """Score, compare and write."""
+    check_writable(path)
+    pipe, asked, few = pl.load(MODEL), subset(scores), shuffled(NUM_LATENTS[-1])
+    full = score_operators(
+        pipe,
+        few,
+        operators=asked,
+        num_latents=NUM_LATENTS[-1],
+        folder=work / "latents",
+        keep_latents=True,
+        **SAMPLING,
+    )
+    latents, lost = by_latents(full), harm(pipe, full)
+    formulas = {}
+    for name in FORMULAS:
+        first = full.of_latents(range(16)).values(name)
+        formulas[name] = rank_agreement(first, {p: lost[p]["value"] for p in first}).to_dict()
+        print(name, formulas[name], flush=True)
+    runs = {}
+    for steps in STEPS:
+        settings = {**SAMPLING, "steps": steps}
+        runs[steps] = score_operators(
+            pipe, few[:STEP_LATENTS], operators=asked, num_latents=STEP_LATENTS, folder=work / f"steps-{steps}",
+            keep_latents=True, **settings,
+        )  # fmt: skip
+    by_steps = [{"steps": n, **against(run, runs[STEPS[-1]])} for n, run in runs.items()]
+    recorded = Scores.load(scores)
+    operators = [
+        {
+            "path": op.path, "kind": op.kind, "how": op.modifications[0], "lost": lost[op.path],
+            "values": {name: full.values(name)[op.path] for name in FORMULAS},
+            "by_steps": {str(n): run.values()[op.path] for n, run in runs.items()},
+            "by_latents": {str(n): full.of_latents(range(n)).values()[op.path] for n in NUM_LATENTS},
+        }
+        for op in full.operators
+    ]  # fmt: skip
+    data = {
+        "model": MODEL, "operators": operators, "of": len(recorded.of(*DEFAULT_KINDS)), "every": EVERY,
+        "steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"], "by_latents": latents,
+        "step_latents": STEP_LATENTS, "by_steps": by_steps, "fewest": FEWEST, "formulas": formulas,
+        "formula_latents": 16, "unseen": len(UNSEEN), "seconds": full.seconds + sum(r.seconds for r in runs.values()),
+    }  # fmt: skip
+    passport = pl.passport(seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])
+    print(pl.save_record(path, "score_agreement", data, passport))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "score_agreement.json")
+    parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors")
+    parser.add_argument("--work", type=Path, default=Path("_build") / "score_agreement")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    main(arguments.out, arguments.work, arguments.scores)

@@ -1,0 +1,120 @@
+"""Greedy re-scoring: after each operator that goes, score the others again with it gone.
+
+The score stays the distance to the unpruned model, so what is compared in each round is the whole plan.  It costs one
+generation per candidate and round; taking several a round, or looking at the lowest of the single scores only, costs
+less.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .distance import Formula, formula_of
+from .plan import Plan, plan_for
+from .score import score_plans
+from .scores import Scores
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["Greedy", "Round", "greedy_plan"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        taken: paths that were added to the plan.
+        score: of the plan with the first of them, all changes together.
+        candidates: how many were scored.
+    """
+
+    taken: tuple[str, ...]
+    score: float
+    candidates: int
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A plan and how it came about.
+
+    Attributes:
+        plan: the changes.
+        order: paths, in the order in which they were taken: a ranking for `choose`.
+        rounds: one entry each.
+    """
+
+    plan: Plan
+    order: tuple[str, ...]
+    rounds: tuple[Round, ...]
+
+    @property
+    def generations(self) -> int:
+        """How many sets of latents were generated, the original's not counted."""
+        return sum(found.candidates for found in self.rounds)
+
+
+def greedy_plan(
+    pipe: DiffusionPipeline, scores: Scores, count: int, *, per_round: int = 1, pool: int | None = None,
+    formula: str | Formula = "paper", folder: str | Path | None = None, **options,
+) -> Greedy:  # fmt: skip
+    """Choose operators one after another, each time the one with which the whole plan scores lowest.
+
+    The first round is free: with nothing gone, the single scores are the scores of the plans.
+
+    Args:
+        pipe: that was scored.
+        scores: of its operators, one at a time.
+        count: how many to change, >= 1.
+        per_round: operators taken in a round, >= 1; their scores count as independent of one another within it.
+        pool: candidates, the lowest by the single scores, >= count. Default: all whose score is finite.
+        formula: as in `Scores.values`.
+        folder: keeps what is finished.
+        options: `batch`, `share_mib` and `progress`, as in `score_operators`.
+
+    Returns:
+        The plan. No operator in it lies inside another one.
+
+    Raises:
+        ValueError: numbers out of range, or fewer operators than asked for outside one another.
+    """
+    worth, single = formula_of(formula), scores.values(formula)
+    left = [path for path in scores.ranked(formula) if math.isfinite(single[path])]
+    size = len(left) if pool is None else pool
+    for name, value, least in (("count", count, 1), ("per_round", per_round, 1), ("pool", size, count)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}; it must be a whole number >= {least}.")
+    left, order, rounds = left[:size], [], []
+    sampling = {key: value for key, value in scores.sampling.items() if key != "prompts"}
+    while len(order) < count:
+        if not left:
+            raise ValueError(
+                f"count={count}, but only {len(order)} operators fit beside one another. Raise pool."
+            )
+        found = single
+        if order:
+            plans = [plan_for([*order, path], scores.operators) for path in left]
+            scored = score_plans(
+                pipe, scores.sampling["prompts"], plans, folder=folder, **{**sampling, **options}
+            )
+            values = [worth(scores.original, s) if s.is_finite else math.inf for s in scored]
+            found = dict(zip(left, values, strict=True))
+        candidates = len(left) if order else 0
+        taken = []
+        for path in sorted(left, key=found.__getitem__):
+            if len(taken) < min(per_round, count - len(order)) and not any(
+                _nested(path, other) for other in taken
+            ):
+                taken.append(path)
+        order += taken
+        left = [path for path in left if not any(path == other or _nested(path, other) for other in order)]
+        rounds.append(Round(tuple(taken), found[taken[0]], candidates))
+    return Greedy(plan_for(order, scores.operators), tuple(order), tuple(rounds))
+
+
+def _nested(a: str, b: str) -> bool:
+    return a.startswith(f"{b}.") or b.startswith(f"{a}.")
