@@ -207,6 +207,7 @@ class Scores:
             "sampling": dict(self.sampling),
         }
         save_file(tensors, path, {"scores": json.dumps(note)})
+        path.chmod(0o644)  # safetensors makes private files
         return path
 
     @classmethod
