@@ -51,13 +51,13 @@ def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, devi
     pipe = pl.load(MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
     operators = scores.operators
-    ones = {op.path: {op.path: op.modifications[0]} for op in operators}
+    ones = [Plan(((op.path, op.modifications[0]),), operators.base) for op in operators]
     plans = {
         ratio: scores.lowest(macs_ratio=ratio, pipe=pipe) if ratio else Plan((), operators.base)
         for ratio in STOPS
     }
-    jobs = [*(dict(plan.changes) for plan in plans.values()), *ones.values()]
-    drawn = [kept(pipe, changes, captions, work) for changes in tqdm(jobs, desc="changes", unit="change")]
+    jobs = [*plans.values(), *ones]
+    drawn = [kept(pipe, plan, captions, work) for plan in tqdm(jobs, desc="changes", unit="change")]
     whole = drawn[0]
     similar = [ssim(whole.float() / 255, found.float() / 255) for found in drawn]
     explorer = assemble(pipe.unet, scores, plans, drawn, similar)
@@ -71,12 +71,14 @@ def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, devi
     return explorer.save(path, "operator_explorer", passport, quality=QUALITY, **more)
 
 
-def kept(pipe: Any, changes: Mapping[str, str], captions: Sequence[str], work: Path) -> Tensor:
-    """Return the pictures of one set of changes, uint8 `[n, 3, h, w]`, drawn once."""
-    name = hashlib.sha256(json.dumps([sorted(changes.items()), list(captions)]).encode()).hexdigest()[:24]
+def kept(pipe: Any, plan: Plan, captions: Sequence[str], work: Path) -> Tensor:
+    """Return the pictures of one plan, uint8 `[n, 3, h, w]`, drawn once."""
+    name = hashlib.sha256(
+        json.dumps([sorted(dict(plan.changes).items()), list(captions)]).encode()
+    ).hexdigest()[:24]
     file = work / f"{name}.pt"
     if not file.is_file():
-        pictures = (changed_pictures(pipe, changes, captions) * 255).round().to(torch.uint8)
+        pictures = (changed_pictures(pipe, plan, captions) * 255).round().to(torch.uint8)
         torch.save(pictures, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     return torch.load(file, weights_only=True)

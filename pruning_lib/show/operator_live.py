@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..measure.quality import ssim
 from ..measure.record import load_record
-from ..operators import change_operators
+from ..operators import Plan, change_operators
 from .operators import OperatorExplorer
 from .sparsity import MODEL, draw
 from .sprites import to_pil
@@ -24,20 +24,20 @@ STOPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 
 
 def changed_pictures(
-    pipe: Any, changes: Mapping[str, str], prompts: Sequence[str], *, first: int = 0
+    pipe: Any, changes: Plan | Mapping[str, str], prompts: Sequence[str], *, first: int = 0
 ) -> Tensor:
     """Draw with some operators changed, and put them back.
 
     Args:
         pipe: a pipeline; its UNet is the same before and after.
-        changes: path -> modification.
+        changes: a plan, or path -> modification.
         prompts: n captions; picture i starts from the noise of seed 1000 + first + i.
         first: place of the first prompt.
 
     Returns:
         Floats in [0, 1], `[n, 3, h, w]`.
     """
-    with change_operators(pipe.unet, dict(changes)):
+    with change_operators(pipe.unet, changes):
         return draw(pipe, prompts, first=first)[0]
 
 
