@@ -8,6 +8,7 @@ less.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,19 +60,20 @@ class Greedy:
 
 
 def greedy_plan(
-    pipe: DiffusionPipeline, scores: Scores, count: int, *, per_round: int = 1, pool: int | None = None,
-    formula: str | Formula = "paper", folder: str | Path | None = None, **options,
+    pipe: DiffusionPipeline, scores: Scores, count: int, *, start: Sequence[str] = (), per_round: int = 1,
+    pool: int | None = None, formula: str | Formula = "paper", folder: str | Path | None = None, **options,
 ) -> Greedy:  # fmt: skip
     """Choose operators one after another, each time the one with which the whole plan scores lowest.
 
-    The first round is free: with nothing gone, the single scores are the scores of the plans.
+    With nothing gone, the single scores are the scores of the plans, so the first round costs nothing.
 
     Args:
         pipe: that was scored.
         scores: of its operators, one at a time.
-        count: how many to change, >= 1.
+        count: how many to change, those of `start` included, >= 1.
+        start: paths that go in any case, such as those whose single scores say that they do nothing.
         per_round: operators taken in a round, >= 1; their scores count as independent of one another within it.
-        pool: candidates, the lowest by the single scores, >= count. Default: all whose score is finite.
+        pool: candidates beside `start`, the lowest by the single scores. Default: all whose score is finite.
         formula: as in `Scores.values`.
         folder: keeps what is finished.
         options: `batch`, `share_mib` and `progress`, as in `score_operators`.
@@ -83,12 +85,13 @@ def greedy_plan(
         ValueError: numbers out of range, or fewer operators than asked for outside one another.
     """
     worth, single = formula_of(formula), scores.values(formula)
-    left = [path for path in scores.ranked(formula) if math.isfinite(single[path])]
+    order, rounds = plan_for(start, scores.operators).paths, []
+    left = [p for p in scores.ranked(formula) if math.isfinite(single[p]) and not _touches(p, order)]
     size = len(left) if pool is None else pool
-    for name, value, least in (("count", count, 1), ("per_round", per_round, 1), ("pool", size, count)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}; it must be a whole number >= {least}.")
-    left, order, rounds = left[:size], [], []
+    for name, value in (("count", count), ("per_round", per_round), ("pool", size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
+    left = left[:size]
     sampling = {key: value for key, value in scores.sampling.items() if key != "prompts"}
     while len(order) < count:
         if not left:
@@ -104,17 +107,20 @@ def greedy_plan(
             values = [worth(scores.original, s) if s.is_finite else math.inf for s in scored]
             found = dict(zip(left, values, strict=True))
         candidates = len(left) if order else 0
-        taken = []
+        room, taken = min(per_round, count - len(order)), []
         for path in sorted(left, key=found.__getitem__):
-            if len(taken) < min(per_round, count - len(order)) and not any(
-                _nested(path, other) for other in taken
-            ):
+            if len(taken) < room and math.isfinite(found[path]) and not _touches(path, taken):
                 taken.append(path)
+        if not taken:
+            raise ValueError(
+                f"With {len(order)} operators gone, each of the {len(left)} others breaks the model."
+            )
         order += taken
-        left = [path for path in left if not any(path == other or _nested(path, other) for other in order)]
+        left = [path for path in left if not _touches(path, order)]
         rounds.append(Round(tuple(taken), found[taken[0]], candidates))
     return Greedy(plan_for(order, scores.operators), tuple(order), tuple(rounds))
 
 
-def _nested(a: str, b: str) -> bool:
-    return a.startswith(f"{b}.") or b.startswith(f"{a}.")
+def _touches(path: str, others: Sequence[str]) -> bool:
+    """Whether an operator is one of the others, lies inside one, or holds one."""
+    return any(f"{path}.".startswith(f"{o}.") or o.startswith(f"{path}.") for o in others)
