@@ -43,9 +43,9 @@ BK_SDM = "base"
 # ranking -> how the page calls it
 RANKINGS = {
     "score": "LD-Pruner's score",
+    "score-per-mac": "score per MAC",
     "output": "size of the output",
     "params": "fewest parameters",
-    "params-large": "most parameters",
     **{f"random-{seed}": f"chance {seed + 1}" for seed in SEEDS},
     "bk-sdm": "BK-SDM's choice",
 }
@@ -117,12 +117,13 @@ def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
     if scores.is_file():
         known = Scores.load(scores)
         found["score"] = [path for path in known.ranked() if path in operators]
+        values = known.values()
+        found["score-per-mac"] = sorted(found["score"], key=lambda path: values[path] / operators[path].macs)
         found["output"] = once(
             work / "output-ranking.json",
             lambda: {"ranking": output_ranking(bench.pipe, operators=operators, **known.sampling)},
         )["ranking"]
     found["params"] = params_ranking(operators)
-    found["params-large"] = params_ranking(operators, largest_first=True)
     return found | {f"random-{seed}": random_ranking(operators, seed) for seed in SEEDS}
 
 

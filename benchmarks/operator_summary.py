@@ -30,6 +30,7 @@ from pruning_lib.measure.record import check_writable
 from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
 
 THINGS = ("lion", "pizza", "rocket", "house")
+PIECE = 16
 EXPLORED = ("score", "output", "params", "random-0")
 
 
@@ -132,6 +133,10 @@ def record(path: Path, work: Path) -> Path:
         "finetune": FINETUNE, "interval": "over pictures, each averaged over the seeds of training",
         "macs_convention": "with attention products, batch 1, one call", "features": "mini-CLIP",
     }  # fmt: skip
+    first = json.loads((folder / f"score-all-macs_ratio-{LEVELS[0]}.json").read_text("utf-8"))
+    # single pictures, which the chapter draws again: picture i starts from noise of seed i
+    ssim = first["figures"]["ssim"][:PIECE]
+    data["slice"] = {"asked": LEVELS[0], "captions": bench.asked[:PIECE], "ssim": ssim}
     passport = pl.passport(seeds=list(SEEDS), n=N)
     whole = {"macs_ratio": 0.0, "count": 0, "figures": summary([look])}
     return explorer(rows, whole, folder).save(path, "operator_removal", passport, **data)
