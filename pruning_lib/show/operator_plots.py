@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..operators.agreement import spearman
 from .figure import COLOURS, INK, MARKERS, new_figure
 
 __all__ = [
@@ -161,7 +162,7 @@ def score_against(
     rows, lowest = _finite(rows)
     xs = [max(row["score"], lowest) for row in rows]
     ys = np.array([values[row["path"]] for row in rows], float)
-    agreement = np.corrcoef(_ranks(np.array([row["score"] for row in rows])), _ranks(ys))[0, 1]
+    agreement = spearman([row["score"] for row in rows], ys.tolist())
     if log:
         ys = np.maximum(ys, least if least is not None else min((v for v in ys if v > 0), default=1e-9))
     alt = f"{ylabel} against the score of {len(rows)} operators, a point each; rank correlation is {agreement:.2f}."
@@ -236,9 +237,3 @@ def _split(rows: Sequence[Mapping], x: Sequence[float], y: Sequence[float]) -> d
         xs, ys = found[group_of(row["kind"])]
         xs.append(a), ys.append(b)
     return {group: parts for group, parts in found.items() if parts[0]}
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks, equal values sharing the mean of theirs."""
-    order = np.sort(values)
-    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") - 1) / 2
