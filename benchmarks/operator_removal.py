@@ -117,7 +117,7 @@ def training(scores: Path, work: Path, seed: int | None, only: str = "") -> None
     for level in reversed(LEVELS):
         for ranking in [*orders, "bk-sdm"]:
             if (
-                ranking == "params-large"
+                ranking == "score-per-mac"
                 or only not in ("", ranking)
                 or (ranking == "bk-sdm" and level != LEVELS[-1])
             ):
