@@ -17,6 +17,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from ._cut import app as cut_app
 from ._prune import app as prune_app
 from .weights.cli import app as weights_app
 from .zoo.cli import app as zoo_app
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(weights_app)  # inspect and slim, beside the commands below
 app.add_typer(prune_app)
+app.add_typer(cut_app)  # score and cut
 app.add_typer(zoo_app, name="zoo")
 
 

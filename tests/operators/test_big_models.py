@@ -1,0 +1,95 @@
+"""A dry run on the papers' models, layer for layer at reduced width: score, plan, remove, fine-tune, save, load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pruning_lib as pl
+from pruning_lib.operators import (
+    Base,
+    Plan,
+    Scores,
+    change_operators,
+    denoiser_of,
+    reductions,
+    score_operators,
+)
+from pruning_lib.operators.generate import LatentSampler
+from pruning_lib.training.validation import PictureValidator
+from pruning_lib.zoo.standin import stand_in
+
+PROMPTS = {
+    "sd-1.5": ["lion", "pizza"],
+    "pixart-alpha": ["lion"],
+    "dit-xl-2-256": [207, 360],
+    "ldm-celebahq-256": None,
+}
+# Some of each kind that matters, early and late.
+PATHS = {
+    "sd-1.5": [
+        "down_blocks.0.resnets.0", "down_blocks.2.attentions.1", "mid_block.resnets.0", "up_blocks.0.upsamplers.0",
+        "up_blocks.3.resnets.1", "up_blocks.3.attentions.2.transformer_blocks.0.ff",
+    ],
+    "pixart-alpha": ["transformer_blocks.5", "transformer_blocks.20.attn2", "transformer_blocks.27.ff"],
+    "dit-xl-2-256": ["transformer_blocks.5", "transformer_blocks.20.attn1", "transformer_blocks.27.ff"],
+    "ldm-celebahq-256": ["down_blocks.1.attentions.0", "down_blocks.1.resnets.1", "up_blocks.2.upsamplers.0"],
+}  # fmt: skip
+# PixArt's pipeline would round a size to one of those it was trained for.
+OPTIONS = {"pixart-alpha": {"use_resolution_binning": False}}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_from_scores_to_a_saved_pipeline(name, tmp_path):
+    pipe = stand_in(name)
+    part, whole = denoiser_of(pipe)
+    before = {key: value.clone() for key, value in whole.state_dict().items()}
+    how = {"num_latents": 2, "steps": 2, "options": OPTIONS.get(name)}
+    scores = score_operators(pipe, PROMPTS[name], operators=PATHS[name], progress=False, **how)
+    assert len(scores) == len(PATHS[name]) and not scores.broken
+    assert all(value > 0 for value in scores.values().values()), "random weights leave nothing without effect"
+
+    scores.save(tmp_path / "scores.safetensors")
+    plan = Scores.load(tmp_path / "scores.safetensors").lowest(2)
+    assert plan.paths == sorted(plan.paths, key=scores.ranked().index) and len(plan) == 2
+    plan.save(tmp_path / "plan.json")
+    small = pl.remove_operators(pipe, Plan.load(tmp_path / "plan.json"))
+    kept = {key: torch.equal(before[key], value) for key, value in whole.state_dict().items()}
+    assert all(kept.values()), "the given pipeline stays as it is"
+    assert (
+        0 < reductions(whole, plan)[1] < 1
+        and pl.count_macs(denoiser_of(small)[1]).macs < pl.count_macs(whole).macs
+    )
+
+    if name == "sd-1.5":  # text, and one text encoder: what finetune takes
+        start = [p.detach().clone() for p in small.unet.parameters()]
+        look = PictureValidator(small, pipe, ["lion"], steps=1, guidance_scale=1)
+        log = pl.finetune(
+            small, pl.training_images()[:2], pl.captions()[:2], steps=2, batch=2, ema=0, warmup=1, teacher=pipe,
+            distill_output=1, distill_features=1, checkpointing=True, validate=look, validate_every=2, log_every=1,
+        )  # fmt: skip
+        moved = [not torch.equal(a, b) for a, b in zip(start, small.unet.parameters(), strict=True)]
+        assert (
+            sum(moved) > 0.9 * len(moved)
+            and all(log.curve("features_loss")[1])
+            and len(log.curve("ssim")[1]) == 2
+        )
+
+    small.save_pretrained(tmp_path / "small")
+    again = pl.load_pruned(tmp_path / "small")
+    wanted = denoiser_of(small)[1].state_dict()
+    found = denoiser_of(again)[1].state_dict()
+    assert type(again) is type(pipe) and list(wanted) == list(found)
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    latents = [LatentSampler(p, PROMPTS[name], **how).draw() for p in (small, again)]
+    assert torch.equal(*latents)
+    with pytest.raises(ValueError, match="pl.load_pruned"):
+        pl.load(tmp_path / "small")
+
+
+def test_a_plan_of_the_dry_run_is_not_for_the_model():
+    narrow, published = stand_in("sd-1.5").unet, pl.denoiser_on_meta("sd-1.5")
+    plan = Plan((("mid_block.resnets.0", "identity"),), Base.of(narrow))
+    plan.check(narrow)
+    with pytest.raises(ValueError, match="made for a UNet2DConditionModel of .* parameters"):
+        change_operators(published, plan)
