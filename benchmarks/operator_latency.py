@@ -37,7 +37,7 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
     operators = find_operators(pipe.unet)
     order = [path for path in Scores.load(scores).ranked() if path in operators]
     plans = {
-        f"score, {share:.0%} of MACs": choose(order, operators, pipe.unet, macs_ratio=share)
+        f"score, {100 * share:.0f} % of MACs": choose(order, operators, pipe.unet, macs_ratio=share)
         for share in RATIOS
     }
     for kind in KINDS:
