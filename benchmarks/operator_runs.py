@@ -187,7 +187,7 @@ def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Pat
         def validate(step: int) -> dict[str, object]:
             if step == 0 and not curve:
                 return {}
-            return {"look": bench.look(pipe, run.with_suffix(".png") if step == last else None)}
+            return {"look": bench.look(pipe, work / f"{run.name}.png" if step == last else None)}
 
         log = pl.finetune(
             pipe, bench.images, bench.captions, seed=seed, folder=run, checkpoint_every=EVERY, validate=validate,
