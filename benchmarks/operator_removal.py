@@ -72,7 +72,7 @@ def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterat
     for ranking, order in orders.items():
         for scope, counts, ratios in (("all", COUNTS, RATIOS), ("outside", OUTSIDE, ())):
             paths = order if scope == "all" else [path for path in order if not path.startswith(inside)]
-            budgets = [("count", k) for k in counts] + [("macs_ratio", r) for r in ratios]
+            budgets = [("macs_ratio", r) for r in ratios] + [("count", k) for k in counts]
             for budget, asked in budgets:
                 try:
                     plan = choose(paths, bench.operators, bench.pipe.unet, **{budget: asked})
