@@ -1,0 +1,152 @@
+"""Records of chapter 10: the operators of the papers' models, and what scoring costs at the full size of SD-1.5.
+
+    python benchmarks/sd15_scoring.py --stage operators
+    python benchmarks/sd15_scoring.py --stage scoring
+    python benchmarks/sd15_scoring.py --stage scoring --device cuda
+
+The first stage counts on structures without weights, about three minutes on one CPU core, and writes
+book/results/big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is
+needed, and no picture means anything), scores operators and compares the time with the floor of k + 1 generations; it
+writes book/results/sd15_scoring.json, replacing the run on the same kind of device and keeping the other. On a CPU it
+takes a handful of operators, latents of 32 x 32, two steps and no guidance, about three minutes on a quiet core and
+6 GB of memory; on a GPU every default operator at 64 x 64, in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import pruning_lib as pl
+from pruning_lib.measure.device import check_device, synchronise
+from pruning_lib.measure.record import check_writable
+from pruning_lib.operators import KINDS, find_operators, reductions, score_operators
+from pruning_lib.operators.generate import LatentSampler
+from pruning_lib.operators.plan import plan_for
+from pruning_lib.zoo.standin import stand_in
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+MODELS = ("sd-1.5", "sd-2.1", "dit-xl-2-256", "pixart-alpha")
+# Early and late in a call, cheap and dear: what is shared in the first step differs.
+HANDFUL = (
+    "down_blocks.0.attentions.0",
+    "down_blocks.1.resnets.1",
+    "down_blocks.2.attentions.1.transformer_blocks.0.attn2",
+    "mid_block.resnets.0",
+    "up_blocks.1.attentions.1",
+    "up_blocks.3.resnets.2",
+)
+PROMPTS = ("a photograph of a lion", "a bowl of soup")  # two texts; to random weights they mean nothing
+# device -> how the scoring is run, unless the command line says otherwise
+SETTINGS = {
+    "cpu": {"size": 32, "latents": 2, "steps": 2, "guidance": 1.0, "batch": 2, "dtype": "float32"},
+    "cuda": {"size": 64, "latents": 16, "steps": 10, "guidance": 7.5, "batch": 8, "dtype": "float16"},
+}
+
+
+def kinds_of(name: str) -> dict:
+    """Count the operators of an architecture, kind by kind, and what the default change of all of a kind saves."""
+    model = pl.denoiser_on_meta(name)
+    whole, every, rows = pl.count_macs(model), find_operators(model, tuple(KINDS)), []
+    for kind in KINDS:
+        some = every.of(kind)
+        if not len(some):
+            continue
+        macs_saved, params_saved = reductions(model, plan_for(some.paths, some))
+        rows.append(
+            {
+                "kind": kind, "count": len(some), "params": sum(op.params for op in some),
+                "macs": sum(op.macs for op in some), "macs_saved": macs_saved, "params_saved": params_saved,
+                "done": {how: sum(op.modifications[0] == how for op in some) for how in
+                         dict.fromkeys(op.modifications[0] for op in some)},
+            }
+        )  # fmt: skip
+        print(f"{name:14s} {kind:18s} {len(some):4d} {macs_saved:.3f} {params_saved:.3f}", flush=True)
+    size = model.config.sample_size
+    return {"name": name, "sample_size": size, "params": whole.params, "macs": whole.macs, "kinds": rows}
+
+
+def memory_mib(device: torch.device) -> float:
+    """Return the most memory used so far: of the GPU's tensors, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def scoring(device: torch.device, how: dict, paths: list[str] | None) -> dict:
+    """Score operators of full-size SD-1.5 with random weights; return times and memory."""
+    pipe = stand_in("sd-1.5", scale=1, sample_size=how["size"], dtype=getattr(torch, how["dtype"])).to(device)
+    sampling = {"num_latents": how["latents"], "steps": how["steps"], "batch": how["batch"]}
+    sampling["guidance_scale"] = how["guidance"]
+    operators = find_operators(pipe.unet, sample_size=how["size"])
+    paths = operators.paths if paths is None else paths
+
+    def generation() -> float:
+        started = time.perf_counter()
+        LatentSampler(pipe, PROMPTS, **sampling).draw()
+        synchronise(device)
+        return time.perf_counter() - started
+
+    LatentSampler(pipe, PROMPTS, **{**sampling, "num_latents": 2, "steps": 1}).draw()  # warm-up
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    plain = [generation()]
+    before = memory_mib(device)
+    started = time.perf_counter()
+    scores = score_operators(pipe, PROMPTS, operators=paths, **sampling)
+    seconds = time.perf_counter() - started
+    peak = memory_mib(device)
+    plain.append(generation())
+    report = pl.count_macs(pipe.unet, sample_size=how["size"])
+    floor = sum(plain) / len(plain) * (len(scores) + 1)
+    return {
+        "device": device.type, **how, "prompts": list(PROMPTS), "params": report.params, "macs": report.macs,
+        "weights": "random", "generation_seconds": plain, "floor_seconds": floor, "seconds": seconds,
+        "of_floor": seconds / floor, "peak_generation_mib": before, "peak_scoring_mib": peak,
+        "weights_mib": sum(p.numel() * p.element_size() for p in pipe.unet.parameters()) / 2**20,
+        "operators": [
+            {"path": op.path, "kind": op.kind, "macs": op.macs, "order": op.order, "seconds": scores[op.path].seconds,
+             "of_generation": scores[op.path].seconds / (sum(plain) / len(plain))}
+            for op in scores.operators
+        ],
+        "original_seconds": scores.original.seconds,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--stage", choices=("operators", "scoring"), required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", type=int, help="side of the latents")
+    parser.add_argument("--latents", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--operators", type=int, help="only the first so many of a handful")
+    parser.add_argument("--out", type=Path, help="default: the record in book/results")
+    args = parser.parse_args()
+    out = args.out or RESULTS / ("big_operators.json" if args.stage == "operators" else "sd15_scoring.json")
+    check_writable(out)
+    if args.stage == "operators":
+        data = {"models": [kinds_of(name) for name in MODELS]}
+        print(pl.save_record(out, "big_operators", data, pl.passport(seeds=[], n=len(MODELS))))
+        return
+    device = check_device(args.device)
+    given = {"size": args.size, "latents": args.latents, "steps": args.steps}
+    how = {**SETTINGS[device.type], **{name: value for name, value in given.items() if value is not None}}
+    handful = device.type == "cpu" or args.operators
+    run = scoring(device, how, list(HANDFUL[: args.operators]) if handful else None)
+    run["passport"] = pl.passport(seeds=[0], n=how["latents"], device=device)
+    others = pl.load_record(out)["data"]["runs"] if out.is_file() else []
+    runs = [r for r in others if r["device"] != device.type] + [run]
+    print({name: run[name] for name in ("seconds", "floor_seconds", "of_floor", "peak_scoring_mib")})
+    print(pl.save_record(out, "sd15_scoring", {"runs": runs}, run["passport"]))
+
+
+if __name__ == "__main__":
+    main()
