@@ -198,21 +198,34 @@ def toy_clouds(
     parts = ", ".join(f"{name} {a:.2f} + {s:.2f}" for name, (a, s) in scores.items())
     alt = f"{len(original)} points in the plane, before and after {len(modified)} changes. Distance of averages + "
     alt += f"distance of spreads: {parts}."
-    figure, axes = new_figure(2.25 * len(modified), 2.75, alt, ncols=len(modified), sharex=True, sharey=True)
-    for ax, (name, points) in zip(axes[0], modified.items(), strict=True):
+    across = 2 if len(modified) > 1 else 1
+    down = -(-len(modified) // across)
+    figure, axes = new_figure(
+        3.6 * across, 2.7 * down, alt, nrows=down, ncols=across, sharex=True, sharey=True
+    )
+    for ax in axes.flat[len(modified) :]:
+        ax.set_visible(False)
+    for ax, (name, points) in zip(axes.flat, modified.items(), strict=False):
         for start, end in zip(original.numpy(), points.numpy(), strict=True):
             ax.plot(*zip(start, end, strict=True), color="#c3ccd4", linewidth=0.7, zorder=0)
-        for cloud, colour, marker, label in (
-            (original, COLOURS[0], "o", "original"), (points, COLOURS[1], "s", "modified"),
+        # Open squares, so that a point which did not move is seen below.
+        for cloud, colour, marker, face, label in (
+            (original, COLOURS[0], "o", COLOURS[0], "all operators"), (points, COLOURS[1], "s", "none", "without it"),
         ):  # fmt: skip
             (x, y), (width, height) = cloud.mean(0).tolist(), cloud.std(0).tolist()
-            ax.plot(*cloud.T.numpy(), marker, markersize=3.2, color=colour, alpha=0.7, label=label)
+            ax.plot(*cloud.T.numpy(), marker, markersize=4, markerfacecolor=face, color=colour, label=label)
             ax.add_patch(_box(x, y, width, height, colour))
             ax.plot(x, y, "+", markersize=11, markeredgewidth=2, color=colour)
         average, spread = scores[name]
-        ax.set_title(f"{name}\n{average:.2f} + {spread:.2f} = {average + spread:.2f}", fontsize=9, color=INK)
+        ax.set_title(f"{name}: {average:.2f} + {spread:.2f} = {average + spread:.2f}", fontsize=10, color=INK)
         ax.set_aspect("equal")
-    axes[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        fontsize=9,
+        frameon=False,
+        loc="outside lower center",
+        ncols=2,
+    )
     return figure
 
 
