@@ -64,7 +64,9 @@ class Processes:
         if self.accelerator is None:
             return None
         device = self.accelerator.device
-        return torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" is no place to load a file to
+        return (
+            torch.device("cpu") if device.type == "cpu" else device
+        )  # "cpu:0" is no place to load a file to
 
     @property
     def is_main(self) -> bool:

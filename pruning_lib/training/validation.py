@@ -7,11 +7,12 @@ given.  What a validator returns goes into the log, where `FinetuneLog.curve("ss
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..measure.images import check_unit
 from ..measure.quality import Judge, clip_score, psnr, ssim
@@ -45,8 +46,19 @@ def draw(
         noise = [torch.Generator().manual_seed(seed) for _, seed in some]
         texts = [prompt for prompt, _ in some]
         more = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt"}
-        parts.append(pipe(texts, generator=noise, **more).images.float().cpu())
+        with _one_type(pipe):
+            parts.append(pipe(texts, generator=noise, **more).images.float().cpu())
     return torch.cat(parts)
+
+
+def _one_type(pipe: DiffusionPipeline) -> AbstractContextManager:
+    """Return autocast where a denoiser in float32 stands among parts in half precision, as while it is trained."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    half = {m.dtype for m in modules if hasattr(m, "dtype")} & {torch.float16, torch.bfloat16}
+    whole = any(getattr(m, "dtype", None) == torch.float32 for m in modules)
+    if not (half and whole):
+        return nullcontext()
+    return torch.autocast(pipe.device.type, half.pop())
 
 
 class PictureValidator:

@@ -32,6 +32,13 @@ def test_pictures_are_the_pipelines_own_in_order(real):
         assert torch.allclose(own[0], found[i], atol=1e-4), (prompt, seed)
 
 
+def test_a_denoiser_in_training_draws_among_parts_in_half_precision(real):
+    mixed = pl.load("emoji-sd", dtype=torch.bfloat16)
+    mixed.unet.float()
+    found = draw(mixed, ["lion"], steps=2)
+    assert found.dtype == torch.float32 and ssim(found, draw(real, ["lion"], steps=2)) > 0.9
+
+
 def test_figures_are_the_yardsticks_of_measure(real):
     small, judge = copy_of(real), pl.load_clip()
     look = PictureValidator(small, real, ["lion", "tomato"], steps=2, judge=judge, keep=True)
