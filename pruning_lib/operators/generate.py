@@ -87,6 +87,18 @@ class LatentSampler:
             "call": dict(self.call),
         }
 
+    def arguments(self) -> dict[str, object]:
+        """Return the arguments that make a sampler of the same latents for the same pipeline."""
+        options = dict(self.call)
+        return {
+            "prompts": None if self.prompts is None else list(self.prompts),
+            "num_latents": self.num_latents,
+            "steps": options.pop("num_inference_steps"),
+            "guidance_scale": options.pop("guidance_scale", None),
+            "seed": self.seed,
+            "options": options,
+        }
+
     def draw(self) -> Tensor:
         """Return the latents, float32 `[num_latents, ...]` on the CPU."""
         return torch.cat([self.draw_part(index) for index in range(len(self.parts))])
@@ -98,7 +110,12 @@ class LatentSampler:
         which: dict[str, object] = {"batch_size": len(part)}
         if self.prompts is not None:
             which = {self.argument: [self.prompts[i % len(self.prompts)] for i in part]}
-        with _quiet(self.pipe), self._encoded_once(index), _only_latents(self.pipe, noise), around or nullcontext():
+        with (
+            _quiet(self.pipe),
+            self._encoded_once(index),
+            _only_latents(self.pipe, noise),
+            around or nullcontext(),
+        ):
             try:
                 self.pipe(**which, generator=noise, **self.call)
             except _Finished as finished:
@@ -144,7 +161,7 @@ class _Finished(Exception):
 
 @contextmanager
 def _only_latents(pipe: DiffusionPipeline, noise: list[torch.Generator]) -> Iterator[None]:
-    """Raise `_Finished` from the scheduler's last step; random steps draw from `noise` even where a pipeline forgets."""
+    """Raise `_Finished` from the scheduler's last step; random steps draw from `noise` in any case."""
     scheduler, step, calls = pipe.scheduler, pipe.scheduler.step, 0
     parameters = inspect.signature(step).parameters
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._text import nearest
+from .asked import asked_operators
 from .denoiser import denoiser_of
 from .distance import Scored, measure
 from .families import KINDS
-from .find import Operator, Operators, find_operators
+from .find import Operators, find_operators
 from .first_call import FirstCall
 from .generate import LatentSampler
 from .no_change import why_no_change
@@ -73,8 +73,7 @@ def score_operators(
         >>> small = remove_operators(pipe, scores.lowest(12))
     """
     _, denoiser = denoiser_of(pipe)
-    found = _chosen(denoiser, operators, kinds, sample_size)
-    found = _with_how(found, how or {})
+    found = asked_operators(denoiser, operators, kinds=kinds, how=how, sample_size=sample_size)
     plans = [Plan(((op.path, op.modifications[0]),), found.base) for op in found]
     original, scored, settings = _score(pipe, prompts, plans, folder=folder, **sampling)
     return Scores(found, scored, original, settings, denoiser)
@@ -155,7 +154,7 @@ def _score(
     """Return the original, one score per plan, and the settings."""
     _, denoiser = denoiser_of(pipe)
     sampler = LatentSampler(pipe, prompts, **sampling)
-    run, share, failure = _Run(denoiser, sampler, keep_latents), Share.here(), ""
+    run, share, failure = _Run(denoiser, sampler, keep_latents), Share.here(pipe._execution_device), ""
     store = ScoreStore(folder, _settings(pipe, denoiser, sampler, keep_latents))
     known = share.union(store.load())
     todo = [plan for plan in dict.fromkeys(plans) if plan.changes not in known]
@@ -173,6 +172,7 @@ def _score(
         raise KeyboardInterrupt(f"Stopped. {_told(known, store)}") from stop
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
+            store.close()
             raise
         failure = str(error).partition("\n")[0] or type(error).__name__
     except BaseException:
@@ -188,7 +188,7 @@ def _score(
             f"Out of memory with batch={sampler.batch}: {failure} {_next_try(sampler.batch)} {_told(known, store)}"
         )
     store.close()
-    return known[()], tuple(known[plan.changes] for plan in plans), _arguments(sampler)
+    return known[()], tuple(known[plan.changes] for plan in plans), sampler.arguments()
 
 
 def _next_try(batch: int) -> str:
@@ -209,20 +209,6 @@ def _settings(pipe, denoiser: nn.Module, sampler: LatentSampler, keep_latents: b
     return {**sampler.settings(), "models": models, "keep_latents": keep_latents}
 
 
-def _arguments(sampler: LatentSampler) -> dict[str, object]:
-    """Return the arguments with which `score_operators` would draw these latents again."""
-    options = dict(sampler.call)
-    prompts = None if sampler.prompts is None else list(sampler.prompts)
-    return {
-        "prompts": prompts,
-        "num_latents": sampler.num_latents,
-        "steps": options.pop("num_inference_steps"),
-        "guidance_scale": options.pop("guidance_scale", None),
-        "seed": sampler.seed,
-        "options": options,
-    }
-
-
 @contextmanager
 def _ready(pipe: DiffusionPipeline, denoiser: nn.Module) -> Iterator[None]:
     """Put the denoiser into evaluation mode, and where `torch.compile` wraps it, itself into the pipeline."""
@@ -237,32 +223,3 @@ def _ready(pipe: DiffusionPipeline, denoiser: nn.Module) -> Iterator[None]:
         denoiser.train(training)
         if wrapper is not denoiser:
             setattr(pipe, name, wrapper)
-
-
-def _chosen(denoiser: nn.Module, operators, kinds, sample_size) -> Operators:
-    if operators is None:
-        return find_operators(denoiser, kinds, sample_size=sample_size)
-    if isinstance(operators, Operators):
-        Plan((), operators.base).check(denoiser)
-        return operators
-    every = find_operators(denoiser, tuple(KINDS), sample_size=sample_size)
-    paths = [operators] if isinstance(operators, str) else list(dict.fromkeys(operators))
-    return Operators(sorted((every[path] for path in paths), key=lambda op: op.order), every.base)
-
-
-def _with_how(operators: Operators, how: Mapping[str, str]) -> Operators:
-    """Put the modification that is asked for at the front, where everybody looks for it."""
-    known = {*operators.paths, *KINDS}
-    for key in how:
-        if key not in known:
-            raise KeyError(
-                f"how names {key!r}, which is neither an operator here nor a kind. {nearest(key, known)}"
-            )
-
-    def chosen(op: Operator) -> Operator:
-        name = how.get(op.path, how.get(op.kind, op.modifications[0]))
-        if name not in op.modifications:
-            raise ValueError(f"{op.path} does not allow {name!r}. {nearest(str(name), op.modifications)}")
-        return replace(op, modifications=(name, *(m for m in op.modifications if m != name)))
-
-    return Operators([chosen(op) for op in operators], operators.base)

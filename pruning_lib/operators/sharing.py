@@ -27,13 +27,26 @@ class Share:
     count: int = 1
 
     @classmethod
-    def here(cls) -> Share:
-        """Return the share of this process among those that `accelerate launch` or `torchrun` started."""
-        if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
+    def here(cls, device: torch.device | str = "cpu") -> Share:
+        """Return the share of this process among those that `accelerate launch` or `torchrun` started.
+
+        Args:
+            device: on which this process computes; it decides how processes talk with each other.
+
+        Raises:
+            RuntimeError: several processes were started, but cannot find each other.
+        """
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started <= 1:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=torch.device(device).type == "cpu")
+        if state.num_processes != started:
+            raise RuntimeError(
+                f"{started} processes were started, but accelerate sees {state.num_processes}. Make no other "
+                "accelerate state before, or set ACCELERATE_USE_CPU=true where there is no accelerator."
+            )
         return cls(state.process_index, state.num_processes)
 
     @property
