@@ -38,7 +38,7 @@ EVERY, OFFSET = 4, 1
 NUM_LATENTS = (2, 4, 8, 16, 32, 64)
 STEPS, STEP_LATENTS = (2, 5, 10, 20, 50), 8
 FEWEST = 10  # how many of the lowest are compared
-UNSEEN = range(32, 64)  # latents on which pictures are judged; the formulas see the first 16
+SEEN, UNSEEN = 16, range(32, 64)  # latents that the formulas see, and those whose pictures are judged
 
 
 def subset(scores: Path) -> list[str]:
@@ -107,7 +107,7 @@ def main(path: Path, work: Path, scores: Path) -> None:
     latents, lost = by_latents(full), harm(pipe, full)
     formulas = {}
     for name in FORMULAS:
-        first = full.of_latents(range(16)).values(name)
+        first = full.of_latents(range(SEEN)).values(name)
         formulas[name] = rank_agreement(first, {p: lost[p]["value"] for p in first}).to_dict()
         print(name, formulas[name], flush=True)
     runs = {}
@@ -119,12 +119,15 @@ def main(path: Path, work: Path, scores: Path) -> None:
         )  # fmt: skip
     by_steps = [{"steps": n, **against(run, runs[STEPS[-1]])} for n, run in runs.items()]
     recorded = Scores.load(scores)
+    few_of = {n: full.of_latents(range(n)) for n in NUM_LATENTS}
     operators = [
         {
             "path": op.path, "kind": op.kind, "how": op.modifications[0], "lost": lost[op.path],
             "values": {name: full.values(name)[op.path] for name in FORMULAS},
             "by_steps": {str(n): run.values()[op.path] for n, run in runs.items()},
-            "by_latents": {str(n): full.of_latents(range(n)).values()[op.path] for n in NUM_LATENTS},
+            "by_latents": {str(n): few_of[n].values()[op.path] for n in NUM_LATENTS},
+            "mean_by_latents": {str(n): few_of[n][op.path].avg_dist for n in NUM_LATENTS},
+            "seen": {name: few_of[SEEN].values(name)[op.path] for name in FORMULAS},
         }
         for op in full.operators
     ]  # fmt: skip
@@ -132,7 +135,7 @@ def main(path: Path, work: Path, scores: Path) -> None:
         "model": MODEL, "operators": operators, "of": len(recorded.of(*DEFAULT_KINDS)), "every": EVERY,
         "steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"], "by_latents": latents,
         "step_latents": STEP_LATENTS, "by_steps": by_steps, "fewest": FEWEST, "formulas": formulas,
-        "formula_latents": 16, "unseen": len(UNSEEN), "seconds": full.seconds + sum(r.seconds for r in runs.values()),
+        "formula_latents": SEEN, "unseen": len(UNSEEN), "elements": full.original.avg.numel(), "seconds": full.seconds + sum(r.seconds for r in runs.values()),
     }  # fmt: skip
     passport = pl.passport(seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])
     print(pl.save_record(path, "score_agreement", data, passport))

@@ -4,8 +4,9 @@
 
 - All pairs of twelve operators, spread over the middle of the ranking in operator_scores.json: the lowest do nothing at
   all, and of those even the pairs do nothing.
-- Sets: the lowest 8, 16, 20 … of that ranking, changed together; and as many chosen by greedy re-scoring. The pictures
-  of other prompts and seeds are compared with the unpruned model's.
+- Sets: the lowest 8, 16, 20 … of that ranking, changed together; and as many chosen by greedy re-scoring, with a
+  quarter of the latents and half of the steps. The pictures of other prompts and seeds are compared with the unpruned
+  model's.
 
 Writes book/results/score_pairs.json. About 9 minutes on one CPU core; it may be interrupted.
 """
@@ -31,6 +32,7 @@ from pruning_lib.operators import (
     greedy_plan,
     pairs_of,
     reductions,
+    score_operators,
     score_together,
     spearman,
 )
@@ -39,9 +41,13 @@ from pruning_lib.zoo.gate import generate
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 PAIRED = 12  # operators, all pairs of them
 MIDDLE = (0.2, 0.65)  # of the ranking
-COUNTS = (8, 16, 20, 24, 28, 32)  # sizes of the sets
+COUNTS = {
+    "single": (8, 16, 20, 24, 28, 32, 36, 40),
+    "greedy": (20, 24, 28, 32, 36, 40, 44),
+}  # sizes of the sets
 START = 16  # where greedy re-scoring begins: what the single scores call idle
-POOL, PER_ROUND = 36, 2  # of greedy re-scoring
+POOL = 64  # its candidates; they are scored again after every removal, with fewer latents and steps
+FEW = {"num_latents": 4, "steps": 4}
 JUDGED, JUDGED_SEED = 32, 1000  # pictures per set, from seeds that no score has seen
 
 
@@ -68,9 +74,14 @@ def quality(pipe, plan, prompts: list[str], whole) -> dict:
 def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
     """Compare the lowest of the single scores with greedy choices of the same size."""
     idle = choose(scores.ranked(), scores.operators, pipe.unet, count=START).paths
-    greedy = greedy_plan(
-        pipe, scores, max(COUNTS), start=idle, per_round=PER_ROUND, pool=POOL, folder=work / "greedy"
+    few = score_operators(
+        pipe,
+        scores.sampling["prompts"],
+        operators=scores.operators,
+        folder=work / "few",
+        **{**SAMPLING, **FEW},
     )
+    greedy = greedy_plan(pipe, few, max(COUNTS["greedy"]), start=idle, pool=POOL, folder=work / "greedy-few")
     rankings = {"single": scores.ranked(), "greedy": list(greedy.order)}
     known = pl.captions(MODEL)
     prompts = [
@@ -81,7 +92,7 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
     whole = generate(pipe, prompts, **sampler).float() / 255
     rows = []
     for name, ranking in rankings.items():
-        for count in COUNTS:
+        for count in COUNTS[name]:
             plan = choose(ranking, scores.operators, pipe.unet, count=count)
             (together,) = score_together(pipe, scores, [plan.paths], folder=work / "sets")
             macs, params = reductions(pipe.unet, plan)
@@ -111,8 +122,7 @@ def main(path: Path, work: Path, scores_file: Path) -> None:
         },
         "sets": found["rows"], "single_generations": len(scores), "judged": found["judged"],
         "greedy": {
-            "rounds": found["rounds"], "generations": found["generations"], "pool": POOL, "per_round": PER_ROUND,
-            "start": START,
+            "rounds": found["rounds"], "generations": found["generations"], "pool": POOL, "start": START, **FEW,
         },
     }  # fmt: skip
     passport = pl.passport(seeds=[SAMPLING["seed"], JUDGED_SEED], n=NUM_LATENTS)
