@@ -135,7 +135,8 @@ def main(path: Path, work: Path, scores: Path) -> None:
         "model": MODEL, "operators": operators, "of": len(recorded.of(*DEFAULT_KINDS)), "every": EVERY,
         "steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"], "by_latents": latents,
         "step_latents": STEP_LATENTS, "by_steps": by_steps, "fewest": FEWEST, "formulas": formulas,
-        "formula_latents": SEEN, "unseen": len(UNSEEN), "elements": full.original.avg.numel(), "seconds": full.seconds + sum(r.seconds for r in runs.values()),
+        "formula_latents": SEEN, "unseen": len(UNSEEN), "elements": full.original.avg.numel(),
+        "seconds": full.seconds + sum(r.seconds for r in runs.values()),
     }  # fmt: skip
     passport = pl.passport(seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])
     print(pl.save_record(path, "score_agreement", data, passport))
