@@ -33,7 +33,7 @@ from pruning_lib.show.sparsity import FIRST_SEED, GUIDANCE, STEPS, spread_captio
 from pruning_lib.show.widgets import CutStop, OperatorExplorer, Worth
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
-QUALITY = 82  # of the sheet: its pictures are looked at, and every figure was computed before
+QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
 
 
 def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, device: str) -> Path:
@@ -97,7 +97,7 @@ def assemble(
 
     def judged(values: Tensor) -> dict[str, Any]:
         ends = bootstrap_interval(values)
-        mean = {key: round(getattr(ends, key), 4) for key in ("value", "low", "high")}
+        mean = {key: round(getattr(ends, key), 6) for key in ("value", "low", "high")}
         return {"ssim": _rounded(values[:shown]), "mean_ssim": mean}
 
     stops = []
@@ -135,7 +135,7 @@ def captions_of(n: int) -> list[str]:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+    return [round(value, 6) for value in values.tolist()]
 
 
 if __name__ == "__main__":
