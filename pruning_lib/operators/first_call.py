@@ -76,6 +76,16 @@ class FirstCall:
         }
         self.bytes = sum(t.untyped_storage().nbytes() for t in stored.values())
 
+    def shared(self, changed: Iterable[str]) -> list[str]:
+        """Return the paths of the modules that need not run in the first call when these operators are changed."""
+        first = min((self._before.get(path, 0) for path in changed), default=0)
+        # A module that was called twice, or whose output was written to since, has no output to give.
+        return [
+            path
+            for path, output in list(self._outputs.items())[:first]
+            if self._versions.get(path) == _versions(output)
+        ]
+
     @contextmanager
     def replaying(self, denoiser: nn.Module, changed: Iterable[str]) -> Iterator[None]:
         """Give what was kept instead of running it, in the first call inside this context.
@@ -84,17 +94,14 @@ class FirstCall:
             denoiser: the model with some operators changed.
             changed: their paths.
         """
-        first = min((self._before.get(path, 0) for path in changed), default=0)
-        shared, patched = list(self._outputs)[:first], []
+        patched = []
 
         def stop(*_) -> None:
             while patched:
                 _restore(*patched.pop())
 
-        for path in shared:
-            # A module that was called twice, or whose output was written to since, has no output to give.
-            if path in self._versions and self._versions[path] == _versions(self._outputs[path]):
-                patched.append(_replace_forward(denoiser.get_submodule(path), self._outputs[path]))
+        for path in self.shared(changed):
+            patched.append(_replace_forward(denoiser.get_submodule(path), self._outputs[path]))
         hook = denoiser.register_forward_hook(stop)
         try:
             yield
