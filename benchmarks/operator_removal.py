@@ -19,6 +19,7 @@ from pathlib import Path
 
 from judged import once
 from operator_runs import (
+    BK_LEVEL,
     FREE_SSIM,
     LEVELS,
     RANKINGS,
@@ -114,13 +115,11 @@ def training(scores: Path, work: Path, seed: int | None, only: str = "") -> None
     """Run the second stage."""
     bench = Bench.load()
     orders = rankings(bench, scores, work / "sweep")
-    for level in reversed(LEVELS):
-        for ranking in [*orders, "bk-sdm"]:
-            if (
-                ranking == "score-per-mac"
-                or only not in ("", ranking)
-                or (ranking == "bk-sdm" and level != LEVELS[-1])
-            ):
+    for level in (*LEVELS, 0.0):
+        for ranking in [*orders, "bk-sdm", "none"]:
+            own = {"bk-sdm": BK_LEVEL, "none": 0.0}.get(ranking)  # those that have one size only
+            unwanted = ranking == "score-per-mac" or only not in ("", ranking)
+            if unwanted or (level != own if own is not None else level == 0):
                 continue
             for its in trained(ranking):
                 if seed is None or its == seed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ FINETUNE = {"steps": 200, "batch": 16, "lr": 1e-3}
 SEEDS = (0, 1, 2)
 EVERY = 50  # steps between looks at the pictures, where a curve is wanted
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # shares of MACs of the sweep
-LEVELS = (0.2, 0.35)  # shares of MACs at which is trained; the second is what BK-SDM's choice removes
+LEVELS = (0.35, 0.5)  # shares of MACs at which is trained
+BK_LEVEL = 0.35  # the share that BK-SDM's choice removes, nearly
 FREE_SSIM = 0.99  # a block without which pictures stay this close is free to remove
 BK_SDM = "base"
 # ranking -> how the page calls it
@@ -48,6 +50,7 @@ RANKINGS = {
     "params": "fewest parameters",
     **{f"random-{seed}": f"chance {seed + 1}" for seed in SEEDS},
     "bk-sdm": "BK-SDM's choice",
+    "none": "nothing removed",
 }
 SHOWN = (
     "lion",
@@ -141,7 +144,12 @@ def of_plan(bench: Bench, plan: Plan, free: Sequence[str]) -> dict:
 
 
 def pruned(bench: Bench, ranking: str, orders: dict[str, list[str]], level: float):
-    """Return the pipeline pruned to a share of MACs, and what was removed; BK-SDM's choice has its own size."""
+    """Return the pipeline pruned to a share of MACs, and what was removed; BK-SDM's choice has its own size.
+
+    "none" is a copy of the unpruned pipeline: what the fine-tune alone does to pictures.
+    """
+    if ranking == "none":
+        return with_unet(bench.pipe, copy.deepcopy(bench.pipe.unet)), {}
     if ranking == "bk-sdm":
         cut = pl.remove_blocks(bench.pipe.unet, BK_SDM)
         small = with_unet(bench.pipe, cut.unet)

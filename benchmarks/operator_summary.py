@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from judged import tiles_of
 from operator_runs import (
+    BK_LEVEL,
     BK_SDM,
     FINETUNE,
     LEVELS,
@@ -30,7 +31,7 @@ from pruning_lib.measure.record import check_writable
 from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
 
 THINGS = ("lion", "pizza", "rocket", "house")
-PIECE = 16
+PIECE, PIECE_OF = 16, 0.3  # pictures kept one by one, and the share of MACs that was removed
 EXPLORED = ("score", "output", "params", "random-0")
 
 
@@ -41,7 +42,7 @@ def _rows(files: list[Path]) -> list[dict]:
     for name, row in loaded.items():
         same = loaded.get("score-" + name.removeprefix(row["ranking"] + "-"))
         if row["ranking"] == "bk-sdm":
-            same = loaded.get(f"score-all-macs_ratio-{LEVELS[-1]}")
+            same = loaded.get(f"score-all-macs_ratio-{BK_LEVEL}")
         rest = {k: v for k, v in row.items() if k not in ("figures", "frechet")}
         rest |= {"figures": summary([row])}
         rows.append(rest | {"score_minus_this": against([row], [same]) if same else None})
@@ -50,7 +51,7 @@ def _rows(files: list[Path]) -> list[dict]:
 
 def _trained_rows(work: Path) -> list[dict]:
     rows, first = [], {}
-    for level in LEVELS:
+    for level in (0.0, *LEVELS):
         for ranking in ("score", *(r for r in RANKINGS if r != "score")):
             files = [work / f"{ranking}-{level}-{s}.json" for s in trained(ranking)]
             done = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
@@ -133,10 +134,10 @@ def record(path: Path, work: Path) -> Path:
         "finetune": FINETUNE, "interval": "over pictures, each averaged over the seeds of training",
         "macs_convention": "with attention products, batch 1, one call", "features": "mini-CLIP",
     }  # fmt: skip
-    first = json.loads((folder / f"score-all-macs_ratio-{LEVELS[0]}.json").read_text("utf-8"))
+    first = json.loads((folder / f"score-all-macs_ratio-{PIECE_OF}.json").read_text("utf-8"))
     # single pictures, which the chapter draws again: picture i starts from noise of seed i
     ssim = first["figures"]["ssim"][:PIECE]
-    data["slice"] = {"asked": LEVELS[0], "captions": bench.asked[:PIECE], "ssim": ssim}
+    data["slice"] = {"asked": PIECE_OF, "captions": bench.asked[:PIECE], "ssim": ssim}
     passport = pl.passport(seeds=list(SEEDS), n=N)
     whole = {"macs_ratio": 0.0, "count": 0, "figures": summary([look])}
     return explorer(rows, whole, folder).save(path, "operator_removal", passport, **data)

@@ -51,7 +51,7 @@ def names() -> dict[str, dict]:
     """Return run -> what it is; the most telling ones first."""
     pruned_ones = {
         f"{'score' if start == 'preserved' else 'scratch'}-{level}": {"start": start, "level": level}
-        for level in reversed(LEVELS)
+        for level in LEVELS
         for start in STARTS
     }
     return pruned_ones | {"original": {"start": "scratch", "level": 0.0}}
@@ -118,8 +118,8 @@ def record(path: Path, work: Path) -> Path:
 
 
 def _sheet(to: Path, work: Path) -> list[str]:
-    """Save pictures before and after training at the higher level, a row each; return the names of the rows."""
-    level, sweep = LEVELS[-1], work / "sweep"
+    """Save pictures before and after training at the smaller cut, a row each; return the names of the rows."""
+    level, sweep = LEVELS[0], work / "sweep"
     rows = [("unpruned", sweep / "unpruned.png")]
     for ranking in ("score", "output", "random-0", "bk-sdm"):
         before = sweep / ("bk-sdm.png" if ranking == "bk-sdm" else f"{ranking}-all-macs_ratio-{level}.png")
