@@ -3,7 +3,7 @@
     python benchmarks/score_cost.py
 
 Three ways to generate for the same operators take turns: one plain call of the pipeline for each, the floor;
-`score_operators` without sharing; and `score_operators` as it is. Needs a quiet machine; about five minutes on one core.
+`score_operators` without sharing; and `score_operators` as it is. Needs a quiet machine; five minutes on one core.
 Writes book/results/score_cost.json.
 """
 
