@@ -82,13 +82,28 @@ def test_the_score_must_lead_in_every_comparison(before, after, ruling):
 
 
 def test_speed_and_quality_are_both_asked_for():
-    def times(value: float) -> dict:
-        return {"devices": {"cpu": {"times": {"generation": {"cut": {"times_as_fast": {"value": value}}}}}}}
+    def times(**cuts: float) -> dict:
+        found = {name: {"times_as_fast": {"value": value}} for name, value in cuts.items()}
+        return {"devices": {"cpu": {"times": {"generation": found}}}}
 
-    assert faster_and_as_good(times(1.5), TRAINING, "cut")[0] == "holds in part"
+    one = {0.35: "cut"}
+    assert faster_and_as_good(times(cut=1.5), TRAINING, one)[0] == "holds in part"
     good = changed(TRAINING, unpruned={"frechet": {"value": 4.2}})
-    ruling, because = faster_and_as_good(times(1.5), good, "cut")
+    ruling, because = faster_and_as_good(times(cut=1.5), good, one)
     assert ruling == "holds" and "33 % less time" in because
-    assert faster_and_as_good(times(1.2), good, "cut")[0] == "holds in part"
-    assert faster_and_as_good(times(1.2), TRAINING, "cut")[0] == "does not hold"
-    assert faster_and_as_good(None, good, "cut")[0] == "not measured"
+    assert faster_and_as_good(times(cut=1.2), good, one)[0] == "holds in part"
+    assert faster_and_as_good(times(cut=1.2), TRAINING, one)[0] == "does not hold"
+    assert faster_and_as_good(None, good, one)[0] == "not measured"
+
+
+def test_the_mildest_cut_that_is_fast_enough_is_asked():
+    cuts = {0.5: "large", 0.35: "small"}
+    runs = [*TRAINING["runs"], run("score-0.5", [[9, 9], [8, 8]], 0.5)]
+    training = changed(TRAINING, runs=runs, unpruned={"frechet": {"value": 4.2}})
+
+    def ruled(small: float, large: float) -> tuple[str, str]:
+        found = {n: {"times_as_fast": {"value": v}} for n, v in (("small", small), ("large", large))}
+        return faster_and_as_good({"devices": {"cpu": {"times": {"generation": found}}}}, training, cuts)
+
+    assert ruled(1.5, 1.9)[0] == "holds" and "35 % of the MACs" in ruled(1.5, 1.9)[1]
+    assert ruled(1.3, 1.9)[0] == "holds in part" and "50 % of the MACs" in ruled(1.3, 1.9)[1]
