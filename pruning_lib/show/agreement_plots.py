@@ -108,7 +108,7 @@ def correlations(
             ax.plot(
                 *zip(*dots, strict=True), "x", color=INK, markersize=4, alpha=0.6, label="two groups apart"
             )
-        ax.set(xscale="log", xlabel=what, ylim=(min(lowest, 0.9) - 0.02, 1.01))
+        ax.set(xscale="log", xlabel=what, ylim=(min(lowest, 0.9, *(value for _, value in dots)) - 0.02, 1.01))
         ax.minorticks_off()
         ax.set_xticks(list(values), [str(v) for v in values])
         ax.grid(alpha=0.25)
@@ -133,10 +133,8 @@ def pairs(rows: Sequence[Mapping], worst: Mapping | None = None) -> Figure:
     figure, axes = new_figure(
         8.2, 3.9, f"Joint score of {len(rows)} pairs against predictions. {words}.", ncols=2
     )
-    ends = [
-        0.8 * min(min(row["joint"], row["linear"]) for row in rows),
-        1.3 * max(row["sum"] for row in rows),
-    ]
+    every = [row[key] for row in rows for key in ("joint", *titles)]
+    ends = [0.8 * min(every), 1.3 * max(every)]
     for ax, (name, title), colour in zip(axes[0], titles.items(), COLOURS, strict=False):
         ax.plot(ends, ends, color=INK, linewidth=1, linestyle=":")
         ax.plot(
