@@ -42,8 +42,8 @@ import pruning_lib as pl
 from pruning_lib.operators import Plan, choose, reductions, remove_operators
 from pruning_lib.zoo.assemble import contact_sheet
 
-COUNTS = (1, 2, 4, 8, 12, 16, 24, 32)
-OUTSIDE = (4, 8, 16, 24)  # counts of the scope "outside"
+COUNTS = (4, 8, 16, 24, 32)
+OUTSIDE = (8, 16, 24)  # counts of the scope "outside"
 BLOCKS = ("down_blocks.", "mid_block", "up_blocks.")
 
 
