@@ -13,7 +13,7 @@ from torch import nn
 from .._text import nearest
 from ..measure.inputs import example_inputs
 from ..measure.latency import measure_latency, ratio
-from ..measure.macs import count_macs
+from ..measure.macs import MacsReport, count_macs
 from ..measure.skeleton import skeleton
 from .find import Operators
 from .plan import Plan, plan_for
@@ -68,9 +68,10 @@ def choose(
         return plan_for(_of_count(steps, value), operators)
     if not 0 < value < 1:
         raise ValueError(f"{name}={value}; it is the share to remove and must lie between 0 and 1.")
+    whole = count_macs(denoiser, sample_size=sample_size)
     removed = {
-        "macs_ratio": lambda paths: reductions(denoiser, plan_for(paths, operators), sample_size)[0],
-        "params_ratio": lambda paths: reductions(denoiser, plan_for(paths, operators), sample_size)[1],
+        "macs_ratio": lambda paths: _less(denoiser, plan_for(paths, operators), whole, sample_size)[0],
+        "params_ratio": lambda paths: _less(denoiser, plan_for(paths, operators), whole, sample_size)[1],
         "latency_ratio": lambda paths: _time_saved(denoiser, plan_for(paths, operators), sample_size, batch),
     }[name]
     return plan_for(_shortest(steps, removed, value, name), operators)
@@ -80,7 +81,11 @@ def reductions(
     denoiser: nn.Module, plan: Plan, sample_size: int | tuple[int, int] | None = None
 ) -> tuple[float, float]:
     """Return the shares of MACs (batch 1, with attention products) and of parameters that a plan removes."""
-    whole, copy = count_macs(denoiser, sample_size=sample_size), skeleton(denoiser)
+    return _less(denoiser, plan, count_macs(denoiser, sample_size=sample_size), sample_size)
+
+
+def _less(denoiser: nn.Module, plan: Plan, whole: MacsReport, sample_size) -> tuple[float, float]:
+    copy = skeleton(denoiser)
     change_operators(copy, plan)
     less = count_macs(copy, sample_size=sample_size)
     return 1 - less.macs / whole.macs, 1 - less.params / whole.params
