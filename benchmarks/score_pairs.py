@@ -36,6 +36,7 @@ from pruning_lib.operators import (
     score_together,
     spearman,
 )
+from pruning_lib.operators.plan import plan_for
 from pruning_lib.zoo.gate import generate
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
@@ -48,6 +49,8 @@ COUNTS = {
 START = 16  # where greedy re-scoring begins: what the single scores call idle
 POOL = 64  # its candidates; they are scored again after every removal, with fewer latents and steps
 FEW = {"num_latents": 4, "steps": 4}
+SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)  # of the MACs, where operators are taken by harm for each MAC
+SHARE_START, SHARE_MORE = 0.15, 14  # where scoring again begins, and how many it adds
 JUDGED, JUDGED_SEED = 32, 1000  # pictures per set, from seeds that no score has seen
 
 
@@ -82,7 +85,20 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
         **{**SAMPLING, **FEW},
     )
     greedy = greedy_plan(pipe, few, max(COUNTS["greedy"]), start=idle, pool=POOL, folder=work / "greedy-few")
-    rankings = {"single": scores.ranked(), "greedy": list(greedy.order)}
+    values, macs = scores.values(), {op.path: op.macs for op in scores.operators}
+    by_macs = sorted((path for path in values if macs[path]), key=lambda path: values[path] / macs[path])
+    begun = choose(by_macs, scores.operators, pipe.unet, macs_ratio=SHARE_START).paths
+    again = greedy_plan(
+        pipe, few, len(begun) + SHARE_MORE, start=begun, pool=POOL, per_macs=True, folder=work / "greedy-few"
+    )
+    plans = {}
+    for name, ranking in (("single", scores.ranked()), ("greedy", greedy.order)):
+        for count in COUNTS[name]:
+            plans[name, f"{count}"] = choose(ranking, scores.operators, pipe.unet, count=count)
+    for name, ranking in (("single per MAC", by_macs), ("greedy per MAC", again.order)):
+        most = reductions(pipe.unet, plan_for(ranking, scores.operators))[0]
+        for share in (s for s in SHARES if s <= most):
+            plans[name, f"{share}"] = choose(ranking, scores.operators, pipe.unet, macs_ratio=share)
     known = pl.captions(MODEL)
     prompts = [
         known[i]
@@ -91,17 +107,20 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
     sampler = {"steps": SAMPLING["steps"], "guidance": SAMPLING["guidance_scale"], "seed": JUDGED_SEED}
     whole = generate(pipe, prompts, **sampler).float() / 255
     rows = []
-    for name, ranking in rankings.items():
-        for count in COUNTS[name]:
-            plan = choose(ranking, scores.operators, pipe.unet, count=count)
-            (together,) = score_together(pipe, scores, [plan.paths], folder=work / "sets")
-            macs, params = reductions(pipe.unet, plan)
-            judged = once(work / f"{name}-{count}.json", lambda p=plan: quality(pipe, p, prompts, whole))
-            rows.append({"by": name, "count": count, **asdict(together), "macs_ratio": macs, "params_ratio": params,
-                         "ssim": judged})  # fmt: skip
-            print(rows[-1], flush=True)
+    for (name, budget), plan in plans.items():
+        (together,) = score_together(pipe, scores, [plan.paths], folder=work / "sets")
+        removed, params = reductions(pipe.unet, plan)
+        judged = once(
+            work / f"{name.replace(' ', '-')}-{budget}.json", lambda p=plan: quality(pipe, p, prompts, whole)
+        )
+        rows.append({"by": name, "count": len(plan), **asdict(together), "macs_ratio": removed, "params_ratio": params,
+                     "ssim": judged})  # fmt: skip
+        print(name, len(plan), removed, judged["value"], flush=True)
     rounds = [asdict(found) for found in greedy.rounds]
-    return {"rows": rows, "rounds": rounds, "generations": greedy.generations, "judged": JUDGED}
+    return {
+        "rows": rows, "rounds": rounds, "generations": greedy.generations, "generations_per_mac": again.generations,
+        "judged": JUDGED,
+    }  # fmt: skip
 
 
 def main(path: Path, work: Path, scores_file: Path) -> None:
@@ -122,7 +141,8 @@ def main(path: Path, work: Path, scores_file: Path) -> None:
         },
         "sets": found["rows"], "single_generations": len(scores), "judged": found["judged"],
         "greedy": {
-            "rounds": found["rounds"], "generations": found["generations"], "pool": POOL, "start": START, **FEW,
+            "rounds": found["rounds"], "generations": found["generations"],
+            "generations_per_mac": found["generations_per_mac"], "pool": POOL, "start": START, **FEW,
         },
     }  # fmt: skip
     passport = pl.passport(seeds=[SAMPLING["seed"], JUDGED_SEED], n=NUM_LATENTS)

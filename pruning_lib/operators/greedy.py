@@ -61,7 +61,8 @@ class Greedy:
 
 def greedy_plan(
     pipe: DiffusionPipeline, scores: Scores, count: int, *, start: Sequence[str] = (), per_round: int = 1,
-    pool: int | None = None, formula: str | Formula = "paper", folder: str | Path | None = None, **options,
+    pool: int | None = None, per_macs: bool = False, formula: str | Formula = "paper",
+    folder: str | Path | None = None, **options,
 ) -> Greedy:  # fmt: skip
     """Choose operators one after another, each time the one with which the whole plan scores lowest.
 
@@ -74,6 +75,8 @@ def greedy_plan(
         start: paths that go in any case, such as those whose single scores say that they do nothing.
         per_round: operators taken in a round, >= 1; their scores count as independent of one another within it.
         pool: candidates beside `start`, the lowest by the single scores. Default: all whose score is finite.
+        per_macs: take those that add least to the score for each MAC that they save, where otherwise those that add
+            least are taken, which are small ones mostly.
         formula: as in `Scores.values`.
         folder: keeps what is finished.
         options: `batch`, `share_mib` and `progress`, as in `score_operators`.
@@ -98,17 +101,21 @@ def greedy_plan(
             raise ValueError(
                 f"count={count}, but only {len(order)} operators fit beside one another. Raise pool."
             )
-        found = single
+        found, now = single, 0.0
         if order:
-            plans = [plan_for([*order, path], scores.operators) for path in left]
+            sets = [order, *([*order, path] for path in left)]
+            plans = [plan_for(paths, scores.operators) for paths in sets]
             scored = score_plans(
                 pipe, scores.sampling["prompts"], plans, folder=folder, **{**sampling, **options}
             )
-            values = [worth(scores.original, s) if s.is_finite else math.inf for s in scored]
+            now, *values = [worth(scores.original, s) if s.is_finite else math.inf for s in scored]
             found = dict(zip(left, values, strict=True))
+        price = {path: found[path] for path in left}
+        if per_macs:
+            price = {path: (found[path] - now) / max(scores.operators[path].macs, 1) for path in left}
         candidates = len(left) if order else 0
         room, taken = min(per_round, count - len(order)), []
-        for path in sorted(left, key=found.__getitem__):
+        for path in sorted(left, key=price.__getitem__):
             if len(taken) < room and math.isfinite(found[path]) and not _touches(path, taken):
                 taken.append(path)
         if not taken:

@@ -94,12 +94,12 @@ def score_plans(
         One `Scored` per plan.
     """
     _, denoiser = denoiser_of(pipe)
-    every = find_operators(denoiser, tuple(KINDS))
-    made = []
-    for plan in plans:
-        if isinstance(plan, Plan):
-            plan.check(denoiser)
-        made.append(plan if isinstance(plan, Plan) else plan_for(plan, every))
+    plans, every = list(plans), None
+    if not all(isinstance(plan, Plan) for plan in plans):
+        every = find_operators(denoiser, tuple(KINDS))
+    made = [plan if isinstance(plan, Plan) else plan_for(plan, every) for plan in plans]
+    for plan in made:
+        plan.check(denoiser)
     return list(_score(pipe, prompts, made, folder=folder, **sampling)[1])
 
 

@@ -89,6 +89,16 @@ def test_greedy_in_larger_steps_and_from_a_start(pipe, scores: Scores) -> None:
     assert [r.candidates for r in begun.rounds] == [3, 2]
 
 
+def test_greedy_by_what_is_saved(pipe, scores: Scores) -> None:
+    found = greedy_plan(pipe, scores, 2, per_macs=True, progress=False)
+    single, macs = scores.values(), {op.path: op.macs for op in scores.operators}
+    first = min(PATHS, key=lambda p: single[p] / macs[p])
+    left = [p for p in PATHS if p != first and pairs_of([p, first])]
+    values = brute_force(pipe, scores, [[first, p] for p in left])
+    second = min(left, key=lambda p: (values[left.index(p)] - single[first]) / macs[p])
+    assert list(found.order) == [first, second]
+
+
 def test_wrong_numbers_are_refused(pipe, scores: Scores) -> None:
     for change, says in (
         ({"count": 0}, "count=0"),

@@ -76,8 +76,8 @@ def test_files_bring_everything_back(pipe, scores: Scores, tmp_path) -> None:
     assert again.lowest(3) == scores.lowest(3)
     with pytest.raises(ValueError, match="Pass pipe="):
         again.lowest(macs_ratio=0.1)
-    few = again.of("resnet")
-    assert few.lowest(macs_ratio=0.1, pipe=pipe) == scores.of("resnet").lowest(macs_ratio=0.1)
+    few = again.of("downsampler", "resnet")
+    assert len(few.lowest(params_ratio=0.01, pipe=pipe)) > 0
     small = scores.save(tmp_path / "small.safetensors", parts=False)
     assert small.stat().st_size < (tmp_path / "scores.safetensors").stat().st_size
     assert Scores.load(small).values() == scores.values()
