@@ -55,6 +55,8 @@ def operator_explorer(
         RecordError: there is no such record, or it is damaged.
     """
     data = load_record(record)["data"]
+    # A picture that is visibly changed and still known again is a good one to begin with.
+    first = min(data["operators"], key=lambda op: abs(op["mean_ssim"]["value"] - 0.75))["path"]
     how = {op["path"]: {op["path"]: op["how"]} for op in data["operators"]}
     stops = {stop["ratio"]: dict(stop["changes"]) for stop in data["stops"]}
 
@@ -78,5 +80,6 @@ def operator_explorer(
         "operator-explorer",
         title="What is each operator worth?",
         picture="64 x 64 image from emoji-sd",
+        start={"operator": first},
         on_change=on_change if load else None,
     )
