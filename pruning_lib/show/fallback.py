@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .lattice import number
 from .sprites import data_url
-from .worth import fills
+from .worth import fills, score_text
 
 if TYPE_CHECKING:
     from .blocks import BlockExplorer
@@ -127,7 +127,7 @@ def operator_fallback(explorer: OperatorExplorer) -> str:
     extremes = extremes if few == len(extremes) else [*extremes[:few], *extremes[-few:]]
     rows = [
         f'<tr><th scope="row">{escape(op.path)}</th><td>{rank}</td>'
-        f"<td>{'not finite' if op.score is None else number(op.score, explorer.digits)}</td>"
+        f"<td>{score_text(op.score)}</td>"
         f"<td>{_mean(op.mean_ssim)}</td><td>{number(op.saved_macs / 1e6, 2)}</td></tr>"
         for rank, op in extremes
     ]

@@ -15,7 +15,7 @@ from .operator_map import draw_map
 from .recorded import load_sheet, save_sheet
 from .sprites import Sheet, data_url, to_pil
 from .twin import TwinWidget, passport_line
-from .worth import CutStop, Worth, fills, ranks, score_digits
+from .worth import CutStop, Worth, fills, ranks
 
 __all__ = ["OperatorExplorer"]
 
@@ -76,7 +76,7 @@ class OperatorExplorer(TwinWidget):
                 f"{len(self.operators)} operators each make {each * len(self.prompts)}."
             )
         self.paths = [op.path for op in self.operators]
-        self.ranks, self.digits = ranks(self.operators), score_digits(self.operators)
+        self.ranks = ranks(self.operators)
         self.ranked = [
             op for _, op in sorted(zip(self.ranks, self.operators, strict=True), key=lambda pair: pair[0])
         ]
@@ -163,7 +163,7 @@ class OperatorExplorer(TwinWidget):
         return {
             "version": DATA_VERSION, "name": self.name, "title": self.title, "picture": self.picture,
             "model": self.model, "passport": self.passport, "prompts": self.prompts, "n": self.n,
-            "digits": self.digits, "start": self.start,
+            "start": self.start,
             "whole": {"params": whole.params, "macs": whole.macs}, "map": shown, "grains": list(grains),
             "measures": fills(self.operators), "modifications": dict(MODIFICATIONS),
             "operators": [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .lattice import number
 
-__all__ = ["CutStop", "Worth", "fills", "ranks", "score_digits"]
+__all__ = ["CutStop", "Worth", "fills", "ranks", "score_text"]
 
 _LABELS = {"score": "score", "harm": "harm, 1 \u2212 mean SSIM", "macs": "MACs saved"}
 DECADES = 4  # below the highest score, over which cells fill; what is lower is drawn as nearly empty
@@ -73,10 +73,9 @@ def ranks(operators: Sequence[Worth]) -> list[int]:
     return found
 
 
-def score_digits(operators: Sequence[Worth]) -> int:
-    """Return the decimals that show two figures of the lower quarter of the scores above zero."""
-    found = sorted(op.score for op in operators if op.score)
-    return max(0, min(6, 1 - math.floor(math.log10(found[len(found) // 4])))) if found else 2
+def score_text(score: float | None) -> str:
+    """Write a score with three figures, whatever its size; None is one that is not finite."""
+    return "not finite" if score is None else f"{float(f'{score:.3g}'):g}"
 
 
 def fills(operators: Sequence[Worth]) -> list[dict]:
@@ -86,7 +85,7 @@ def fills(operators: Sequence[Worth]) -> list[dict]:
         For each measure its "name", its "label", and for each operator a "fill" in [0, 1] and "texts". Scores are on a
         logarithmic scale over `DECADES`, the others in proportion to the largest.
     """
-    digits, top = score_digits(operators), max((op.score for op in operators if op.score), default=1.0)
+    top = max((op.score for op in operators if op.score), default=1.0)
     harm = [max(0.0, 1 - op.mean_ssim["value"]) for op in operators]
     values = {
         "score": [1.0 if op.score is None else _log_share(op.score, top) for op in operators],
@@ -94,7 +93,7 @@ def fills(operators: Sequence[Worth]) -> list[dict]:
         "macs": [max(0, op.saved_macs) for op in operators],
     }
     texts = {
-        "score": ["not finite" if op.score is None else number(op.score, digits) for op in operators],
+        "score": [score_text(op.score) for op in operators],
         "harm": [number(value, 3) for value in harm],
         "macs": [number(op.saved_macs / 1e6, 2, "M") for op in operators],
     }

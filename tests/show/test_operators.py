@@ -12,7 +12,7 @@ from PIL import Image
 
 from pruning_lib.measure.record import RecordError, passport
 from pruning_lib.show.widgets import OperatorExplorer
-from pruning_lib.show.worth import fills, ranks, score_digits
+from pruning_lib.show.worth import fills, ranks, score_text
 
 
 def test_ranks_follow_scores_and_what_is_not_finite_comes_last() -> None:
@@ -37,7 +37,13 @@ def test_cells_are_filled_by_score_harm_and_macs() -> None:
     assert score["texts"][11] == "not finite"
     assert harm["fill"] == pytest.approx([i / 13 for i in range(14)], abs=1e-3)
     assert macs["texts"][2] == "0.02\u00a0M" and max(macs["fill"]) == 1
-    assert score_digits(made) == 2 and score_digits([]) == 2
+    assert [score_text(v) for v in (None, 0.0, 0.000479, 21.0547, 1234.5)] == [
+        "not finite",
+        "0",
+        "0.000479",
+        "21.1",
+        "1230",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_the_slider_steps_through_the_operators_and_speaks(opened) -> None:
     found = facts(page)
     assert (
         found["score"][1] == "0.75"
-        and found["its parts"][1] == "0.50 + 0.25"
+        and found["its parts"][1] == "0.5 + 0.25"
         and found["rank"][1] == "5 of 14"
     )
     assert found["mean SSIM"] == ["1.000", "0.950 (0.850 to 1.000)"]
@@ -100,7 +100,7 @@ def test_cells_answer_to_the_mouse_and_to_the_arrow_keys(opened) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator("output").first.text_content() == "conv_out", "there is nothing further right"
     label = page.locator("#worth-cell-13").get_attribute("aria-label")
-    assert label == "conv_out, convolution, score 10.00"
+    assert label == "conv_out, convolution, score 10"
 
 
 def test_a_finer_view_keeps_the_place(opened) -> None:

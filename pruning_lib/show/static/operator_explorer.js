@@ -36,7 +36,7 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
 
   const percent = (share) => `${number(100 * share, 1)}\u00a0%`;
   const millions = (value) => number(value / 1e6, 2, "M");
-  const score = (value) => (value === null ? "not finite" : number(value, data.digits));
+  const score = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)).toString());
   const removed = () => (state.one ? [state.operator] : stops[state.stop].removed);
   const result = () => (state.one ? operators[state.operator] : stops[state.stop]);
   const picture = () => (answer ? answer.ssim : result().ssim[state.prompt]);
