@@ -46,12 +46,6 @@ def broken(site: Path) -> list[str]:
                 found.append(f"{name}: outside the site")
             elif not target.exists():
                 found.append(f"{name}: no such file")
-            elif target in pages and _anchor(parts.fragment) not in pages[target].anchors:
+            elif target in pages and unquote(parts.fragment) not in pages[target].anchors:
                 found.append(f"{name}: no such anchor")
     return found
-
-
-def _anchor(fragment: str) -> str:
-    """Return the element that a fragment names; "#name:axis=stop" sets the widget `name`."""
-    name, _, state = unquote(fragment).partition(":")
-    return name if "=" in state else unquote(fragment)
