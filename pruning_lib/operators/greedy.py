@@ -74,7 +74,8 @@ def greedy_plan(
         count: how many to change, those of `start` included, >= 1.
         start: paths that go in any case, such as those whose single scores say that they do nothing.
         per_round: operators taken in a round, >= 1; their scores count as independent of one another within it.
-        pool: candidates beside `start`, the lowest by the single scores. Default: all whose score is finite.
+        pool: candidates beside `start`, the lowest by the single scores, for each MAC if that is asked. Default: all
+            whose score is finite.
         per_macs: take those that add least to the score for each MAC that they save, where otherwise those that add
             least are taken, which are small ones mostly.
         formula: as in `Scores.values`.
@@ -89,7 +90,9 @@ def greedy_plan(
     """
     worth, single = formula_of(formula), scores.values(formula)
     order, rounds = plan_for(start, scores.operators).paths, []
-    left = [p for p in scores.ranked(formula) if math.isfinite(single[p]) and not _touches(p, order)]
+    macs = {op.path: max(op.macs, 1) for op in scores.operators}
+    ranking = sorted(single, key=lambda path: single[path] / (macs[path] if per_macs else 1))
+    left = [p for p in ranking if math.isfinite(single[p]) and not _touches(p, order)]
     size = len(left) if pool is None else pool
     for name, value in (("count", count), ("per_round", per_round), ("pool", size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -110,9 +113,7 @@ def greedy_plan(
             )
             now, *values = [worth(scores.original, s) if s.is_finite else math.inf for s in scored]
             found = dict(zip(left, values, strict=True))
-        price = {path: found[path] for path in left}
-        if per_macs:
-            price = {path: (found[path] - now) / max(scores.operators[path].macs, 1) for path in left}
+        price = {path: (found[path] - now) / (macs[path] if per_macs else 1) for path in left}
         candidates = len(left) if order else 0
         room, taken = min(per_round, count - len(order)), []
         for path in sorted(left, key=price.__getitem__):
