@@ -76,7 +76,7 @@ def greedy_plan(
         per_round: operators taken in a round, >= 1; their scores count as independent of one another within it.
         pool: candidates beside `start`, the lowest by the single scores, for each MAC if that is asked. Default: all
             whose score is finite.
-        per_macs: take those that add least to the score for each MAC that they save, where otherwise those that add
+        per_macs: take those that add least to the score for each MAC of their own, where otherwise those that add
             least are taken, which are small ones mostly.
         formula: as in `Scores.values`.
         folder: keeps what is finished.
