@@ -159,7 +159,7 @@ def sets(rows: Sequence[Mapping], names: Mapping[str, str]) -> Figure:
 
     Args:
         rows: with "by", "count", "macs_ratio", "joint", "sum", "linear" and "ssim", an interval.
-        names: value of "by" -> how it is called.
+        names: value of "by" -> how it is called; of the first, what was promised is drawn as well.
     """
     found = {by: sorted((r for r in rows if r["by"] == by), key=lambda r: r["macs_ratio"]) for by in names}
     words = "; ".join(
@@ -167,7 +167,8 @@ def sets(rows: Sequence[Mapping], names: Mapping[str, str]) -> Figure:
         f"{part[-1]['ssim']['value']:.3f} at {100 * part[-1]['macs_ratio']:.0f} %"
         for by, part in found.items()
     )
-    figure, axes = new_figure(8.6, 3.9, f"SSIM, and score, against MACs removed. SSIM {words}.", ncols=2)
+    first = next(iter(names))
+    figure, axes = new_figure(10, 3.7, f"SSIM, and score, against MACs removed. SSIM {words}.", ncols=2)
     quality, scores = axes[0]
     for (by, part), colour, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
         x = [100 * row["macs_ratio"] for row in part]
@@ -184,14 +185,14 @@ def sets(rows: Sequence[Mapping], names: Mapping[str, str]) -> Figure:
         scores.plot(
             x, [row["joint"] for row in part], color=colour, marker=marker, markersize=5, label=names[by]
         )
-        scores.plot(x, [row["sum"] for row in part], color=colour, linewidth=1, linestyle="--")
-        scores.plot(x, [row["linear"] for row in part], color=colour, linewidth=1, linestyle=":")
+        if by == first:
+            scores.plot(x, [row["sum"] for row in part], color=colour, linewidth=1, linestyle="--")
+            scores.plot(x, [row["linear"] for row in part], color=colour, linewidth=1, linestyle=":")
     quality.set(xlabel="MACs removed, %", ylabel="SSIM to the unpruned picture")
     scores.set(xlabel="MACs removed, %", ylabel="score of all together", yscale="log")
     for ax in axes[0]:
         ax.grid(alpha=0.25)
-    quality.legend(fontsize=8, frameon=False)
     scores.plot([], [], color=INK, linewidth=1, linestyle="--", label="sum of single scores")
     scores.plot([], [], color=INK, linewidth=1, linestyle=":", label="length of summed shifts")
-    scores.legend(fontsize=8, frameon=False)
+    scores.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
