@@ -42,7 +42,7 @@ import pruning_lib as pl
 from pruning_lib.operators import Plan, choose, reductions, remove_operators
 from pruning_lib.zoo.assemble import contact_sheet
 
-COUNTS = (4, 8, 16, 24, 32)
+COUNTS = (1, 4, 8, 16, 24, 32)
 OUTSIDE = (8, 16, 24)  # counts of the scope "outside"
 BLOCKS = ("down_blocks.", "mid_block", "up_blocks.")
 
