@@ -128,7 +128,7 @@ class BlockExplorer(TwinWidget):
     """Where parameters, multiplications, time and memory are, block by block.
 
     Args:
-        name: identifies the figure in its page; `<a href="#name:model=sd-1.5&measure=macs">` sets it.
+        name: identifies the figure in its page; an address ending in `#name:model=sd-1.5&measure=macs` sets it.
         models: the `BlockModel`s, or mappings with their fields.
         title: one line above the controls.
         start: label of the model and name of the measure shown first; by default the first of each.

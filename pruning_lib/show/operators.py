@@ -33,8 +33,8 @@ class OperatorExplorer(TwinWidget):
     """What each operator is worth: the picture without it, its score and its cost; and many removed at once.
 
     Args:
-        name: identifies the figure in its page; `<a href="#name:operator=mid_block.resnets.0">` or
-            `<a href="#name:ratio=0.2">` sets it.
+        name: identifies the figure in its page; an address ending in `#name:operator=mid_block.resnets.0` or
+            `#name:ratio=0.2` sets it.
         model: the denoiser's name, for readers.
         operators: every operator, in the order in which they run.
         stops: of the ratio slider, ascending; the first removes nothing and so is the unpruned model.
