@@ -158,13 +158,9 @@ def before_after(
 
 
 def training_curves(
-    runs: Sequence[Row],
-    figure_name: str,
-    labels: Mapping[str, str],
-    *,
-    ylabel: str,
-    reference: float | None = None,
-) -> Figure:
+    runs: Sequence[Row], figure_name: str, labels: Mapping[str, str], *, ylabel: str, reference: float | None = None,
+    log: bool = False,
+) -> Figure:  # fmt: skip
     """Draw a figure of quality over training: the mean of the seeds as a line, each seed as a thin one.
 
     Args:
@@ -173,6 +169,7 @@ def training_curves(
         labels: name of a run -> its name in the legend.
         ylabel: name of the vertical axis.
         reference: value of the unpruned model, fully trained.
+        log: True for a logarithmic vertical axis.
 
     Raises:
         ValueError: a run that is not in the record.
@@ -192,7 +189,7 @@ def training_curves(
     if reference is not None:
         ax.axhline(reference, color=INK, linestyle=":", linewidth=1.2, label="unpruned, fully trained")
         words.append(f"unpruned {reference:.2f}")
-    ax.set(xlabel="training steps", ylabel=ylabel)
+    ax.set(xlabel="training steps", ylabel=ylabel, yscale="log" if log else "linear")
     ax.grid(alpha=0.25)
     ax.legend(fontsize=8.5, frameon=False)
     figure.alt = f"{ylabel} against training steps: {'; '.join(words)}."[:248]

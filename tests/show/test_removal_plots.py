@@ -90,6 +90,9 @@ def test_training_curves_draw_the_mean_and_each_seed():
     assert "20 % removed 0.50 to 0.80; unpruned 0.95" in figure.alt
     drawn = [list(line.get_ydata()) for line in figure.axes[0].lines[:3]]
     assert drawn == [[0.5, 0.7], [0.5, 0.9], [0.5, 0.8]]
+    assert figure.axes[0].get_yscale() == "linear"
+    scaled = training_curves([run], "ssim", {"score-0.2": "20 %"}, ylabel="distance", log=True)
+    assert scaled.axes[0].get_yscale() == "log"
     with pytest.raises(ValueError, match="scratch"):
         training_curves([run], "ssim", {"scratch": "random"}, ylabel="SSIM")
 
