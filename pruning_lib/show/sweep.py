@@ -27,7 +27,8 @@ class SweepExplorer(TwinWidget):
     `itertools.product(*stops)`: the last axis varies fastest. Nothing is interpolated.
 
     Args:
-        name: identifies the figure in its page; an address ending in `#name:steps=8` sets it, to the nearest measured stop.
+        name: identifies the figure in its page; an address ending in `#name:steps=8` sets it, to the nearest
+            measured stop.
         axes: the settings, as `Axis` or as mappings with its fields; or a mapping name -> stops.
         images: one per combination: PIL images, uint8 `[n, h, w, 3]`, a tensor `[n, 3, h, w]`, or a `Sheet`.
         metrics: the quantities, as `Metric` or as mappings with its fields.
