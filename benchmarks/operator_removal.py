@@ -43,7 +43,8 @@ from pruning_lib.operators import Plan, choose, reductions, remove_operators
 from pruning_lib.zoo.assemble import contact_sheet
 
 COUNTS = (1, 4, 8, 16, 24, 32)
-OUTSIDE = (8, 16, 24)  # counts of the scope "outside"
+OUTSIDE = (0.1, 0.2, 0.3)  # shares of MACs in the scope "outside" of the free blocks
+COUNTED = ("score", "output", "params", "random-0")  # rankings that are cut by count too
 BLOCKS = ("down_blocks.", "mid_block", "up_blocks.")
 
 
@@ -71,8 +72,9 @@ def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterat
     """Yield name, plan and description of every point of the sweep."""
     inside = tuple(f"{block}." for block in free)
     for ranking, order in orders.items():
-        for scope, counts, ratios in (("all", COUNTS, RATIOS), ("outside", OUTSIDE, ())):
+        for scope, ratios in (("all", RATIOS), ("outside", () if ranking == "score-per-mac" else OUTSIDE)):
             paths = order if scope == "all" else [path for path in order if not path.startswith(inside)]
+            counts = COUNTS if scope == "all" and ranking in COUNTED else ()
             budgets = [("macs_ratio", r) for r in ratios] + [("count", k) for k in counts]
             for budget, asked in budgets:
                 try:
