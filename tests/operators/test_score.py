@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -13,6 +14,7 @@ from tiny_pipes import PIPES, PROMPTS, pipe_of
 from pruning_lib.operators import (
     KINDS,
     LatentSampler,
+    Operators,
     Plan,
     Scores,
     change_operators,
@@ -30,7 +32,15 @@ PATHS = [
 ]
 
 
+@functools.cache
+def every() -> Operators:
+    """All operators of the pipeline with text; listing them takes longer than scoring a few."""
+    return find_operators(pipe_of("text").unet, tuple(KINDS))
+
+
 def score(pipe=None, operators=PATHS, **options) -> Scores:
+    if isinstance(operators, list) and all(path in every() for path in operators):
+        operators = Operators(sorted((every()[p] for p in operators), key=lambda op: op.order), every().base)
     return score_operators(
         pipe or pipe_of("text"), PROMPTS["text"], operators=operators, **{**SAMPLING, **options}
     )
@@ -294,6 +304,12 @@ def test_sets_of_changes_are_scored_together(scores: Scores) -> None:
     assert lowest.mse == scores[scores.ranked()[0]].mse
 
 
+def test_paths_are_enough(scores: Scores) -> None:
+    pipe = pipe_of("text")
+    found = score_operators(pipe, PROMPTS["text"], operators=reversed(PATHS), **SAMPLING)
+    assert found.values() == scores.values() and found.operators.paths == scores.operators.paths
+
+
 def test_wrong_operators_are_refused_by_name() -> None:
     with pytest.raises(KeyError, match="Did you mean 'down_blocks.0.resnets.1'"):
         score(operators=["down_blocks.0.resnet.1"])
@@ -309,7 +325,7 @@ def test_an_unknown_family_says_what_it_needs() -> None:
     pipe = pipe_of("text")
     pipe.unet = pipe.vae
     with pytest.raises(TypeError, match="AutoencoderKL is not of a known family.*A family needs two things"):
-        score(pipe)
+        score(pipe, operators=None)
 
 
 def test_a_compiled_denoiser_is_scored_as_it_is_inside(scores: Scores) -> None:
