@@ -5,7 +5,7 @@
     python benchmarks/operator_removal.py --stage record
 
 The first stage cuts without training: by number of operators and by share of MACs, in the whole model and outside the
-blocks that are free to remove; about 25 minutes on one CPU core. The second trains what each ranking leaves at two
+blocks that are free to remove; about 30 minutes on one CPU core. The second trains what each ranking leaves at two
 shares of MACs, one of them that of BK-SDM's choice, with one seed of training; about a minute a run. Without a file of
 scores (`benchmarks/operator_scores.py`) both do the controls only, and go on when it is there. The third writes
 book/results/operator_removal.json and the sheet of pictures of the chapter's explorer from what has been done.

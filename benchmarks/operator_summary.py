@@ -130,7 +130,8 @@ def record(path: Path, work: Path) -> Path:
             "n_operators": len(bench.operators), "clip_score": interval(look, "clip_score"),
             "top5": interval(look, "top5"), "frechet": look["frechet"],
         },
-        "rankings": RANKINGS, "levels": list(LEVELS), "bk_sdm": BK_SDM, "bk_level": BK_LEVEL, "model": MODEL, "sampler": SAMPLER,
+        "rankings": RANKINGS, "levels": list(LEVELS), "bk_sdm": BK_SDM, "bk_level": BK_LEVEL,
+        "model": MODEL, "sampler": SAMPLER,
         "finetune": FINETUNE, "interval": "over pictures, each averaged over the seeds of training",
         "macs_convention": "with attention products, batch 1, one call", "features": "mini-CLIP",
     }  # fmt: skip
