@@ -54,9 +54,10 @@ def test_an_execution_report(book: Path) -> None:
         '<link href="https://cdn.example/x.css" rel="stylesheet">',
         '<img alt="x" src="http://cdn.example/x.png">',
         '<script type="application/vnd.jupyter.widget-view+json">{}</script>',
+        "<code>{glue:text}</code>name",
     ],
 )
-def test_what_is_fetched_from_elsewhere_or_needs_a_kernel(book: Path, html: str) -> None:
+def test_what_is_fetched_from_elsewhere_needs_a_kernel_or_lacks_its_figure(book: Path, html: str) -> None:
     (book / "site/one.html").write_text(html)
     assert len(faults(book, book / "site")) == 1
 
