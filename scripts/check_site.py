@@ -55,6 +55,8 @@ def faults(root: Path, site: Path) -> list[str]:
                 f"{name} holds a widget that needs a kernel; give it a text/html twin (CONTRIBUTING.md)"
             )
         if "{glue:" in text:
-            found.append(f"{name} shows the name of a figure, not its value: a glue role inside quotes or code")
+            found.append(
+                f"{name} shows the name of a figure, not its value: a glue role inside quotes or code"
+            )
         found += [f"{name} fetches from another host: {match[0][:120]}" for match in FETCHED.finditer(text)]
     return found
