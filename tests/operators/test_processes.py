@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_pipes import PROMPTS, pipe_of
 
 from pruning_lib.operators import score_operators
@@ -42,15 +43,14 @@ def both(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone():
-    return score_operators(
-        pipe_of("text"),
-        PROMPTS["text"],
-        kinds=["resnet"],
-        num_latents=2,
-        steps=2,
-        guidance_scale=2.0,
-        progress=False,
-    )
+    """What one process gets, with as many threads as each of the two: sums of floats depend on it in the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        options = {"kinds": ["resnet"], "num_latents": 2, "steps": 2, "guidance_scale": 2.0, "progress": False}
+        return score_operators(pipe_of("text"), PROMPTS["text"], **options)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_two_processes_get_what_one_gets(both, alone) -> None:
