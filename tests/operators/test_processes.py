@@ -43,11 +43,17 @@ def both(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone():
-    """What one process gets, with as many threads as each of the two: sums of floats depend on it in the last digits."""
+    """What one process gets, with as many threads as each of the two: the last digits of sums depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        options = {"kinds": ["resnet"], "num_latents": 2, "steps": 2, "guidance_scale": 2.0, "progress": False}
+        options = {
+            "kinds": ["resnet"],
+            "num_latents": 2,
+            "steps": 2,
+            "guidance_scale": 2.0,
+            "progress": False,
+        }
         return score_operators(pipe_of("text"), PROMPTS["text"], **options)
     finally:
         torch.set_num_threads(before)
