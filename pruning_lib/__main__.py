@@ -6,7 +6,6 @@ the whole story.  Heavy imports wait until a command needs them, so that `--help
 
 from __future__ import annotations
 
-import inspect
 import json
 import traceback
 from collections.abc import Callable
@@ -18,6 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from ._cut import app as cut_app
+from ._generate import DeviceOption, Guidance, Seed, Steps
+from ._generate import app as generate_app
+from ._generate import draw as _draw
 from ._prune import app as prune_app
 from .weights.cli import app as weights_app
 from .zoo.cli import app as zoo_app
@@ -57,10 +59,8 @@ app = typer.Typer(
 app.add_typer(weights_app)  # inspect and slim, beside the commands below
 app.add_typer(prune_app)
 app.add_typer(cut_app)  # score and cut
+app.add_typer(generate_app)
 app.add_typer(zoo_app, name="zoo")
-
-
-_LAST_SEED = 2**63 - 1  # PyTorch keeps seeds in 64 bits
 
 
 class Part(str, Enum):
@@ -68,25 +68,6 @@ class Part(str, Enum):
 
     denoiser = "denoiser"
     pipeline = "pipeline"
-
-
-def _device(name: str) -> str:
-    from .measure.device import check_device
-
-    try:
-        return str(check_device(name))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-DeviceOption = Annotated[
-    str, typer.Option(callback=_device, help="cpu, cuda, cuda:1 …; checked before any work.")
-]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Guidance = Annotated[
-    Optional[float],
-    typer.Option(min=0, help="Guidance scale. Default: 3 for emoji-sd, else the pipeline's own."),
-]
 
 
 @app.callback()
@@ -141,7 +122,7 @@ def bench(
     prompt: Annotated[str, typer.Option(help="For --part pipeline.")] = "lion",
     steps: Steps = 25,
     guidance: Guidance = None,
-    seed: Annotated[int, typer.Option(min=0, max=_LAST_SEED, help="Of the noise.")] = 0,
+    seed: Seed = 0,
     device: DeviceOption = "cpu",
     record: Annotated[Optional[Path], typer.Option(help="Also write a record, a .json file.")] = None,
 ) -> None:
@@ -191,45 +172,6 @@ def _denoiser_call(pipe: Any, name: str, *, batch: int, seed: int, **_: Any) -> 
 
 def _picture_call(pipe: Any, name: str, *, batch: int, prompt: str, **options: Any) -> Callable[[], Any]:
     return lambda: _draw(pipe, name, [prompt] * batch, **options)
-
-
-def _draw(pipe: Any, name: str, prompts: list[str], *, steps: int, guidance: float | None, seed: int) -> list:
-    """Return one PIL image per prompt, every one from the noise of `seed`."""
-    import torch
-
-    if "prompt" not in inspect.signature(pipe.__call__).parameters:
-        raise ValueError(
-            f"{name} is a {type(pipe).__name__}, which takes no prompt. Call it from Python instead."
-        )
-    if guidance is None and name == "emoji-sd":
-        guidance = 3.0  # diffusers' default suits Stable Diffusion
-    scale = {} if guidance is None else {"guidance_scale": guidance}
-    noise = [torch.Generator().manual_seed(seed) for _ in prompts]
-    return pipe(prompts, num_inference_steps=steps, generator=noise, **scale).images
-
-
-@app.command()
-def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; each in quotation marks.")],
-    model: Annotated[str, typer.Option(help="Short name, folder or hub id.")] = "emoji-sd",
-    steps: Steps = 25,
-    guidance: Guidance = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=_LAST_SEED, help="Of the noise, the same for every prompt.")
-    ] = 0,
-    out: Annotated[Path, typer.Option(help="Folder; or, for one prompt, a .png file.")] = Path("."),
-    device: DeviceOption = "cpu",
-) -> None:
-    """Draw pictures and save them as PNG; the same command writes the same files again."""
-    from .zoo.hub import load
-    from .zoo.pictures import picture_paths
-
-    paths = picture_paths(out, prompts, seed)  # before the model is loaded: a wrong place should fail at once
-    pipe = load(model, device=device)
-    for path, prompt in zip(paths, prompts, strict=True):
-        (image,) = _draw(pipe, model, [prompt], steps=steps, guidance=guidance, seed=seed)
-        image.save(path)
-        typer.echo(path)
 
 
 @app.command()
