@@ -1,0 +1,245 @@
+"""Record of chapter 11: how alike the features of a denoiser are from step to step, and what that promises.
+
+    python benchmarks/step_similarity.py --stage similarity
+    python benchmarks/step_similarity.py --stage harm
+    python benchmarks/step_similarity.py --stage record
+
+The first stage draws pictures and compares what every unit puts out at all pairs of steps, for three samplers, and for
+a UNet of random weights as a control; five minutes on one CPU core. The second reuses one unit at a time, at every
+second step, and judges the pictures; five minutes. The third writes book/results/step_similarity.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from judged import once, spread, unit
+from torch import Tensor, nn
+
+import pruning_lib as pl
+from pruning_lib.measure import bootstrap_interval, ssim
+from pruning_lib.measure.record import check_writable
+from pruning_lib.zoo.gate import generate
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+MODEL, GUIDANCE, SEED, BATCH = "emoji-sd", 3.0, 0, 16
+N, N_CONTROL, N_HARM, HARM_STEPS = 64, 16, 32, 20
+OUTPUT = "conv_out"  # the denoiser's own output
+PENULTIMATE = (
+    "up_blocks.2.upsamplers.0"  # the last module of the penultimate up block: its output is the block's
+)
+SHOWN = (PENULTIMATE, "down_blocks.0.layers.1", "up_blocks.3.layers.2", OUTPUT)  # all pairs of steps are kept
+HALVES = ("unprompted", "prompted")  # guidance puts the calls without the prompt first
+LAGS = (1, 2, 3, 5, 10)
+SAMPLERS = {
+    "DDIM, 50 steps": (DDIMScheduler, 50),
+    "DDIM, 20 steps": (DDIMScheduler, 20),
+    "DPM-Solver++, 25 steps": (DPMSolverMultistepScheduler, 25),
+}
+CONTROL = "random weights, DDIM, 50 steps"
+
+
+def held_out(count: int) -> list[str]:
+    """Return captions that no pruner is trained with: of all but every fourth, `count` spread evenly."""
+    rest = [caption for i, caption in enumerate(pl.captions(MODEL)) if i % 4]
+    return [rest[i] for i in spread(count, len(rest))]
+
+
+def features(unet: nn.Module) -> dict[str, nn.Module]:
+    """Return unit -> the module whose output it passes on, in the order of the forward; last the whole UNet's."""
+    found: dict[str, nn.Module] = {}
+    parts = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
+    parts += [("mid_block", unet.mid_block)]
+    parts += [(f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]
+    for name, block in parts:
+        if name == "mid_block":
+            found[name] = block
+            continue
+        for i, resnet in enumerate(block.resnets):
+            found[f"{name}.layers.{i}"] = block.attentions[i] if hasattr(block, "attentions") else resnet
+        for kind in ("downsamplers", "upsamplers"):
+            for i, module in enumerate(getattr(block, kind, None) or ()):
+                found[f"{name}.{kind}.{i}"] = module
+    return found | {OUTPUT: unet.conv_out}
+
+
+@contextmanager
+def recording(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep what every unit puts out in each call: `[2, n, elements]`, without the prompt and with it."""
+    kept: dict[str, list[Tensor]] = {name: [] for name in features(unet)}
+
+    def keep(name: str):
+        def hook(module: nn.Module, inputs: tuple, output) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            kept[name].append(tensor.flatten(1).unflatten(0, (2, -1)).float())
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in features(unet).items()]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compare(pipe, prompts: Sequence[str], steps: int) -> dict:
+    """Draw and compare the features of all pairs of steps.
+
+    Returns:
+        half -> unit -> `cosine` `[n, T, T]`, `change` `[n, T - 1]` (distance of neighbouring steps over the length of
+        the earlier one) and `others` `[n, T]` (cosine with another picture at the same step).
+    """
+    found: dict[str, dict[str, dict[str, list[Tensor]]]] = {half: {} for half in HALVES}
+    for start in range(0, len(prompts), BATCH):
+        part = list(prompts[start : start + BATCH])
+        with recording(pipe.unet) as kept:
+            generate(pipe, part, steps=steps, guidance=GUIDANCE, seed=SEED + start)
+        for name, calls in kept.items():
+            for half, x in zip(HALVES, torch.stack(calls, dim=2), strict=True):  # [n, T, elements]
+                unit_x = nn.functional.normalize(x, dim=2)
+                rows = found[half].setdefault(name, {"cosine": [], "change": [], "others": []})
+                rows["cosine"].append(unit_x @ unit_x.mT)
+                rows["change"].append((x[:, 1:] - x[:, :-1]).norm(dim=2) / x[:, :-1].norm(dim=2))
+                rows["others"].append((unit_x * unit_x.roll(1, 0)).sum(2))
+            calls.clear()
+    return {
+        half: {name: {key: torch.cat(parts) for key, parts in rows.items()} for name, rows in units.items()}
+        for half, units in found.items()
+    }
+
+
+def rounded(values: Tensor) -> list:
+    """Return a tensor as lists of numbers with six places after the point."""
+    return (values.double() * 1e6).round().div(1e6).tolist()
+
+
+def of_unit(rows: dict[str, Tensor]) -> dict:
+    """Return what the record keeps of one unit: means over pictures, and intervals where a page says a number."""
+    steps = rows["cosine"].shape[1]
+    lags = {k: rows["cosine"].diagonal(k, 1, 2) for k in LAGS if k < steps}
+    return {
+        "adjacent": rounded(lags[1].mean(0)),
+        "adjacent_mean": bootstrap_interval(lags[1].mean(1)).to_dict(),
+        "adjacent_least": round(lags[1].min().item(), 6),
+        "change": rounded(rows["change"].mean(0)),
+        "change_mean": bootstrap_interval(rows["change"].mean(1)).to_dict(),
+        "lags": {str(k): round(v.mean().item(), 6) for k, v in lags.items()},
+        "other_picture_mean": bootstrap_interval(rows["others"].mean(1)).to_dict(),
+    }
+
+
+def summary(pipe, prompts: Sequence[str], steps: int) -> dict:
+    """Draw with one sampler and return what the record keeps."""
+    found = compare(pipe, prompts, steps)
+    return {
+        "n": len(prompts), "steps": steps, "timesteps": pipe.scheduler.timesteps.tolist(),
+        "units": {h: {name: of_unit(rows) for name, rows in units.items()} for h, units in found.items()},
+        "cosine": {h: {name: rounded(units[name]["cosine"].mean(0)) for name in SHOWN} for h, units in found.items()},
+    }  # fmt: skip
+
+
+def similarity(work: Path) -> None:
+    """Run the first stage, sampler by sampler."""
+    pipe = pl.load(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    config = pipe.scheduler.config
+    for name, (kind, steps) in SAMPLERS.items():
+        print(name, flush=True)
+        pipe.scheduler = kind.from_config(config)
+        once(work / f"{kind.__name__}-{steps}.json", lambda s=steps: summary(pipe, held_out(N), s))
+    print(CONTROL, flush=True)
+    pipe.scheduler, pipe.unet = DDIMScheduler.from_config(config), unlearned(pipe.unet)
+    once(work / "control.json", lambda: summary(pipe, held_out(N_CONTROL), 50))
+
+
+@torch.no_grad()
+def unlearned(unet: nn.Module) -> nn.Module:
+    """Return a copy in which every layer has the weights that it would begin training with."""
+    unet, state = copy.deepcopy(unet), torch.random.get_rng_state()
+    torch.manual_seed(SEED)
+    for module in unet.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.random.set_rng_state(state)
+    return unet
+
+
+@contextmanager
+def reused(unet: nn.Module, module: nn.Module, every: int) -> Iterator[None]:
+    """Let one module answer with its last output except at every `every`-th call of the UNet."""
+    forward, calls, cached = module.forward, [-1], [None]
+
+    def counted(*_) -> None:
+        calls[0] += 1
+
+    def instead(*args, **kwargs):
+        if calls[0] % every == 0:
+            cached[0] = forward(*args, **kwargs)
+        return cached[0]
+
+    handle = unet.register_forward_pre_hook(counted)
+    module.forward = instead
+    try:
+        yield
+    finally:
+        handle.remove()
+        del module.forward
+
+
+def harm(work: Path) -> None:
+    """Run the second stage: SSIM to the unpruned picture when one unit is computed at every second step only."""
+    pipe, prompts = pl.load(MODEL), held_out(N_HARM)
+    pipe.set_progress_bar_config(disable=True)
+    wanted = unit(generate(pipe, prompts, steps=HARM_STEPS, guidance=GUIDANCE, seed=SEED))
+    for name, module in features(pipe.unet).items():
+        print(name, flush=True)
+
+        def work_it(name=name, module=module) -> dict:
+            # a unit's last module stands for the unit: what runs before it in the unit is not read by anything else
+            with reused(pipe.unet, module, every=2):
+                drawn = unit(generate(pipe, prompts, steps=HARM_STEPS, guidance=GUIDANCE, seed=SEED))
+            return {"ssim": bootstrap_interval(ssim(drawn, wanted)).to_dict()}
+
+        once(work / f"harm-{name}.json", work_it)
+
+
+def record(path: Path, work: Path) -> Path:
+    """Write what has been done."""
+
+    def read(name: str) -> dict:
+        return json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+
+    samplers = {name: read(f"{kind.__name__}-{steps}") for name, (kind, steps) in SAMPLERS.items()}
+    names = list(next(iter(samplers.values()))["units"]["prompted"])
+    data = {
+        "model": MODEL, "guidance_scale": GUIDANCE, "seed": SEED, "penultimate": PENULTIMATE, "output": OUTPUT,
+        "prompts": held_out(N), "samplers": samplers, "control": read("control"),
+        "harm": {"n": N_HARM, "steps": HARM_STEPS, "every": 2, "units": {n: read(f"harm-{n}") for n in names}},
+    }  # fmt: skip
+    note = pl.passport(seeds=[SEED], n=N)
+    return pl.save_record(path, "step_similarity", data, note)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("similarity", "harm", "record"), required=True)
+    parser.add_argument(
+        "--work", type=Path, default=Path("_build/step-similarity"), help="folder of single results"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    arguments = parser.parse_args()
+    check_writable(arguments.out / "step_similarity.json")
+    if arguments.stage == "similarity":
+        similarity(arguments.work)
+    elif arguments.stage == "harm":
+        harm(arguments.work)
+    else:
+        print(record(arguments.out / "step_similarity.json", arguments.work))
