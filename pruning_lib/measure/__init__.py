@@ -13,6 +13,8 @@ _WHERE = {
     "MacsReport": "macs",
     "ModuleCost": "macs",
     "count_macs": "macs",
+    "backward_bytes": "backward",
+    "kept_for_backward": "backward",
     "example_inputs": "inputs",
     "families": "inputs",
     "Latency": "latency",
@@ -41,6 +43,7 @@ _WHERE = {
 __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
+    from .backward import backward_bytes, kept_for_backward
     from .distribution import FrechetResult, RankDeficientWarning, frechet, frechet_distance, frechet_interval
     from .inception import InceptionUnavailableError, clean_resize, torchvision_is_healthy
     from .inputs import example_inputs, families
