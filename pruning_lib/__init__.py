@@ -34,6 +34,9 @@ _WHERE = {
     "score_operators": "operators.score",
     "remove_operators": "operators.remove",
     "load_pruned": "operators.saving",
+    "units_of": "steps.units",
+    "grid_of": "steps.grid",
+    "Schedule": "steps.schedule",
     "finetune": "training.finetune",
     "denoiser_on_meta": "zoo.architectures",
     "count_macs": "measure.macs",
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
     from .operators.remove import remove_operators
     from .operators.saving import load_pruned
     from .operators.score import score_operators
+    from .steps.grid import grid_of
+    from .steps.schedule import Schedule
+    from .steps.units import units_of
     from .training.finetune import finetune
     from .weights.blocks import remove_blocks
     from .weights.checkpoint import inspect_checkpoint

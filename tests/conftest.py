@@ -17,6 +17,7 @@ PROGRAMS = (
     "tests/repo",
     "tests/weights",
     "tests/operators",
+    "tests/steps",
     "tests/training",
     "tests/show",
 )

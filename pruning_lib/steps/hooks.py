@@ -1,0 +1,241 @@
+"""How everything in this package reaches into a running denoiser: diffusers' own hooks, and one *control* object.
+
+`attach` puts one hook on the denoiser and one on every module of its units.  The hooks decide nothing: they ask the
+control what to do.  Replaying a schedule, training soft gates and tracing the wiring are three controls.  Because the
+hooks sit in diffusers' registry, offloading, LoRA, ControlNet and compiled models go on working around them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from .units import Unit
+
+__all__ = ["HOOK", "Attached", "Control", "attach"]
+
+HOOK = "pruning_lib_steps"
+Values = list[Tensor]
+
+
+class Control:
+    """Decides what the units of a denoiser do. This one changes nothing; override what you need.
+
+    The value of a unit is a list of tensors: those that its last module returns, each once; for a unit of kind
+    "contribution", output minus input.
+    """
+
+    def denoiser(
+        self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None
+    ) -> object:
+        """Run one call of the denoiser: `forward()` runs it as it was called, `forward(*args, **kwargs)` otherwise.
+
+        Args:
+            forward: the call. Without arguments, those of the caller.
+            args, kwargs: what the denoiser was called with.
+            context: name of the call where a pipeline makes several per step (`cache_context`), or None.
+        """
+        return forward()
+
+    def enters(self, index: int, args: tuple, kwargs: dict) -> None:
+        """Take note of what a module of unit `index` is called with."""
+
+    def skips(self, index: int) -> bool:
+        """Say whether unit `index` need not be computed in this call. Asked once per module of the unit."""
+        return False
+
+    def unit(self, index: int, compute: Callable[[], Values] | None) -> Values:
+        """Return the value of unit `index`. `compute` runs it; None when `skips` said so."""
+        return compute()
+
+
+class Attached:
+    """Hooks that are in place. `remove()` takes them off; a second time is harmless."""
+
+    def __init__(self, denoiser: nn.Module, modules: Sequence[nn.Module]):
+        self._denoiser, self._modules = denoiser, list(modules)
+
+    def remove(self) -> None:
+        """Take all hooks off, so that the denoiser runs as before."""
+        for module in self._modules:
+            HookRegistry.check_if_exists_or_initialize(module).remove_hook(HOOK, recurse=False)
+        if self._modules:
+            HookRegistry.check_if_exists_or_initialize(self._denoiser).invalidate_child_registries_cache()
+        self._modules = []
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Attached:
+    """Hook a denoiser and its units, so that `control` decides.
+
+    Args:
+        denoiser: a diffusers model.
+        units: as `units_of` gives them for this denoiser.
+        control: asked at every call.
+
+    Returns:
+        A handle, also a context manager, that takes the hooks off.
+
+    Raises:
+        RuntimeError: hooks of this package are in place already.
+
+    Example:
+        >>> with attach(pipe.unet, units_of(pipe.unet), Control()):
+        ...     pipe("lion")
+    """
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
+    if registry.get_hook(HOOK) is not None:
+        raise RuntimeError(
+            "A schedule is already applied to this denoiser, or its gates are being trained. Leave that `with` block "
+            "first: one denoiser follows one schedule at a time."
+        )
+    modules: list[nn.Module] = []
+    attached = Attached(denoiser, modules)
+    try:
+        for index, unit in enumerate(units):
+            last = len(unit.modules) - 1
+            for position, path in enumerate(unit.modules):
+                module = denoiser.get_submodule(path)
+                hook = (
+                    _LastHook(control, index, unit.kind) if position == last else _InnerHook(control, index)
+                )
+                HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+                attached._modules.append(module)
+        registry.register_hook(_DenoiserHook(control), HOOK)
+        attached._modules.append(denoiser)
+        registry.invalidate_child_registries_cache()
+    except BaseException:
+        attached.remove()
+        raise
+    return attached
+
+
+class _Context(BaseState):
+    def reset(self) -> None:
+        """Hold nothing: the registry only tells the context's name."""
+
+
+class _DenoiserHook(ModelHook):
+    _is_stateful = True  # so that diffusers tells it the context of a call
+
+    def __init__(self, control: Control):
+        super().__init__()
+        self.control, self.contexts = control, StateManager(_Context)
+
+    # The decisions are plain Python over tables and must not be traced; what they run is compiled on its own.
+    @torch.compiler.disable(recursive=False)
+    def new_forward(self, module: nn.Module, *args, **kwargs):
+        def forward(*own, **named):
+            if own or named:
+                return self.fn_ref.original_forward(*own, **named)
+            return self.fn_ref.original_forward(*args, **kwargs)
+
+        context = getattr(self.contexts, "_context", None) or getattr(self.contexts, "_current_context", None)
+        return self.control.denoiser(forward, args, kwargs, getattr(context, "name", context))
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+class _InnerHook(ModelHook):
+    """On a module whose result only the next module of the same unit reads."""
+
+    def __init__(self, control: Control, index: int):
+        super().__init__()
+        self.control, self.index = control, index
+
+    @torch.compiler.disable(recursive=False)
+    def new_forward(self, module: nn.Module, *args, **kwargs):
+        self.control.enters(self.index, args, kwargs)
+        if self.control.skips(self.index):
+            return args[0] if args else next(iter(kwargs.values()))  # read by nobody
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+
+class _LastHook(ModelHook):
+    """On the module whose output is the unit's."""
+
+    def __init__(self, control: Control, index: int, kind: str):
+        super().__init__()
+        self.control, self.index, self.kind = control, index, kind
+        self._form: _Form | None = None
+
+    @torch.compiler.disable(recursive=False)
+    def new_forward(self, module: nn.Module, *args, **kwargs):
+        self.control.enters(self.index, args, kwargs)
+        forward = self.fn_ref.original_forward
+        entered = _stream(module, args, kwargs) if self.kind == "contribution" else None
+        if self._form is not None and self.control.skips(self.index):
+            return self._form.rebuild(self.control.unit(self.index, None), entered)
+        computed = output = None
+
+        def compute() -> Values:
+            nonlocal computed, output
+            output = forward(*args, **kwargs)
+            self._form, computed = _Form.of(output, entered)
+            return computed
+
+        values = self.control.unit(self.index, compute)
+        if values is computed:
+            return output  # untouched, so bit for bit what the module returned
+        return self._form.rebuild(values, entered)
+
+
+class _Form:
+    """How a module's output is put together from a unit's values."""
+
+    def __init__(self, spec: pytree.TreeSpec, places: list[int | None], constants: list[object], added: bool):
+        self.spec, self.places, self.constants, self.added = spec, places, constants, added
+
+    @classmethod
+    def of(cls, output: object, entered: tuple | None) -> tuple[_Form, Values]:
+        """Take an output apart: the form, and its tensors, each once (a UNet block returns its last state twice)."""
+        leaves, spec = pytree.tree_flatten(output)
+        numbers: dict[int, int] = {}
+        places: list[int | None] = []
+        values: Values = []
+        for position, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                places.append(None)
+                continue
+            if id(leaf) not in numbers:
+                numbers[id(leaf)] = len(values)
+                values.append(leaf if entered is None else leaf - _beside(entered, position, len(leaves)))
+            places.append(numbers[id(leaf)])
+        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return cls(spec, places, constants, entered is not None), values
+
+    def rebuild(self, values: Values, entered: tuple | None) -> object:
+        """Put an output together."""
+        leaves = []
+        for position, (place, constant) in enumerate(zip(self.places, self.constants, strict=True)):
+            value = constant if place is None else values[place]
+            if place is not None and self.added:
+                value = _beside(entered, position, len(self.places)) + value
+            leaves.append(value)
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+def _stream(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    """Return what entered a block: of the text and of the picture, in the order in which such blocks return them."""
+    given = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+    return given.get("encoder_hidden_states"), given["hidden_states"]
+
+
+def _beside(entered: tuple, position: int, count: int) -> Tensor:
+    # diffusers' blocks return the picture alone, or (text, picture).
+    return entered[1] if count == 1 else entered[position]

@@ -1,0 +1,157 @@
+"""Which unit reads which: traced, not written down.
+
+One forward call runs on the structure alone (meta tensors).  Every unit's value passes through a marker, an operation
+that does nothing but leave a node in autograd's graph.  Walking that graph back from a unit's input to the nearest
+markers tells what it reads.  Skip connections need no table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..measure.inputs import example_inputs
+from ..measure.skeleton import skeleton
+from .hooks import Control, attach
+
+__all__ = ["Wiring", "trace_wiring"]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Who reads whose value within one call.
+
+    Attributes:
+        inputs: for each unit, the units whose values it reads; all come before it.
+        output: the units that the denoiser's output reads.
+        output_reads_input: whether the output reads something besides units: the sample, the timestep or the text. If
+            not, and all units it reads are reused, then the output is that of the call before.
+    """
+
+    inputs: tuple[frozenset[int], ...]
+    output: frozenset[int]
+    output_reads_input: bool
+
+    def consumers(self) -> tuple[frozenset[int], ...]:
+        """Return for each unit the units that read it."""
+        found: list[set[int]] = [set() for _ in self.inputs]
+        for reader, read in enumerate(self.inputs):
+            for unit in read:
+                found[unit].add(reader)
+        return tuple(map(frozenset, found))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain lists."""
+        return {
+            "inputs": [sorted(read) for read in self.inputs],
+            "output": sorted(self.output),
+            "output_reads_input": self.output_reads_input,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Wiring:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: a unit reads one that does not come before it, or one that does not exist.
+        """
+        inputs = tuple(frozenset(read) for read in data["inputs"])
+        wiring = cls(inputs, frozenset(data["output"]), bool(data["output_reads_input"]))
+        for reader, read in enumerate(inputs):
+            if any(not 0 <= unit < reader for unit in read):
+                raise ValueError(
+                    f"Unit {reader} reads units {sorted(read)}; it can only read units before it."
+                )
+        if not wiring.output or any(not 0 <= unit < len(inputs) for unit in wiring.output):
+            raise ValueError(f"The output reads units {sorted(wiring.output)} of {len(inputs)}.")
+        return wiring
+
+
+def trace_wiring(
+    denoiser: nn.Module, units: Sequence, *, sample_size: int | tuple[int, int] | None = None
+) -> Wiring:
+    """Trace which unit reads which, in one call without weights.
+
+    Args:
+        denoiser: a denoiser of a family that `measure.example_inputs` knows; only its structure is read.
+        units: its units, in the order of their calls.
+        sample_size: as in `example_inputs`.
+
+    Raises:
+        RuntimeError: a unit was never called, or the units are not listed in the order in which they run.
+    """
+    model = skeleton(denoiser)
+    inputs = _in_the_graph(example_inputs(model, sample_size=sample_size))
+    tracer = _Tracer()
+    with attach(model, units, tracer), torch.enable_grad():
+        output = model(**inputs, return_dict=False)
+    missing = [unit.name for index, unit in enumerate(units) if index not in tracer.read]
+    if missing:
+        raise RuntimeError(f"{type(model).__name__} did not call these units: {', '.join(missing[:5])}.")
+    final, reads_input = tracer.walk(pytree.tree_leaves(output))
+    wiring = Wiring(
+        tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input
+    )
+    return Wiring.from_dict(wiring.to_dict())
+
+
+def _in_the_graph(inputs: dict) -> dict:
+    """Let every input leave a trace. A timestep is a whole number; as a fraction it can carry a gradient."""
+
+    def traced(value: object) -> object:
+        return value.detach().float().requires_grad_() if isinstance(value, Tensor) else value
+
+    # Numbers of classes choose rows of a table and must stay whole.
+    return {
+        k: v if k == "class_labels" and not v.is_floating_point() else pytree.tree_map(traced, v)
+        for k, v in inputs.items()
+    }
+
+
+class _Marker(torch.autograd.Function):
+    """Does nothing, and leaves a node."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class _Tracer(Control):
+    """Marks the value of every unit, and notes what each reads."""
+
+    def __init__(self):
+        self.read: dict[int, set[int]] = {}
+        self.nodes: dict[object, int] = {}
+
+    def enters(self, index, args, kwargs):
+        found, _ = self.walk(pytree.tree_leaves((args, kwargs)))
+        self.read.setdefault(index, set()).update(found)
+
+    def unit(self, index, compute):
+        marked = [_Marker.apply(value) for value in compute()]
+        self.nodes |= {value.grad_fn: index for value in marked}
+        return marked
+
+    def walk(self, tensors: Iterable[object]) -> tuple[set[int], bool]:
+        """Return the nearest units behind these tensors, and whether a path leads past them to the inputs."""
+        stack = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
+        found, seen, leaf = set(), set(), False
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.nodes:
+                found.add(self.nodes[node])
+                continue
+            leaf |= type(node).__name__ == "AccumulateGrad"
+            stack += [before for before, _ in node.next_functions if before is not None]
+        return found, leaf
