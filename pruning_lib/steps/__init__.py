@@ -24,6 +24,18 @@ _WHERE: dict[str, str] = {
     "attach": "hooks",
     "Attached": "hooks",
     "Control": "hooks",
+    "SuperNet": "supernet",
+    "PrunerNetwork": "pruner",
+    "GateTable": "pruner",
+    "keep_probability": "pruner",
+    "straight_through": "pruner",
+    "LOSSES": "losses",
+    "picture_loss": "losses",
+    "cell_shares": "sparsity",
+    "own_shares": "sparsity",
+    "sparsity": "sparsity",
+    "within_budget": "sparsity",
+    "gate_gradients": "gradient",
 }
 
 __all__ = list(_WHERE)

@@ -1,0 +1,75 @@
+"""Consistency: how far the gated generation is from the unpruned one (DiP-GO, arXiv 2410.16942, Section 3.3).
+
+The paper compares four losses on decoded pictures: L1, L2, SSIM, and L1 + SSIM.  "latent" compares the last latents and
+needs no decoder, neither forward nor backward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .._text import nearest
+from ..measure.quality import ssim
+
+if TYPE_CHECKING:
+    from .supernet import SuperNet
+
+__all__ = ["LOSSES", "check_loss", "consistency", "picture_loss"]
+
+LOSSES = ("ssim", "l1", "l2", "ssim+l1", "latent")
+
+
+def check_loss(name: str) -> str:
+    """Return `name` if it is one of `LOSSES`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"There is no loss {name!r}. {nearest(str(name), LOSSES)}")
+    return name
+
+
+def picture_loss(name: str, pictures: Tensor, wanted: Tensor) -> Tensor:
+    """Compare pictures, differentiably.
+
+    Args:
+        name: "ssim" for 1 - SSIM, "l1", "l2", or "ssim+l1" for their sum.
+        pictures, wanted: floats in [0, 1], `[n, 3, h, w]`; for SSIM, h and w at least 11.
+
+    Returns:
+        One number per picture, `[n]`, 0 where they are equal.
+
+    Raises:
+        ValueError: another name or other shapes.
+    """
+    pictures, wanted = pictures.float(), wanted.float()
+    found = [_PARTS[part](pictures, wanted) for part in name.split("+") if part in _PARTS]
+    if not found or "+".join(part for part in name.split("+") if part in _PARTS) != name:
+        raise ValueError(f"{name!r} does not compare pictures. Allowed: ssim, l1, l2, ssim+l1.")
+    return sum(found)
+
+
+_PARTS = {
+    "ssim": lambda a, b: 1 - ssim(a, b),
+    "l1": lambda a, b: (a - b).abs().mean((1, 2, 3)),
+    "l2": lambda a, b: (a - b).square().mean((1, 2, 3)),
+}
+
+
+def consistency(name: str, net: SuperNet, latents: Tensor, wanted: Tensor) -> Tensor:
+    """Compare the latents of a gated generation with the unpruned ones.
+
+    Args:
+        name: one of `LOSSES`; all but "latent" decode both.
+        net: whose autoencoder decodes.
+        latents, wanted: `[n, ...]`.
+
+    Returns:
+        One number per generation, `[n]`.
+    """
+    if check_loss(name) == "latent":
+        return (latents.float() - wanted.float()).square().flatten(1).mean(1)
+    return picture_loss(name, net.pictures(latents), net.pictures(wanted))

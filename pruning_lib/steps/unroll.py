@@ -1,0 +1,167 @@
+"""A generation as one differentiable function: from prompts and seeds to the last latents, and on to pictures.
+
+The pipeline itself runs, with its own text encoding, guidance and sampler; only the `torch.no_grad` around its call is
+left out.  What the sampler's last step returns are the latents, so pipelines that offer no latents give theirs too.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .._text import nearest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["Unroll"]
+
+
+class Unroll:
+    """Draws latents of a pipeline, with gradients where they are asked for.
+
+    Gradients flow while autograd is on, as it is by default, and reach whatever hooks put into the denoiser.
+
+    Args:
+        pipe: a diffusers pipeline that takes prompts, numbers of classes, or nothing.
+        steps: `num_inference_steps`, >= 1.
+        guidance_scale: of the pipeline's call. Default: the pipeline's own.
+        options: other arguments of the pipeline's call, for example {"height": 512, "width": 512}.
+
+    Raises:
+        TypeError: a pipeline that cannot be asked for several latents.
+        ValueError: an argument that the pipeline does not take, or numbers out of range.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, *, steps: int, guidance_scale: float | None = None,
+        options: Mapping[str, object] | None = None,
+    ):  # fmt: skip
+        self._run = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad
+        takes = inspect.signature(self._run).parameters
+        self.pipe, self.argument = pipe, _argument(pipe, takes)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"steps={steps!r}; it must be a whole number >= 1.")
+        self.call: dict[str, object] = {"num_inference_steps": steps}
+        if guidance_scale is not None:
+            self.call["guidance_scale"] = float(guidance_scale)
+        self.call |= dict(options or {})
+        for name in self.call:
+            if name not in takes:
+                raise ValueError(f"{type(pipe).__name__} takes no {name!r}. {nearest(name, list(takes))}")
+
+    def check(self, prompts: object) -> list:
+        """Return prompts as a list, after checking that the pipeline draws from such.
+
+        Raises:
+            ValueError: none, one text instead of a list, or of the wrong kind.
+        """
+        name, text = type(self.pipe).__name__, self.argument == "prompt"
+        wanted, example = ("texts", "['lion', 'pizza']") if text else ("numbers", "[207, 360]")
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or not prompts:
+            raise ValueError(f"prompts={prompts!r}; {name} draws from a list of {wanted}, such as {example}.")
+        wrong = [p for p in prompts if not isinstance(p, str if text else int)]
+        if wrong:
+            raise ValueError(
+                f"prompts holds {wrong[0]!r}, but {name} draws from {wanted}, such as {example}."
+            )
+        return list(prompts)
+
+    def latents(self, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
+        """Draw.
+
+        Args:
+            prompts: n texts or numbers of classes; of a pipeline without either, n numbers that are not looked at.
+            seeds: n seeds; latent i starts from noise of seed i, whatever stands beside it.
+
+        Returns:
+            `[n, ...]` in the denoiser's type, with a graph behind it if gates with gradients were in the way.
+        """
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        which = len(noise) if self.argument == "batch_size" else list(prompts)
+        with _quiet(self.pipe), _ends_with_latents(self.pipe, noise):
+            try:
+                self._run(self.pipe, **{self.argument: which}, generator=noise, **self.call)
+            except _Finished as finished:
+                return finished.latents[: len(noise)]  # with guidance some pipelines carry each twice
+            finally:
+                self.pipe.maybe_free_model_hooks()
+        raise TypeError(
+            f"{type(self.pipe).__name__} does not call scheduler.step once for each of its timesteps, so its last "
+            "latents cannot be told."
+        )
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Decode latents, differentiably.
+
+        Returns:
+            Floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type; pipelines without one draw pixels themselves.
+        """
+        vae = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None)
+        if not isinstance(vae, nn.Module):
+            return (latents / 2 + 0.5).clamp(0, 1)
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        scaled = latents.to(vae.dtype) / (getattr(vae.config, "scaling_factor", None) or 1.0) + shift
+        return (vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+
+class _Finished(Exception):
+    """Ends a pipeline's call after its last step."""
+
+    def __init__(self, latents: Tensor):
+        super().__init__()
+        self.latents = latents
+
+
+@contextmanager
+def _ends_with_latents(pipe: DiffusionPipeline, noise: list[torch.Generator]) -> Iterator[None]:
+    """Raise `_Finished` from the scheduler's last step; random steps draw from `noise` in any case."""
+    scheduler, step, calls = pipe.scheduler, pipe.scheduler.step, 0
+    takes = inspect.signature(step).parameters
+
+    @functools.wraps(step)
+    def last(*args, **kwargs):
+        nonlocal calls
+        if "generator" in takes and kwargs.get("generator") is None:
+            sample = kwargs["sample"] if "sample" in kwargs else args[2]
+            kwargs["generator"] = noise * (len(sample) // len(noise))
+        result = step(*args, **kwargs)
+        calls += 1
+        if calls == len(scheduler.timesteps):
+            raise _Finished(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    scheduler.step = last
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+@contextmanager
+def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
+
+
+def _argument(pipe: DiffusionPipeline, taken: Mapping[str, object]) -> str:
+    for name in ("prompt", "class_labels", "batch_size"):
+        if name in taken:
+            return name
+    raise TypeError(
+        f"{type(pipe).__name__} takes neither prompt nor class_labels nor batch_size, so it is not known how to ask it "
+        "for several latents."
+    )
