@@ -1,0 +1,318 @@
+"""The schedule painter alone in a page on the disk: counts, mouse, keyboard, links, words, a kernel, print, phones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from painter_samples import NAMES, PROMPTS, colour, grid, painter, random_grid, random_table
+from PIL import Image
+from playwright.sync_api import Browser, Page
+
+from pruning_lib.show.painter import grid_data, to_rows, to_table
+from pruning_lib.show.sprites import data_url
+from pruning_lib.show.twin import module_source
+from visits import AXE, PHONE
+
+pytestmark = pytest.mark.browser
+
+PIXEL = "(c) => [...c.getContext('2d').getImageData(3, 3, 1, 1).data]"
+
+
+def picture(page: Page, which: int = 1) -> list[int] | None:
+    """Return the colour of a picture, None where nothing is drawn."""
+    *rgb, alpha = page.locator("canvas").nth(which).evaluate(PIXEL)
+    return rgb if alpha else None
+
+
+def shows(page: Page, stop: int, prompt: int = 0) -> bool:
+    whole, now = (picture(page, k) for k in (0, 1))
+    return whole == pytest.approx(colour(prompt, 0), abs=3) and now == pytest.approx(
+        colour(prompt, stop), abs=3
+    )
+
+
+def said(page: Page) -> str:
+    return page.locator(".say").text_content().replace("\u00a0", " ")
+
+
+def cell(page: Page, step: int, unit: int):
+    """Return a cell; steps and units count from zero."""
+    return page.locator(f"#painter-cell-{step}-{unit}")
+
+
+def table(page: Page) -> list[str]:
+    """Return what each step's cells are: c computed, d dead, r reused."""
+    cells = page.locator(".paint tbody tr").evaluate_all(
+        "rows => rows.map((row) => [...row.querySelectorAll('td')].map((td) => td.className[0]))"
+    )
+    return ["".join(column) for column in zip(*cells, strict=True)]
+
+
+def ratio(*rows: str) -> str:
+    """Return the share of MACs that Python counts."""
+    return f"{100 * grid().macs_ratio(to_table(rows)):.1f} % of the MACs"
+
+
+# One table is counted by both languages.
+
+COUNT = """async ([source, cases]) => {
+  const m = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  return cases.map(([rows, grid]) => {
+    const alive = m.live(m.read(rows), grid), called = m.calls(alive, grid);
+    return { live: m.write(alive), called, back: m.write(m.fromHex(m.toHex(m.read(rows)), rows.length, rows[0].length)),
+      macs: m.cost(alive, called, grid.macs, grid.base_macs),
+      without: m.cost(alive, called, grid.macs_without_attention, grid.base_macs_without_attention) };
+  });
+}"""
+
+
+def test_the_page_counts_as_python_does(browser: Browser) -> None:
+    generator = torch.Generator().manual_seed(5)
+    grids, tables = [], []
+    for k in range(150):
+        units, steps = 2 + k % 11, 2 + k % 7
+        grids.append(random_grid(units, steps, generator))
+        tables.append(random_table((steps, units), generator, (k % 10 + 0.5) / 10))
+    page = browser.new_page()
+    cases = [[to_rows(on), grid_data(g)] for g, on in zip(grids, tables, strict=True)]
+    found = page.evaluate(COUNT, [module_source("painter_counting"), cases])
+    dead = skipped = 0
+    for g, on, told in zip(grids, tables, found, strict=True):
+        assert told["live"] == to_rows(g.live(on)) and told["called"] == g.calls(on).tolist()
+        assert told["macs"] == g.macs_of(on) and told["without"] == g.macs_of(on, attention=False)
+        assert told["back"] == to_rows(on), "a table survives the address"
+        dead += int((on & ~g.live(on)).sum())
+        skipped += int((~g.calls(on)).sum())
+    assert dead > 100 and skipped > 20, "the cases must hold what is to be counted"
+    page.close()
+
+
+def test_an_address_that_is_no_table_is_refused(browser: Browser) -> None:
+    page = browser.new_page()
+    script = """async (source) => {
+      const m = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+      return ["", "xyz", "fff", "fffff"].map((text) => m.fromHex(text, 4, 4));
+    }"""
+    assert page.evaluate(script, module_source("painter_counting")) == [None] * 4
+    assert page.evaluate(script.replace('"fff"', '"f0f0"'), module_source("painter_counting"))[2] is not None
+    page.close()
+
+
+def test_a_cell_is_switched_and_everything_follows(opened) -> None:
+    page = opened(painter(start={"schedule": "everything"}))
+    assert said(page) == "100.0 % of the MACs in 4 of 4 calls. SSIM of this picture 1.000." and shows(page, 0)
+    cell(page, 1, 3).click()  # nobody reads the rest of this step any more
+    assert table(page) == ["cccc", "dddr", "cccc", "cccc"]
+    assert said(page).startswith(f"{ratio('1111', '1110', '1111', '1111')} in 3 of 4 calls; 3 computed cells")
+    assert "No picture was recorded" in said(page) and picture(page) is None
+    assert page.locator(".badge").text_content() == "no picture"
+    assert page.locator("th.skipped").text_content() == "2"
+    assert cell(page, 1, 0).get_attribute("aria-label") == f"{NAMES[0]}, step 2: computed, but dead work"
+    assert cell(page, 1, 3).get_attribute("aria-selected") == "false"
+    cell(page, 3, 3).click()  # the same picture as every 2nd step, dead work besides
+    assert shows(page, 1) and said(page).startswith(
+        "50.0 % of the MACs in 2 of 4 calls; 6 computed cells are"
+    )
+    assert "SSIM of this picture 0.900" in said(page)
+    page.get_by_role("button", name="Switch dead work off").click()
+    assert table(page) == ["cccc", "rrrr"] * 2 and shows(page, 1)
+    assert said(page).startswith("50.0 % of the MACs in 2 of 4 calls. ")
+    for _ in range(3):
+        page.get_by_role("button", name="Undo").click()
+    assert table(page) == ["cccc"] * 4 and shows(page, 0)
+    assert page.get_by_role("button", name="Undo").is_disabled()
+
+
+def test_a_skip_connection_keeps_its_source_alive(opened) -> None:
+    page = opened(painter(start={"schedule": "everything"}))
+    cell(page, 2, 2).click()  # the middle is reused; the first layer is still read, across
+    assert table(page)[2] == "cdrc"
+
+
+def test_the_first_step_stays(opened) -> None:
+    page = opened(painter(start={"schedule": "everything"}))
+    cell(page, 0, 1).click()
+    assert table(page) == ["cccc"] * 4
+    assert "nothing can be used again yet" in page.locator(".note.warn").text_content()
+    page.locator("th[role=columnheader]").nth(1).click()
+    assert table(page) == ["cccc"] * 4
+
+
+def test_rows_columns_and_drags_paint_many_cells(opened) -> None:
+    page = opened(painter(start={"schedule": "everything"}))
+    page.locator("th[role=columnheader]").nth(2).click()
+    assert table(page) == ["cccc", "rrrr", "cccc", "cccc"]
+    page.locator("th[role=columnheader]").nth(2).click()
+    assert table(page) == ["cccc"] * 4
+    page.locator("th[role=rowheader]").nth(3).click()
+    assert table(page) == ["cccc", *["dddr"] * 3] and said(page).startswith("25.0 % of the MACs in 1 of 4")
+    page.get_by_role("button", name="Undo").click()
+    cell(page, 1, 1).hover()
+    page.mouse.down()
+    for step in (2, 3):
+        cell(page, step, 1).hover()
+    page.mouse.up()
+    assert table(page) == ["cccc", *["crcc"] * 3]
+    cell(page, 2, 1).hover()
+    page.mouse.down()
+    page.mouse.up()
+    assert table(page) == ["cccc", "crcc", "cccc", "crcc"], "a press without a drag is a click"
+
+
+def test_by_keyboard(opened) -> None:
+    page = opened(painter(start={"schedule": "everything"}))
+    cell(page, 1, 0).focus()
+    assert cell(page, 1, 0).get_attribute("tabindex") == "0"
+    for key in ("ArrowRight", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    assert table(page)[2] == "crcc"
+    assert page.locator(".paint [tabindex='0']").count() == 1
+    assert cell(page, 2, 1).evaluate("(td) => td === td.getRootNode().activeElement")
+    heard = page.locator(".hidden[role=status]").text_content().replace("\u00a0", " ")
+    assert heard == said(page) and heard.startswith(ratio("1111", "1111", "1011", "1111"))
+    page.keyboard.press("Home")  # the unit's name
+    page.keyboard.press("Enter")
+    assert table(page) == ["cccc"] * 4
+    page.keyboard.press("Enter")
+    assert table(page) == ["cccc", *["crcc"] * 3]
+    page.keyboard.press("Control+End")
+    page.keyboard.press("Space")
+    assert table(page)[3] == "drdr"
+    for key in ("Control+Home", "ArrowUp", "ArrowUp", "ArrowLeft", "ArrowRight", "ArrowRight", "Space"):
+        page.keyboard.press(key)  # along the header to step 3; a corner holds nothing
+    assert table(page)[2] == "cccc"
+
+
+def test_presets_prompts_and_the_list_of_all(opened) -> None:
+    page = opened(painter())
+    select = page.get_by_role("combobox")
+    assert shows(page, 1) and select.input_value() == "1"
+    select.select_option("the last layer")
+    assert shows(page, 2) and table(page) == ["cccc", *["rrrc"] * 3]
+    assert page.get_by_text("About the last layer.").is_visible()
+    page.get_by_role("radio", name=PROMPTS[1]).check()
+    assert shows(page, 2, prompt=1) and "SSIM of this picture 0.600" in said(page)
+    cell(page, 1, 3).click()
+    assert select.input_value() == "-1" and picture(page) is None
+    page.locator("summary").click()
+    rows = page.locator("details tbody th").all_text_contents()
+    assert rows == ["everything", "every 2nd step", "the last layer"]
+    page.locator(".chart .hit, .chart .other").first.wait_for()
+
+
+def test_links_bring_a_table_and_say_what_is_wrong(opened) -> None:
+    page = opened(painter(), "#painter:prompt=lion&schedule=the%20last%20layer")
+    assert shows(page, 2)
+    page.evaluate("location.hash = '#painter:on=f7ff'")
+    page.get_by_text("No picture was recorded").first.wait_for()
+    assert table(page) == ["cccc", "rccc", "cccc", "cccc"]
+    cell(page, 1, 0).click()
+    assert page.evaluate("location.hash").endswith("on=ffff")
+    page.evaluate("location.hash = '#painter:schedule=nothing&on=f'")
+    page.get_by_text("There is no recorded schedule nothing. The address holds no table").wait_for()
+    page.evaluate("location.hash = '#painter:on=0ff7'")
+    page.wait_for_function("location.hash.endsWith('fff7')")
+    assert table(page) == [*["cccc"] * 3, "rccc"], "the first step is always computed"
+
+
+def test_without_javascript_and_in_print_the_static_side_stands(opened) -> None:
+    page = opened(painter(), java_script_enabled=False)
+    assert page.locator(".pl-static svg").is_visible() and page.locator(".pl-static img").count() == 2
+    page = opened(painter())
+    page.emulate_media(media="print")
+    assert page.locator(".pl-static table").is_visible() and not page.locator(".app").is_visible()
+
+
+def test_it_fits_a_phone_and_passes_axe(opened) -> None:
+    page = opened(painter(), viewport=PHONE)
+    cell(page, 2, 3).click()
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    for theme, ground, ink in (("light", "#ffffff", "#323232"), ("dark", "#14181e", "#ced6dd")):
+        page.evaluate(
+            "([theme, ground, ink]) => { document.documentElement.dataset.theme = theme;"
+            "document.body.style.background = ground; const root = document.documentElement.style;"
+            "root.setProperty('--pst-color-background', ground); root.setProperty('--pst-color-text-base', ink); }",
+            [theme, ground, ink],
+        )
+        found = page.evaluate("axe.run('.pl-twin', {resultTypes: ['violations']})")["violations"]
+        assert [f"{theme}: {v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
+
+
+def test_ten_steps_are_wide_enough_for_a_finger(opened) -> None:
+    wide = grid(timesteps=tuple(float(999 - 99 * t) for t in range(10)), steps=10)
+    full = {"ssim": [1, 1], "mean": {"value": 1, "low": 1, "high": 1}}
+    stops = [{"name": "everything", "group": "g", "on": ["1111"] * 10, **full}]
+    page = opened(painter(grid=wide, stops=stops, images=[Image.new("RGB", (8, 6))] * 2), viewport=PHONE)
+    size = cell(page, 9, 3).bounding_box()
+    assert size["width"] >= 24 and size["height"] >= 24
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+# The kernel's part, played by a script: it writes down what it was asked, and answers when it is told to.
+KERNEL = """async ([source, data, reply]) => {
+  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const values = { data: {}, request: {}, response: {} }, listeners = {};
+  window.asked = [];
+  const answers = [];
+  window.answer = () => answers.shift()();
+  const model = {
+    get: (name) => values[name], set: (name, value) => { values[name] = value; },
+    on: (event, call) => { (listeners[event] ??= []).push(call); }, off: () => {},
+    save_changes: () => {
+      const { view, number, state, want } = values.request;
+      const give = (name, value) => { values[name] = value; listeners[`change:${name}`].forEach((call) => call()); };
+      if (want === "data") return setTimeout(() => give("data", data));
+      window.asked.push(state);
+      answers.push(() => give("response", { view, number, ...reply }));
+    },
+  };
+  module.default.render({ model, el: document.body });
+}"""
+
+
+def live(page: Page) -> None:
+    page.locator(".badge", has_text="live").wait_for()
+
+
+def run_live(browser: Browser, reply: dict) -> Page:
+    page = browser.new_page()
+    page.evaluate(KERNEL, [module_source("schedule_painter"), painter().data(), reply])
+    page.get_by_text("computing").wait_for()
+    page.evaluate("window.answer()")
+    return page
+
+
+def test_with_a_kernel_any_table_is_drawn(browser: Browser) -> None:
+    image = data_url(Image.new("RGB", (8, 6), (1, 2, 3)))
+    page = run_live(browser, {"image": image, "ssim": 0.321, "ms": 50, "whole_ms": 100})
+    live(page)
+    assert picture(page) == [1, 2, 3] and "SSIM of this picture 0.321" in said(page)
+    cell(page, 1, 3).click()
+    page.wait_for_function("window.asked.length === 2")
+    assert page.evaluate("window.asked[1]") == {"prompt": "lion", "on": ["1111", "0001", "1111", "0000"]}
+    page.evaluate("window.answer()")
+    live(page)
+    assert picture(page) == [1, 2, 3] and page.get_by_text("time of this run").is_visible()
+    cell(page, 1, 0).click()  # the first layer, now read by the last one: another picture
+    page.wait_for_function("window.asked.length === 3")
+    cell(page, 1, 1).click()  # read by nobody: the same picture, nothing is asked
+    page.wait_for_timeout(400)
+    assert page.evaluate("window.asked.length") == 3 and table(page)[1] == "cdrc"
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ({"error": "RuntimeError: no memory"}, "RuntimeError: no memory"),
+        ({"image": "data:image/png;base64,eA==", "ssim": 1, "ms": 1, "whole_ms": 1}, "could not be read."),
+    ],
+)
+def test_a_failed_run_says_so_and_shows_the_record(browser: Browser, reply: dict, words: str) -> None:
+    page = run_live(browser, reply)
+    page.get_by_text("The live run failed, so this is the recorded picture.").wait_for()
+    assert words in page.locator(".note.warn").text_content()
+    assert page.locator(".badge").text_content() == "recorded" and shows(page, 1)
+    page.close()
