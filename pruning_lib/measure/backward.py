@@ -76,7 +76,7 @@ def backward_bytes(
         TypeError: an unknown family.
         ValueError: impossible sizes, or checkpointing that the class does not have.
     """
-    copy = skeleton(denoiser).to(dtype).requires_grad_(False)
+    copy = nn.Module.to(skeleton(denoiser), dtype).requires_grad_(False)  # diffusers' own `to` warns
     if checkpointing:
         if not getattr(copy, "_supports_gradient_checkpointing", False):
             raise ValueError(f"{type(copy).__name__} has no gradient checkpointing of its own.")
