@@ -60,15 +60,21 @@ class Control:
 class Attached:
     """Hooks that are in place. `remove()` takes them off; a second time is harmless."""
 
-    def __init__(self, denoiser: nn.Module, modules: Sequence[nn.Module]):
-        self._denoiser, self._modules = denoiser, list(modules)
+    def __init__(self, denoiser: nn.Module):
+        self._denoiser = denoiser
+        self._modules: list[nn.Module] = []
 
     def remove(self) -> None:
         """Take all hooks off, so that the denoiser runs as before."""
         for module in self._modules:
-            HookRegistry.check_if_exists_or_initialize(module).remove_hook(HOOK, recurse=False)
-        if self._modules:
-            HookRegistry.check_if_exists_or_initialize(self._denoiser).invalidate_child_registries_cache()
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            registry.remove_hook(HOOK, recurse=False)
+            if not registry.hooks:  # leave no attribute behind that was not there before
+                del module._diffusers_hook
+                if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+                    del module.forward
+        if self._modules and hasattr(self._denoiser, "_diffusers_hook"):  # another's hook is still there
+            self._denoiser._diffusers_hook.invalidate_child_registries_cache()
         self._modules = []
 
     def __enter__(self) -> Attached:
@@ -103,8 +109,7 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Atta
             "A schedule is already applied to this denoiser, or its gates are being trained. Leave that `with` block "
             "first: one denoiser follows one schedule at a time."
         )
-    modules: list[nn.Module] = []
-    attached = Attached(denoiser, modules)
+    attached = Attached(denoiser)
     try:
         for index, unit in enumerate(units):
             last = len(unit.modules) - 1

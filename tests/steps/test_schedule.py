@@ -112,6 +112,8 @@ def test_an_error_in_the_block_takes_the_hooks_off(pipe, grid) -> None:
         raise KeyError
     assert latents(pipe).equal(before)
     assert "set_timesteps" not in vars(pipe.scheduler)
+    for module in pipe.unet.modules():
+        assert "forward" not in vars(module) and "_diffusers_hook" not in vars(module)
 
 
 @pytest.mark.parametrize(
