@@ -37,6 +37,7 @@ _WHERE = {
     "units_of": "steps.units",
     "grid_of": "steps.grid",
     "Schedule": "steps.schedule",
+    "train_pruner": "steps.training",
     "finetune": "training.finetune",
     "denoiser_on_meta": "zoo.architectures",
     "count_macs": "measure.macs",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .operators.score import score_operators
     from .steps.grid import grid_of
     from .steps.schedule import Schedule
+    from .steps.training import train_pruner
     from .steps.units import units_of
     from .training.finetune import finetune
     from .weights.blocks import remove_blocks

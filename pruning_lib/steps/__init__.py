@@ -33,9 +33,15 @@ _WHERE: dict[str, str] = {
     "picture_loss": "losses",
     "cell_shares": "sparsity",
     "own_shares": "sparsity",
-    "sparsity": "sparsity",
+    "sparsity_loss": "sparsity",
     "within_budget": "sparsity",
     "gate_gradients": "gradient",
+    "train_pruner": "training",
+    "TrainedPruner": "trained",
+    "PrunerConfig": "train_config",
+    "PrunerCollapseError": "collapse",
+    "RECIPES": "train_config",
+    "Look": "look",
 }
 
 __all__ = list(_WHERE)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .grid import Grid
 from .live import paper_cascade
 
-__all__ = ["cell_shares", "check_budget", "evenly", "own_shares", "sparsity", "within_budget"]
+__all__ = ["cell_shares", "check_budget", "evenly", "own_shares", "sparsity_loss", "within_budget"]
 
 
 def own_shares(grid: Grid) -> Tensor:
@@ -48,7 +48,7 @@ def cell_shares(on: Tensor, grid: Grid) -> Tensor:
     return torch.stack([row_shares(row) for row in on])
 
 
-def sparsity(gates: Tensor, shares: Tensor) -> Tensor:
+def sparsity_loss(gates: Tensor, shares: Tensor) -> Tensor:
     """Return the sparsity loss: the mean over calls of the sum of gate times share.
 
     Args:
