@@ -1,0 +1,243 @@
+"""Record of chapter 15: schedules on Stable Diffusion 1.5 at full size: speed, and one training step of the pruner.
+
+    python benchmarks/sd15_schedules.py --stage speed
+    python benchmarks/sd15_schedules.py --stage training
+    python benchmarks/sd15_schedules.py --stage speed --device cuda
+    python benchmarks/sd15_schedules.py --stage training --device cuda
+
+The UNet and the decoder have the published sizes and random weights, because no hub is needed then: time and memory do
+not depend on what the weights are, and no picture means anything. There are no trained scores either, so the schedules
+are three kinds that bound what a search may find: whole calls (uniform), DeepCache's pattern, and single units
+scattered by chance. On a GPU: 512 x 512 pixels, 50 steps, guidance, half precision. On a CPU: 256 x 256 pixels, ten
+steps, no guidance, single precision; speed about six minutes on one quiet core, training about eight, and 12 GB.
+
+Each stage replaces its part of book/results/sd15_schedules.json for its kind of device and keeps all others, so the
+four commands can be run on different days. Every training step runs in a process of its own, so that its peak of memory
+is its own, and is kept beside the record until all are done: an interrupted stage goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+import pruning_lib as pl
+from pruning_lib.measure import measure_latency, ratio
+from pruning_lib.measure.device import check_device, synchronise
+from pruning_lib.measure.record import check_writable
+from pruning_lib.steps import Grid, Schedule, SuperNet, grid_of
+from pruning_lib.steps.baselines import deepcache, uniform
+from pruning_lib.steps.losses import consistency
+from pruning_lib.steps.search import from_scores
+from pruning_lib.zoo.standin import stand_in
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+PROMPT = "a photograph of a lion"  # to random weights it means nothing
+REMOVED = (0.7, 0.8)
+# device -> how it is run, unless the command line says otherwise
+SETTINGS = {
+    "cpu": {"side": 32, "steps": 10, "guidance": 1.0, "dtype": "float32", "repeats": 3, "warmup": 1},
+    "cuda": {"side": 64, "steps": 50, "guidance": 7.5, "dtype": "float16", "repeats": 5, "warmup": 1},
+}
+# What is trained: (loss, checkpointing). Without checkpointing all calls' activations are kept.
+TRAINING = {"cpu": (("latent", True), ("latent", False), ("ssim", True)),
+            "cuda": (("latent", True), ("ssim", True))}  # fmt: skip
+
+
+def build(how: dict, device: torch.device):
+    """Return the pipeline: UNet and decoder of the published sizes, random weights, a small text encoder."""
+    dtype = getattr(torch, how["dtype"])
+    pipe = stand_in("sd-1.5", scale=1, sample_size=how["side"], dtype=dtype)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
+    )  # fmt: skip
+    vae.encoder = None  # a generation decodes only
+    pipe.vae = torch.nn.Module.to(vae.eval(), dtype)
+    pipe.vae_scale_factor = 8
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        torch.nn.Module.to(part, device)
+    return pipe
+
+
+def call_of(pipe, how: dict, schedule: Schedule | None = None):
+    """Return a function that draws latents, by a schedule or without."""
+
+    def call() -> None:
+        options = {
+            "num_inference_steps": how["steps"],
+            "guidance_scale": how["guidance"],
+            "output_type": "latent",
+        }
+        noise = torch.Generator().manual_seed(0)
+        pipe(PROMPT, generator=noise, height=8 * how["side"], width=8 * how["side"], **options)
+
+    if schedule is None:
+        return call
+
+    def by_schedule() -> None:
+        with schedule.applied(pipe):
+            call()
+
+    return by_schedule
+
+
+def schedules_of(grid: Grid) -> dict[str, Schedule]:
+    """Return the schedules to time; a pattern that does not fit a budget is left out."""
+    chance = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for removed in REMOVED:
+        keep = 1 - removed
+        found[f"uniform {removed}"] = uniform(grid, keep)
+        found[f"scattered {removed}"] = from_scores(chance, grid, keep)
+        try:
+            found[f"DeepCache {removed}"] = deepcache(grid, keep_macs=keep)
+        except ValueError as error:
+            print(f"DeepCache {removed}: {error}", flush=True)
+    return found
+
+
+def speed(how: dict, device: torch.device) -> dict:
+    """Time generations in turn; decoding, which no schedule touches, is timed beside them."""
+    pipe = build(how, device)
+    grid = grid_of(pipe, how["steps"])
+    schedules = schedules_of(grid)
+    calls = {"unpruned": call_of(pipe, how)}
+    calls |= {name: call_of(pipe, how, schedule) for name, schedule in schedules.items()}
+    latent = torch.randn(1, 4, how["side"], how["side"], device=device, dtype=pipe.vae.dtype)
+    calls["decoding"] = torch.no_grad()(lambda: pipe.vae.decode(latent))
+    timed = measure_latency(calls, repeats=how["repeats"], warmup=how["warmup"], device=device)
+    rows = []
+    for name, schedule in schedules.items():
+        kind, _, removed = name.rpartition(" ")
+        faster = ratio(timed["unpruned"], timed[name])
+        rows.append(
+            {
+                "kind": kind, "removed": float(removed), "keep_macs": schedule.macs_ratio(),
+                "keep_macs_without_attention": schedule.macs_ratio(attention=False),
+                "calls": int(grid.calls(schedule.on).sum()), "cells": int(schedule.live().sum()),
+                "latency": timed[name].to_dict(), "times_as_fast": faster.to_dict(),
+                "promised": 1 / schedule.macs_ratio(), "reached": faster.value * schedule.macs_ratio(),
+            }
+        )  # fmt: skip
+        print(f"{name}: {faster} times as fast, promised {1 / schedule.macs_ratio():.2f}", flush=True)
+    return {
+        **how, "shape": list(grid.shape), "macs": grid.total_macs // grid.shape[0], "weights": "random",
+        "unpruned": timed["unpruned"].to_dict(), "decoding": timed["decoding"].to_dict(), "schedules": rows,
+    }  # fmt: skip
+
+
+def memory_mib(device: torch.device) -> float:
+    """Return the most memory used so far: of the GPU's tensors, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # ru_maxrss is inherited from the process that started this one
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def training_step(how: dict, device: torch.device, loss: str, checkpointing: bool) -> dict:
+    """Take one step: unpruned latents, gated generation, loss, gradient of all gates. Once to warm up on a GPU."""
+    pipe = build(how, device)
+    if loss != "latent":
+        pipe.vae.train()  # diffusers checkpoints in training only
+        pipe.vae.enable_gradient_checkpointing()
+    grid = grid_of(pipe, how["steps"])
+    gates = torch.full(grid.shape, 0.5, device=device, requires_grad=True)
+    before = memory_mib(device)
+    options = {"height": 8 * how["side"], "width": 8 * how["side"]}
+    net = SuperNet(pipe, grid, guidance_scale=how["guidance"], options=options, checkpointing=checkpointing)
+    seconds = {}
+
+    def timed(name: str, work: Callable[[], object]):
+        started = time.perf_counter()
+        result = work()
+        synchronise(device)
+        seconds[name] = time.perf_counter() - started
+        return result
+
+    with net:
+        for _ in range(2 if device.type == "cuda" else 1):  # a GPU chooses its algorithms at the first
+            gates.grad = None
+            wanted = timed("reference", lambda: net.reference([PROMPT], [0]))
+            latents = timed("forward", lambda: net.latents(gates, [PROMPT], [0]))
+            value = timed("loss", lambda made=latents, ref=wanted: consistency(loss, net, made, ref).mean())
+            timed("backward", value.backward)
+    return {
+        "loss": loss, "checkpointing": checkpointing, "shape": list(grid.shape),
+        "macs": grid.total_macs // grid.shape[0],
+        "seconds": seconds, "total_seconds": sum(seconds.values()), "peak_mib": memory_mib(device),
+        "before_mib": before, "gates_with_gradient": int((gates.grad != 0).sum()),
+        "finite": bool(gates.grad.isfinite().all()),
+    }  # fmt: skip
+
+
+def training(how: dict, device: torch.device, work: Path) -> dict:
+    """Run every training step in a process of its own; what is done already is read."""
+    rows = []
+    for loss, checkpointing in TRAINING[device.type]:
+        kept = (
+            work / f"{device.type}-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
+        )
+        if not kept.is_file():
+            command = [sys.executable, __file__, "--stage", "training-step", "--device", str(device), "--loss", loss,
+                       "--out", str(kept), "--how", json.dumps(how)]  # fmt: skip
+            subprocess.run(command + ["--checkpointing"] * checkpointing, check=True)
+        rows.append(json.loads(kept.read_text("utf-8")))
+        print(
+            {name: rows[-1][name] for name in ("loss", "checkpointing", "total_seconds", "peak_mib")},
+            flush=True,
+        )
+    return {**how, "weights": "random", "rows": rows}
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--stage", choices=("speed", "training", "training-step"), required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--side", type=int, help="of the latents")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument(
+        "--work", type=Path, help="where single training steps are kept; default: beside the record"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "sd15_schedules.json")
+    parser.add_argument("--loss", help="of a single training step")
+    parser.add_argument("--checkpointing", action="store_true", help="in a single training step")
+    parser.add_argument("--how", help="settings of a single training step, JSON")
+    args = parser.parse_args()
+    device = check_device(args.device)
+    if args.stage == "training-step":
+        found = training_step(json.loads(args.how), device, args.loss, args.checkpointing)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found), "utf-8")
+        return
+    out = check_writable(args.out)
+    given = {name: getattr(args, name) for name in ("side", "steps", "repeats")}
+    how = {**SETTINGS[device.type], **{name: value for name, value in given.items() if value is not None}}
+    work = args.work or out.with_suffix(".parts")
+    found = speed(how, device) if args.stage == "speed" else training(how, device, work)
+    stamp = found["passport"] = pl.passport(
+        seeds=[0], n=how["repeats"] if args.stage == "speed" else 1, device=device
+    )
+    data = pl.load_record(out)["data"] if out.is_file() else {}
+    data.setdefault(args.stage, {})[device.type] = found
+    print(pl.save_record(out, "sd15_schedules", data, stamp))
+
+
+if __name__ == "__main__":
+    main()
