@@ -1,0 +1,144 @@
+"""Train pruners for emoji-sd in full, as published and by our recipe, and record how it went.
+
+    python benchmarks/pruner_training.py --stage train [--run best-20]
+    python benchmarks/pruner_training.py --stage record
+
+Training is resumable: the same command goes on. The trained scores lie beside the record, one file per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import pruning_lib as pl
+from pruning_lib.measure import bootstrap_interval, check_writable, ssim
+from pruning_lib.steps import SuperNet, TrainedPruner, grid_of
+from pruning_lib.steps.sparsity import evenly
+from pruning_lib.zoo.assemble import contact_sheet
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+MODEL, GUIDANCE = "emoji-sd", 3.0
+# The denoiser costs the same in every run, so iterations are what a run may spend; the paper's has 500.
+RUNS = {
+    "best-20": {"steps": 20, "recipe": "best", "iterations": 40},
+    "best-50": {"steps": 50, "recipe": "best", "iterations": 20},
+    "published-20": {"steps": 20, "recipe": "published", "iterations": 80, "on_collapse": "go on"},
+    "published-50": {"steps": 50, "recipe": "published", "iterations": 40, "on_collapse": "go on"},
+}
+BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
+JUDGED, SHOWN = 32, 6  # held-out prompts for a figure, and of those how many are shown
+STRIP = 6  # moments of a run at which pictures are drawn
+
+
+def pruner_prompts() -> list[str]:
+    """Return the captions that pruners are trained on: every fourth one, from the first."""
+    return pl.captions(MODEL)[::4]
+
+
+def held_out(count: int) -> list[str]:
+    """Return captions that no pruner was trained on, spread over all."""
+    others = [text for i, text in enumerate(pl.captions(MODEL)) if i % 4]
+    return [others[i * len(others) // count] for i in range(count)]
+
+
+def train(only: str, work: Path) -> None:
+    """Do the runs that are missing."""
+    pipe = pl.load(MODEL)
+    for name, what in RUNS.items():
+        target = work / f"pruner_scores_{name}.safetensors"
+        if only not in ("", name) or target.is_file():
+            continue
+        found = pl.train_pruner(
+            pipe, pruner_prompts(), guidance_scale=GUIDANCE, folder=work / name, callback=_tell, **what
+        )
+        found.save(target)
+
+
+def _tell(look) -> None:
+    figures = {key: value for key, value in look.figures.items() if key != "rows"}
+    print(figures, flush=True)
+
+
+class Judge:
+    """Draws held-out prompts with a schedule and compares with the unpruned pictures."""
+
+    def __init__(self, pipe, steps: int):
+        self.net = SuperNet(pipe, grid_of(pipe, steps), guidance_scale=GUIDANCE)
+        self.prompts, self.seeds = held_out(JUDGED), list(range(JUDGED))
+        with torch.no_grad():
+            self.latents = self.net.reference(self.prompts, self.seeds)
+            self.wanted = self.net.pictures(self.latents)
+
+    @torch.no_grad()
+    def __call__(self, schedule) -> tuple[dict, torch.Tensor]:
+        """Return figures with intervals, and the pictures that are shown."""
+        with schedule.applied(self.net.pipe):
+            latents = self.net.unroll.latents(self.prompts, self.seeds)
+        pictures = self.net.pictures(latents)
+        error = (latents - self.latents).square().flatten(1).mean(1)
+        return {
+            "macs_ratio": schedule.macs_ratio(),
+            "ssim": bootstrap_interval(ssim(pictures, self.wanted)).to_dict(),
+            "latent_mse": bootstrap_interval(error).to_dict(),
+        }, (pictures[:SHOWN] * 255).round().to(torch.uint8)
+
+
+def record(path: Path, work: Path) -> None:
+    """Write what the runs that are done have given, and draw with their schedules."""
+    check_writable(path)
+    pipe, data = (
+        pl.load(MODEL),
+        {"guidance": GUIDANCE, "prompts": len(pruner_prompts()), "runs": {}, "evenly": {}},
+    )
+    data |= {"judged": JUDGED, "budgets": BUDGETS, "shown": held_out(JUDGED)[:SHOWN]}
+    sheet, judges = [], {}
+    for name, what in RUNS.items():
+        file = work / f"pruner_scores_{name}.safetensors"
+        if not file.is_file():
+            continue
+        trained = TrainedPruner.load(file)
+        steps = what["steps"]
+        if steps not in judges:
+            judges[steps] = judge = Judge(pipe, steps)
+            rows = [
+                judge(trained.grid.schedule(evenly(trained.grid, b), method="uniform"))[0] for b in BUDGETS
+            ]
+            data["evenly"][str(steps)] = rows
+            sheet.append((judge.wanted[:SHOWN] * 255).round().to(torch.uint8))
+        judge, moments = judges[steps], []
+        last = len(trained.history) - 1
+        for at in sorted({round(i * last / (STRIP - 1)) for i in range(STRIP)}):
+            on = torch.tensor([[c == "1" for c in row] for row in trained.history[at]["rows"]])
+            figures, pictures = judge(trained.grid.schedule(on, method="gates"))
+            moments.append({"step": at + 1, "row": len(sheet), **figures})
+            sheet.append(pictures)
+        by_budget = [judge(trained.schedule(b))[0] for b in BUDGETS]
+        data["runs"][name] = {
+            **what, "settings": trained.settings, "history": trained.history, "moments": moments,
+            "by_budget": by_budget,
+        }  # fmt: skip
+        print(name, [round(row["ssim"]["value"], 4) for row in by_budget], flush=True)
+        trained.save(path.parent / file.name)
+    data["sheet_rows"] = len(sheet)
+    contact_sheet(torch.cat(sheet), columns=SHOWN).save(path.with_suffix(".webp"), quality=85, method=6)
+    stamp = pl.passport(seeds=[0, 1000], n=JUDGED, device="cpu")
+    print(pl.save_record(path, "pruner_training", data, stamp))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("train", "record"), required=True)
+    parser.add_argument("--run", default="", choices=("", *RUNS), help="only this one (default: all)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_build/pruner-training"), help="folder of single runs"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "train":
+        train(arguments.run, arguments.work)
+    else:
+        record(arguments.out / "pruner_training.json", arguments.work)
