@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, check_writable, ssim
+from pruning_lib.measure import bootstrap_interval, ssim
+from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import SuperNet, TrainedPruner, grid_of
 from pruning_lib.steps.sparsity import evenly
 from pruning_lib.zoo.assemble import contact_sheet
