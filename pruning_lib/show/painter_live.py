@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,7 +24,6 @@ __all__ = ["MODEL", "PROMPTS", "STEPS", "presets", "schedule_painter", "schedule
 # None of them is among every fourth caption, with which pruners are trained and schedules searched.
 PROMPTS = ("lion", "rocket", "sunflower", "octopus")
 HALVES = "Either half of the steps costs the same, and both are not worth the same."
-WAY = "Old values meet new ones in the skip connections."
 
 
 def scheduled_pictures(
@@ -76,13 +76,22 @@ def presets(grid: Grid) -> dict[str, tuple[str, Tensor, str]]:
         note = f"The deep layers run at every {word} step, the last layer at all steps: DeepCache's pattern."
         add("some layers", f"DeepCache, every {word}", deepcache(grid, k).on, note)
     down = [i for i, name in enumerate(grid.names) if name.startswith("down_blocks")]
-    for name, which in (
-        ("the way down, every 2nd", down),
-        ("the way up, every 2nd", [i for i in range(units) if i not in down]),
-    ):
+    table = full.clone()
+    table[1::2, down] = False
+    note = "The way up runs at every step. In its skip connections old values meet new ones."
+    add("some layers", "the way down, every 2nd", table, note)
+    top = max(int(name.split(".")[1]) for name in grid.names if name.startswith("up_blocks"))
+    deep = [
+        i
+        for i, name in enumerate(grid.names)
+        if not re.match(rf"(down_blocks\.0|up_blocks\.{top})\.layers", name)
+    ]
+    for name, first in (("the deep levels once", 1), ("the deep levels twice", 2)):
         table = full.clone()
-        table[1::2, which] = False
-        add("some layers", name, table, f"The other units run at every step. {WAY}")
+        table[1:, deep] = False
+        if first == 2:
+            table[steps // 2, deep] = True
+        add("some layers", name, table, "At the other steps only the layers at full resolution run.")
     stale = full.clone()
     stale[1:, : units - 3] = False
     add(

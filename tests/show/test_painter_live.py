@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_presets_are_what_they_are_called(pipe) -> None:
     grid = grid_of(pipe, STEPS)
     tables = presets(grid)
     steps, units = grid.shape
-    assert len({name for name in tables}) == len(tables) == 13 + units + steps - 1
+    assert len({name for name in tables}) == len(tables) == 14 + units + steps - 1
     assert all(bool(on[0].all()) for _, on, _ in tables.values())
     first, second = tables["the first half"][1], tables["the second half"][1]
     assert grid.macs_of(first) == grid.macs_of(second) and not torch.equal(first, second)
@@ -71,6 +72,10 @@ def test_presets_are_what_they_are_called(pipe) -> None:
     for i, name in enumerate(grid.names):
         assert (~tables[f"{name} once"][1]).nonzero().tolist() == [[t, i] for t in range(1, steps)]
     assert not tables["without step 3"][1][2].any() and tables["without step 3"][1].sum() == 3 * units
+    once = tables["the deep levels once"][1]
+    kept = {name for name, on in zip(grid.names, once[1].tolist(), strict=True) if on}
+    assert kept and all(re.match(r"(down_blocks\.0|up_blocks\.1)\.layers", name) for name in kept)
+    assert torch.equal(tables["the deep levels twice"][1] & once, once)
     assert tables["the last three layers"][1][1:].sum() == 3 * (steps - 1)
 
 

@@ -26,6 +26,7 @@ export const PAINTER_CSS = `
 .meter { height: .7rem; margin: .2rem 0 .1rem; border-radius: 4px; background: var(--pl-line); overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--pl-accent); }
 .stage.painter { align-items: start; }
+.stage.painter figcaption span { white-space: nowrap; }
 .stage.painter .say { margin-top: 0; }
 .stage.painter > * { min-width: 0; }
 @container (max-width: 40rem) { .stage.painter .pictures figure { flex-basis: 8rem; } }

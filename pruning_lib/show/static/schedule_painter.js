@@ -127,8 +127,8 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
       fact("computed and used", steps * units, cells, "cells"),
       fact("dead work", 0, dead(), "cells; they are left out, so they cost nothing"),
       fact("calls of the denoiser", steps, called.filter(Boolean).length),
-      fact("MACs of a picture", giga(whole[""]), giga(count(alive, called)), `with attention products; ${percent(share())} kept`),
-      fact("MACs without attention", giga(whole._without_attention), giga(count(alive, called, "_without_attention")), `without attention products; ${percent(share("_without_attention"))} kept`),
+      fact("MACs of one sample", giga(whole[""]), giga(count(alive, called)), `with attention products; ${percent(share())} kept`),
+      fact("the same, without", giga(whole._without_attention), giga(count(alive, called, "_without_attention")), `attention products; ${percent(share("_without_attention"))} kept`),
       fact("SSIM of this picture", "1.000", likeness() === null ? "not recorded" : number(likeness(), 3)),
       fact("mean SSIM", "1.000", mean(own?.mean), `n = ${data.n}, 95 % interval`),
       answer ? fact("time of this run", number(answer.whole_ms, 0, "ms"), number(answer.ms, 0, "ms"), "one picture, denoiser and decoder, here and now") : null,
@@ -147,8 +147,8 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     painted.draw(on, alive, called);
     say.textContent = sentence();
     meter.style.width = `${100 * share()}%`;
-    show(panels.whole, 0, `${percent(1)} of the MACs`);
-    show(panels.now, stop, `${percent(share())} of the MACs`, answer?.image);
+    show(panels.whole, 0, `${percent(1)} of MACs`);
+    show(panels.now, stop, `${percent(share())} of MACs`, answer?.image);
     tools.undo.disabled = !past.length;
     tools.tidy.disabled = !dead();
     numbers();
