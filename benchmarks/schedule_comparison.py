@@ -1,0 +1,185 @@
+"""Record of chapter 14: schedules and their rivals at equal MACs, on prompts that no search and no training has seen.
+
+    python benchmarks/schedule_comparison.py --stage search --steps 20 [--rows ours,genetic] [--budgets 0.25]
+    python benchmarks/schedule_comparison.py --stage quality --steps 20
+    python benchmarks/schedule_comparison.py --stage record
+    python benchmarks/schedule_comparison.py --stage speed
+
+Every row at every budget is a cell, done once and kept in the folder of --work, so that each stage goes on where it was
+stopped; --minutes ends a stage early. `record` writes what is there: figures with intervals, every row's differences
+from ours picture by picture, the schedules, and a sheet of pictures. `speed` needs a quiet machine and only the record,
+to which it adds the measured times. On one CPU core searching takes about 15 minutes at 20 steps and 25 at 50, and
+judging about 20 and 40.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from schedule_rows import (
+    BUDGETS,
+    EXTRA,
+    GUIDANCE,
+    HELD,
+    MODEL,
+    RESULTS,
+    ROWS,
+    SEARCHES,
+    STEPS,
+    Made,
+    cell_name,
+    grids,
+    judged,
+    make,
+)
+from schedule_summary import record
+
+import pruning_lib as pl
+from pruning_lib.measure.record import check_writable
+from pruning_lib.steps import Schedule
+from pruning_lib.steps.fewer_steps import FewerSteps
+from pruning_lib.steps.reuse import reusing
+
+NOISE, TIMED = 0, 4  # seed and pictures of a timed generation
+
+
+def cells(arguments) -> Iterator[tuple[int, str, float]]:
+    """Yield the cells asked for: the rows of a number of steps one after the other, small budgets first."""
+    rows = arguments.rows.split(",") if arguments.rows else list(ROWS)
+    unknown = [row for row in rows if row not in {**ROWS, **EXTRA}]
+    if unknown:
+        raise SystemExit(f"Unknown rows: {', '.join(unknown)}. Known: {', '.join({**ROWS, **EXTRA})}.")
+    budgets = [float(b) for b in arguments.budgets.split(",")] if arguments.budgets else BUDGETS
+    for steps in [arguments.steps] if arguments.steps else STEPS:
+        for row in rows:
+            for budget in sorted(budgets):
+                yield steps, row, budget
+
+
+def searches(arguments) -> None:
+    """Make the schedules that are missing."""
+    pipe, end = pl.load(MODEL), time.monotonic() + 60 * arguments.minutes
+    laid = grids(pipe)
+    for steps, row, budget in cells(arguments):
+        if row in SEARCHES and time.monotonic() < end:
+            made = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
+            told = made.note["schedule"]["provenance"]
+            print(
+                cell_name(steps, budget, row),
+                {k: told.get(k) for k in ("loss", "images", "moves", "cpu_seconds")},
+                flush=True,
+            )
+
+
+def quality(arguments) -> None:
+    """Judge the cells that are missing; rows whose search was not done, or whose scores are not there, are left out."""
+    pipe, clip, end = pl.load(MODEL), pl.load_clip(MODEL), time.monotonic() + 60 * arguments.minutes
+    pipe.set_progress_bar_config(disable=True)
+    laid = grids(pipe)
+    for steps, row, budget in cells(arguments):
+        if time.monotonic() > end:
+            break
+        wanted = judged(
+            pipe, clip, laid[steps].full(), None, arguments.work / "quality" / f"{steps}-unpruned.safetensors"
+        )
+        name = cell_name(steps, budget, row)
+        if row in SEARCHES and not (arguments.work / "schedules" / f"{name}.json").is_file():
+            continue
+        made: Made | None = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
+        if made is not None:
+            found = judged(
+                pipe, clip, made.rival, wanted["pictures"], arguments.work / "quality" / f"{name}.safetensors"
+            )
+            print(
+                name,
+                round(made.rival.macs_ratio(), 4),
+                {k: round(found[k].mean().item(), 4) for k in ("ssim", "psnr_db", "clip_score")},
+                flush=True,
+            )
+
+
+def speed(path: Path, repeats: int) -> None:
+    """Time every row of the record against the unpruned generation, in turn, and add the times to the record."""
+    found = pl.load_record(path)
+    torch.set_num_threads(1)
+    pipe = pl.load(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    laid, times = grids(pipe), {}
+    prompts = found["data"]["shown"][:TIMED]
+    for steps, grid in laid.items():
+        rivals = {"unpruned": grid.full()}
+        for cell in found["data"]["cells"]:
+            if cell["steps"] == steps:
+                rivals[cell_name(steps, cell["budget"], cell["row"])] = _rival(grid, cell)
+        for what, output in (("denoising", "latent"), ("generation", "pil")):
+            calls = {name: _call(pipe, rival, prompts, output) for name, rival in rivals.items()}
+            measured = pl.measure_latency(calls, repeats=repeats, warmup=1, device="cpu")
+            whole = measured["unpruned"]
+            for name, latency in measured.items():
+                row = times.setdefault(f"{steps}-unpruned" if name == "unpruned" else name, {})
+                row[what] = {
+                    **latency.to_dict(), "times_as_fast": pl.measure.ratio(whole, latency).to_dict(),
+                }  # fmt: skip
+            print(steps, what, len(measured), flush=True)
+    data = {**found["data"], "speed": {
+        "times": times, "pictures": TIMED, "threads": 1,
+        "passport": pl.passport(seeds=[NOISE], n=repeats, device="cpu"),
+    }}  # fmt: skip
+    print(pl.save_record(path, "schedule_comparison", data, found["passport"]))
+
+
+def _rival(grid, cell: dict):
+    if cell["row"] in ("ddim", "dpm"):
+        scheduler = DPMSolverMultistepScheduler if cell["row"] == "dpm" else None
+        return FewerSteps(grid, cell["num_inference_steps"], cell["num_inference_steps"], scheduler)
+    schedule = Schedule.from_dict({**grid.full().to_dict(), "rows": cell["rows"]})
+    return reusing(schedule, "prediction" if cell["row"] in HELD else "output")
+
+
+def _call(pipe, rival, prompts: list[str], output: str):
+    def call() -> object:
+        noise = [torch.Generator().manual_seed(NOISE + i) for i in range(len(prompts))]
+        with rival.applied(pipe):
+            return pipe(
+                prompts,
+                num_inference_steps=rival.steps,
+                guidance_scale=GUIDANCE,
+                generator=noise,
+                output_type=output,
+            ).images
+
+    return call
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("search", "quality", "record", "speed"), required=True)
+    parser.add_argument("--steps", type=int, choices=STEPS, help="only these (default: both)")
+    parser.add_argument(
+        "--rows", default="", help="only these rows, separated by commas (default: all but the extra ones)"
+    )
+    parser.add_argument(
+        "--budgets", default="", help="only these budgets, separated by commas (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many minutes")
+    parser.add_argument("--scores", type=Path, default=RESULTS, help="folder of the trained scores")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of single cells"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of --stage speed")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    asked = parser.parse_args()
+    target = check_writable(asked.out / "schedule_comparison.json")
+    if asked.stage == "search":
+        searches(asked)
+    elif asked.stage == "quality":
+        quality(asked)
+    elif asked.stage == "record":
+        record(target, asked.work)
+    else:
+        speed(target, asked.repeats)

@@ -1,0 +1,174 @@
+"""What the comparison of schedules compares: rows, budgets, prompts; and how one row is made and judged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from judged import unit
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import pruning_lib as pl
+from pruning_lib.measure import clip_score, psnr, ssim
+from pruning_lib.steps import Grid, Schedule, TrainedPruner, grid_of
+from pruning_lib.steps.baselines import deepcache, uniform
+from pruning_lib.steps.evaluate import Evaluator
+from pruning_lib.steps.fewer_steps import fewer_steps
+from pruning_lib.steps.genetic_search import genetic_search
+from pruning_lib.steps.held_gradient import cell_worth
+from pruning_lib.steps.local_search import local_search
+from pruning_lib.steps.random_search import random_search
+from pruning_lib.steps.reuse import reusing
+from pruning_lib.zoo.gate import generate
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+MODEL, GUIDANCE = "emoji-sd", 3.0
+STEPS = (20, 50)
+BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
+N = 256  # held-out prompts
+SEARCHED = 8  # prompts that searches see
+IMAGES = {20: 640, 50: 320}  # that a search may draw
+PSNR_CAP = 60.0
+SHOWN = ("lion", "pizza", "rocket", "sunflower", "guitar", "house")
+# row -> how the page calls it
+ROWS = {
+    "ddim": "fewer steps, DDIM",
+    "dpm": "fewer steps, DPM-Solver++",
+    "uniform": "uniform reuse",
+    "deepcache": "DeepCache",
+    "random": "random search",
+    "genetic": "genetic search",
+    "dip-go": "DiP-GO, as published",
+    "ours": "ours",
+}
+# further rows, made where time allows: what one ingredient is worth
+EXTRA = {
+    "dip-go-best": "DiP-GO's scores, our recipe",
+    "ours-output": "ours, holding the output",
+    "deepcache-held": "DeepCache, holding the prediction",
+}
+SCORES = {"dip-go": "published", "dip-go-best": "best"}
+SEARCHES = ("random", "genetic", "ours", "ours-output")
+HELD = ("random", "genetic", "ours", "deepcache-held")  # rows whose skipped calls hold the prediction
+
+
+def search_prompts() -> list[str]:
+    """Return the prompts of searches: of every fourth caption, which training pruners may see, eight spread evenly."""
+    allowed = pl.captions(MODEL)[::4]
+    return [allowed[i * len(allowed) // SEARCHED] for i in range(SEARCHED)]
+
+
+def held_out(count: int = N) -> list[str]:
+    """Return captions that no search and no pruner saw, spread over all; the shown ones among them."""
+    others = [text for i, text in enumerate(pl.captions(MODEL)) if i % 4]
+    chosen = [others[i * len(others) // count] for i in range(count)]
+    for name in SHOWN:
+        if name in others and name not in chosen:
+            chosen[next(i for i, c in enumerate(chosen) if c not in SHOWN)] = name
+    return chosen
+
+
+def shown() -> list[str]:
+    """Return the prompts whose pictures are kept."""
+    found = [name for name in SHOWN if name in held_out()]
+    return found + [name for name in held_out() if name not in found][: len(SHOWN) - len(found)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One row at one budget: a rival with `.steps`, `.applied(pipe)` and `.macs_ratio()`, and how it came about."""
+
+    rival: object
+    note: dict
+
+
+def cell_name(steps: int, budget: float, row: str) -> str:
+    """Name the files of one row."""
+    return f"{steps}-{budget:g}-{row}"
+
+
+def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Made | None:
+    """Return a row's rival; searches are done once and kept. None: its trained scores are not there."""
+    if row in ("ddim", "dpm"):
+        found = fewer_steps(pipe, grid, budget, DPMSolverMultistepScheduler if row == "dpm" else None)
+        return Made(found, {"steps": found.steps})
+    file = work / "schedules" / f"{cell_name(grid.steps, budget, row)}.json"
+    if not file.is_file():
+        schedule = _schedule(pipe, grid, budget, row, scores)
+        if schedule is None:
+            return None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        schedule.save(file)
+    schedule = Schedule.load(file)
+    return Made(
+        reusing(schedule, "prediction" if row in HELD else "output"), {"schedule": schedule.to_dict()}
+    )
+
+
+def _schedule(pipe, grid: Grid, budget: float, row: str, scores: Path) -> Schedule | None:
+    if row == "uniform":
+        return uniform(grid, budget)
+    if row.startswith("deepcache"):
+        return deepcache(grid, keep_macs=budget)
+    if row in SCORES:
+        file = scores / f"pruner_scores_{SCORES[row]}-{grid.steps}.safetensors"
+        return TrainedPruner.load(file).schedule(keep_macs=budget) if file.is_file() else None
+    return _searched(pipe, grid, budget, row)
+
+
+def _searched(pipe, grid: Grid, budget: float, row: str) -> Schedule:
+    reuse = "prediction" if row in HELD else "output"
+    evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, reuse=reuse)
+    evaluator(grid.full())  # the unpruned latents are drawn outside the clock: all searches need them
+    evaluator.images = 0
+    search: Callable = {"random": random_search, "genetic": genetic_search}.get(row, local_search)
+    more = {}
+    if search is local_search:
+        more["worth"] = lambda on: cell_worth(
+            pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, reuse=reuse
+        )
+    start = time.process_time()
+    found = search(grid, budget, evaluator, images=IMAGES[grid.steps], seed=0, **more)
+    seconds = time.process_time() - start
+    return grid.schedule(found.on, **{**found.provenance, "cpu_seconds": round(seconds, 1)})
+
+
+def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Tensor]:
+    """Draw the held-out prompts with a rival, and compare; done once and kept in `file`.
+
+    Returns:
+        "ssim", "psnr_db", "clip_score" `[N]`, "features" `[N, 128]`, "tiles" uint8 `[shown, 3, 64, 64]`; and, for the
+        unpruned pipeline (wanted None), "pictures".
+    """
+    if not file.is_file():
+        prompts = held_out()
+        with rival.applied(pipe):
+            pictures = generate(pipe, prompts, steps=rival.steps, guidance=GUIDANCE)
+        target = pictures if wanted is None else wanted
+        found = {
+            "ssim": ssim(unit(pictures), unit(target)),
+            "psnr_db": psnr(unit(pictures), unit(target)).clamp(max=PSNR_CAP),
+            "clip_score": clip_score(clip, pictures, prompts),
+            "features": clip.features(pictures),
+            "tiles": pictures[[prompts.index(name) for name in shown()]],
+        }
+        if wanted is None:
+            found["pictures"] = pictures
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        save_file(
+            {k: v.contiguous() for k, v in found.items()}, part, {"made": json.dumps(rival.macs_ratio())}
+        )
+        part.replace(file)
+    return load_file(file)
+
+
+def grids(pipe) -> dict[int, Grid]:
+    """Return the grid for each number of steps."""
+    return {steps: grid_of(pipe, steps) for steps in STEPS}

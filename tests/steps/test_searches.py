@@ -1,0 +1,153 @@
+"""Random, genetic and local search: one interface, within both budgets, and no worse than where they begin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny
+
+from pruning_lib.steps import grid_of
+from pruning_lib.steps.baselines import uniform
+from pruning_lib.steps.evaluate import Evaluator
+from pruning_lib.steps.genetic_search import genetic_search
+from pruning_lib.steps.held_gradient import cell_worth
+from pruning_lib.steps.local_search import local_search, outer_units, simple_starts, spaced
+from pruning_lib.steps.random_search import random_schedule, random_search
+
+SEARCHES = (random_search, genetic_search, local_search)
+
+
+class Distance:
+    """Stands in for an `Evaluator`: how many cells differ from a hidden table, each weighed by its MACs."""
+
+    reuse = "output"
+
+    def __init__(self, grid, keep_macs: float):
+        self.prompts, self.images, self.known = [1, 2], 0, {}
+        self.hidden = random_schedule(grid, keep_macs, torch.Generator().manual_seed(77))
+        self.weights = torch.tensor(grid.macs, dtype=torch.float64) / sum(grid.macs)
+
+    def __call__(self, schedule) -> float:
+        key = schedule.live().numpy().tobytes()
+        if key not in self.known:
+            self.images += len(self.prompts)
+            self.known[key] = float(((schedule.live() ^ self.hidden) * self.weights).sum())
+        return self.known[key]
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return grid_of(tiny(), 8)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("keep_macs", [0.13, 0.3, 0.5])
+def test_within_both_budgets(grid, search, keep_macs) -> None:
+    evaluator = Distance(grid, keep_macs)
+    found = search(grid, keep_macs, evaluator, images=101, seed=1)
+    assert found.macs_ratio() <= keep_macs
+    assert evaluator.images <= 101 and found.provenance["images"] == evaluator.images
+    assert found.provenance["loss"] == evaluator(found)
+    assert found.live().equal(found.on)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_seeds_decide(grid, search) -> None:
+    runs = [search(grid, 0.4, Distance(grid, 0.4), images=80, seed=seed) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1]
+    traces = [run.provenance["trace"] for run in runs]
+    assert traces[0] == traces[1] and (search is local_search or traces[0] != traces[2])
+
+
+def test_breeding_and_moving_beat_chance(grid) -> None:
+    by_chance, bred, moved = (
+        sum(search(grid, 0.4, Distance(grid, 0.4), images=600, seed=s).provenance["loss"] for s in range(3))
+        for search in SEARCHES
+    )
+    assert bred < by_chance
+    assert moved < by_chance
+
+
+def test_more_images_are_never_worse(grid) -> None:
+    for search in SEARCHES:
+        few, many = (search(grid, 0.4, Distance(grid, 0.4), images=n).provenance["loss"] for n in (40, 200))
+        assert many <= few
+
+
+def test_local_search_is_no_worse_than_its_starts(grid) -> None:
+    evaluator = Distance(grid, 0.4)
+    hidden = grid.schedule(grid.live(evaluator.hidden))
+    assert local_search(grid, 0.4, evaluator, images=200, starts=[hidden, grid.full()]) == hidden
+    evaluator = Distance(grid, 0.4)
+    found = local_search(grid, 0.4, evaluator, images=200)
+    assert found.provenance["loss"] <= found.provenance["start_loss"] <= evaluator(uniform(grid, 0.4))
+
+
+def test_worth_is_asked_and_charged(grid) -> None:
+    evaluator, asked = Distance(grid, 0.4), []
+
+    def worth(on):
+        asked.append(on.clone())
+        return torch.rand(grid.shape, generator=torch.Generator().manual_seed(len(asked)))
+
+    found = local_search(grid, 0.4, evaluator, images=200, worth=worth, worth_every=20)
+    assert len(asked) >= 2 and all(on[0].all() for on in asked)
+    assert evaluator.images + 8 * len(asked) == found.provenance["images"] <= 200
+
+
+def test_a_grid_with_one_schedule_ends() -> None:
+    grid = grid_of(tiny(), 1)
+    for search in SEARCHES:
+        assert search(grid, 1.0, Distance(grid, 1.0), images=1000) == grid.full()
+
+
+def test_random_schedules_use_the_budget(grid) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shares = [grid.macs_ratio(random_schedule(grid, 0.5, generator)) for _ in range(20)]
+    assert max(shares) <= 0.5 and min(shares) > 0.45
+
+
+def test_places() -> None:
+    assert spaced(20, 5) == [0, 4, 8, 12, 16]
+    assert spaced(20, 5, 0.6) == [0, 4, 9, 13, 18]
+    assert spaced(4, 4, 0.6) == [0, 1, 2, 3]
+    assert spaced(9, 1) == [0]
+
+
+def test_outer_units_are_the_first_and_the_last(grid) -> None:
+    names = [n for n, on in zip(grid.names, outer_units(grid, 2).tolist(), strict=True) if on]
+    assert names == [
+        *(f"down_blocks.0.layers.{i}" for i in (0, 1)),
+        *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2)),
+    ]
+    assert int(outer_units(grid, 0).sum()) == 1
+
+
+def test_starts_fit_and_differ(grid) -> None:
+    for keep in (0.13, 0.3, 0.5, 1.0):
+        tables = simple_starts(grid, keep)
+        assert tables and all(grid.macs_ratio(on) <= keep and on[0].all() for on in tables)
+        assert len({on.numpy().tobytes() for on in tables}) == len(tables)
+
+
+def test_bad_input_is_refused(grid) -> None:
+    for search in SEARCHES:
+        with pytest.raises(ValueError, match="draws 2 images"):
+            search(grid, 0.5, Distance(grid, 0.5), images=1)
+        with pytest.raises(ValueError, match="first of 8 calls"):
+            search(grid, 0.01, Distance(grid, 0.5), images=100)
+    for wrong in ({"population": 1}, {"elite": 0}, {"elite": 16}, {"mutations": -1}):
+        with pytest.raises(ValueError, match="needed: population"):
+            genetic_search(grid, 0.5, Distance(grid, 0.5), images=100, **wrong)
+
+
+def test_on_a_real_pipeline() -> None:
+    pipe = tiny()
+    grid = grid_of(pipe, 4)
+    evaluator = Evaluator(pipe, ["lion", "pizza"], grid, guidance_scale=3, reuse="prediction")
+    found = local_search(
+        grid, 0.5, evaluator, images=60, worth_every=6,
+        worth=lambda on: cell_worth(pipe, grid, on, ["lion", "pizza"], guidance_scale=3, reuse="prediction"),
+    )  # fmt: skip
+    assert found.provenance["loss"] <= evaluator(uniform(grid, 0.5))
+    assert found.provenance["reuse"] == "prediction" and found.macs_ratio() <= 0.5
