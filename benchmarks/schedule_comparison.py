@@ -69,11 +69,8 @@ def searches(arguments) -> None:
         if row in SEARCHES and time.monotonic() < end:
             made = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
             told = made.note["schedule"]["provenance"]
-            print(
-                cell_name(steps, budget, row),
-                {k: told.get(k) for k in ("loss", "images", "moves", "cpu_seconds")},
-                flush=True,
-            )
+            told = {key: told.get(key) for key in ("loss", "images", "moves", "cpu_seconds")}
+            print(cell_name(steps, budget, row), told, flush=True)
 
 
 def quality(arguments) -> None:
@@ -84,23 +81,16 @@ def quality(arguments) -> None:
     for steps, row, budget in cells(arguments):
         if time.monotonic() > end:
             break
-        wanted = judged(
-            pipe, clip, laid[steps].full(), None, arguments.work / "quality" / f"{steps}-unpruned.safetensors"
-        )
+        folder = arguments.work / "quality"
+        wanted = judged(pipe, clip, laid[steps].full(), None, folder / f"{steps}-unpruned.safetensors")
         name = cell_name(steps, budget, row)
         if row in SEARCHES and not (arguments.work / "schedules" / f"{name}.json").is_file():
             continue
         made: Made | None = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
         if made is not None:
-            found = judged(
-                pipe, clip, made.rival, wanted["pictures"], arguments.work / "quality" / f"{name}.safetensors"
-            )
-            print(
-                name,
-                round(made.rival.macs_ratio(), 4),
-                {k: round(found[k].mean().item(), 4) for k in ("ssim", "psnr_db", "clip_score")},
-                flush=True,
-            )
+            found = judged(pipe, clip, made.rival, wanted["pictures"], folder / f"{name}.safetensors")
+            told = {key: round(found[key].mean().item(), 4) for key in ("ssim", "psnr_db", "clip_score")}
+            print(name, round(made.rival.macs_ratio(), 4), told, flush=True)
 
 
 def speed(path: Path, repeats: int) -> None:
@@ -160,9 +150,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("search", "quality", "record", "speed"), required=True)
     parser.add_argument("--steps", type=int, choices=STEPS, help="only these (default: both)")
-    parser.add_argument(
-        "--rows", default="", help="only these rows, separated by commas (default: all but the extra ones)"
-    )
+    parser.add_argument("--rows", default="", help="only these, by commas (default: all but the extra ones)")
     parser.add_argument(
         "--budgets", default="", help="only these budgets, separated by commas (default: all)"
     )

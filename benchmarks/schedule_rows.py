@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers import DPMSolverMultistepScheduler
 from judged import unit
 from safetensors.torch import load_file, save_file

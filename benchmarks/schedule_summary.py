@@ -7,10 +7,21 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from schedule_rows import (
-    BUDGETS, EXTRA, GUIDANCE, IMAGES, N, ROWS, SEARCHED, STEPS, cell_name, held_out, search_prompts, shown,
-)  # fmt: skip
+    BUDGETS,
+    EXTRA,
+    GUIDANCE,
+    IMAGES,
+    ROWS,
+    SEARCHED,
+    STEPS,
+    N,
+    cell_name,
+    held_out,
+    search_prompts,
+    shown,
+)
 from torch import Tensor
 
 import pruning_lib as pl
@@ -82,8 +93,6 @@ def record(path: Path, work: Path) -> None:
     contact_sheet(torch.cat(sheet), columns=len(shown())).save(
         path.with_suffix(".webp"), quality=85, method=6
     )
-    from safetensors.torch import save_file
-
     save_file(kept, path.with_suffix(".safetensors"))  # per picture, in half precision
     print(pl.save_record(path, "schedule_comparison", data, pl.passport(seeds=[0, 1000], n=N, device="cpu")))
 

@@ -42,6 +42,13 @@ _WHERE: dict[str, str] = {
     "PrunerCollapseError": "collapse",
     "RECIPES": "train_config",
     "Look": "look",
+    "from_scores": "search",
+    "uniform": "baselines",
+    "deepcache": "baselines",
+    "FewerSteps": "fewer_steps",
+    "Evaluator": "evaluate",
+    "cell_worth": "held_gradient",
+    "reusing": "reuse",
 }
 
 __all__ = list(_WHERE)

@@ -4,7 +4,7 @@ A call that a schedule skips returns the last output again.  Whether that is a g
 predicts.  For the noise it is: while DDIM walks on with the same noise, the clean picture that goes with it stays the
 same too, and the skipped calls join into one larger step.  A network that predicts the velocity v = alpha e - sigma x0
 is another matter: v turns as the noise level falls, even while x0 and the noise e stand still.  With alpha = cos f and
-sigma = sin f (Salimans and Ho 2022, their angular form of DDIM), the v that goes with the same x0 and e at a later angle g is
+sigma = sin f (the angular form of DDIM, Salimans and Ho 2022), the v of the same x0 and e at a later angle g is
 
     v_g = sin(f - g) x_f + cos(f - g) v_f
 
