@@ -1,0 +1,117 @@
+"""Record of chapter 15: uniform reuse and a searched schedule on four samplers, at equal MACs.
+
+    python benchmarks/samplers.py
+
+emoji-sd draws held-out prompts with PNDM (its PLMS form, as Stable Diffusion 1.x ships it), DDIM, DPM-Solver++ and the
+sampler of latent consistency models. Beside the unpruned pictures of the same sampler stand, at equal MACs: fewer steps
+of that sampler, uniform reuse of whole calls, and the schedule that local search found on the prompts for searching.
+
+The consistency sampler is a case of its own. It is meant for models that were distilled so that a handful of steps is
+enough; emoji-sd was not, so what is measured is how reuse gets on with its fresh noise in every step, not its pictures.
+
+Twelve minutes on one CPU core. Every sampler is kept beside the record until all are done, so that an interrupted run
+goes on. Writes book/results/samplers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+
+import diffusers
+from judged import judge, once, spread
+from pruner_training import GUIDANCE, pruner_prompts
+
+import pruning_lib as pl
+from pruning_lib._quiet import quietly
+from pruning_lib.measure.record import check_writable
+from pruning_lib.steps import grid_of
+from pruning_lib.steps.baselines import uniform
+from pruning_lib.steps.evaluate import Evaluator
+from pruning_lib.steps.fewer_steps import fewer_steps
+from pruning_lib.steps.local_search import local_search
+
+RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+# name -> (class, options, steps, shares of MACs kept)
+SAMPLERS = {
+    "DDIM": ("DDIMScheduler", {}, 20, (0.35, 0.2)),
+    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}, 20, (0.35, 0.2)),
+    "DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, 20, (0.35, 0.2)),
+    "LCM": ("LCMScheduler", {}, 8, (0.5, 0.25)),
+}
+SEARCH = {"prompts": 8, "images": 640}
+N = 96  # held-out prompts
+
+
+def draw(pipe, clip, held_out: list[str], captions: list[str], wanted, rival, steps: int):
+    """Judge the pictures of a rival, or of the unpruned pipeline."""
+    with rival.applied(pipe) if rival else nullcontext():
+        return judge(pipe, clip, held_out, captions, wanted, steps=steps, guidance=GUIDANCE)
+
+
+def sampler(name: str, n: int, search: dict) -> dict:
+    """Measure one sampler."""
+    kind, options, steps, budgets = SAMPLERS[name]
+    pipe, clip, captions = pl.load("emoji-sd"), pl.load_clip("emoji-sd"), pl.captions("emoji-sd")
+    with quietly():
+        pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
+    own = pruner_prompts()
+    rest = [caption for caption in captions if caption not in own]
+    held_out = [rest[i] for i in spread(n, len(rest))]
+    trained = [own[i] for i in spread(search["prompts"], len(own))]
+    grid = grid_of(pipe, steps)
+    asked = (pipe, clip, held_out, captions)
+    plain = draw(*asked, None, None, steps)
+    rows = []
+    for keep in budgets:
+        evaluator = Evaluator(pipe, trained, grid, guidance_scale=GUIDANCE)
+        rivals = {
+            "fewer steps": fewer_steps(pipe, grid, keep),
+            "uniform": uniform(grid, keep),
+            "searched": local_search(grid, keep, evaluator, images=search["images"], seed=0),
+        }
+        for label, rival in rivals.items():
+            found = draw(*asked, plain.pictures, rival, rival.steps)
+            table = getattr(rival, "on", None)
+            rows.append(
+                {
+                    "rival": label, "asked": keep, "keep_macs": rival.macs_ratio(), "steps": rival.steps,
+                    "calls": int(grid.calls(table).sum()) if table is not None else rival.calls,
+                    **found.intervals(),
+                    "ssim_of_each": found.figures["ssim"].tolist(),
+                    "rows": [] if table is None else ["".join("01"[on] for on in row) for row in table.tolist()],
+                }
+            )  # fmt: skip
+            print(f"{name}, keep {keep}, {label}: SSIM {found.means()['ssim']:.3f}", flush=True)
+    return {
+        "sampler": name, "scheduler": kind, "options": options, "steps": steps, "calls": grid.shape[0],
+        "timesteps": list(grid.timesteps), "unpruned": plain.intervals(), "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure all samplers."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--n", type=int, default=N, help="held-out prompts")
+    parser.add_argument("--images", type=int, default=SEARCH["images"], help="that each search may draw")
+    parser.add_argument("--only", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--out", type=Path, default=RESULTS / "samplers.json")
+    args = parser.parse_args()
+    out, search = check_writable(args.out), {**SEARCH, "images": args.images}
+    work = out.with_suffix(".parts")
+    found = [
+        once(work / f"{name}-{args.n}.json", lambda n=name: sampler(n, args.n, search)) for name in args.only
+    ]
+    if len(found) < len(SAMPLERS):
+        print("Not all samplers yet; the record is written when all are there.")
+        return
+    data = {"model": "emoji-sd", "guidance": GUIDANCE, "n": args.n, "search": search, "samplers": found}
+    print(pl.save_record(out, "samplers", data, pl.passport(seeds=[0], n=args.n)))
+    for file in work.glob("*.json"):
+        file.unlink()
+    work.rmdir()
+
+
+if __name__ == "__main__":
+    main()
