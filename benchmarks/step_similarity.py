@@ -35,7 +35,7 @@ OUTPUT = "conv_out"  # the denoiser's own output
 PENULTIMATE = (
     "up_blocks.2.upsamplers.0"  # the last module of the penultimate up block: its output is the block's
 )
-SHOWN = (PENULTIMATE, "down_blocks.0.layers.1", "up_blocks.3.layers.2", OUTPUT)  # all pairs of steps are kept
+SHOWN = (PENULTIMATE, OUTPUT)  # all pairs of steps are kept
 HALVES = ("unprompted", "prompted")  # guidance puts the calls without the prompt first
 LAGS = (1, 2, 3, 5, 10)
 SAMPLERS = {
@@ -215,7 +215,11 @@ def record(path: Path, work: Path) -> Path:
     """Write what has been done."""
 
     def read(name: str) -> dict:
-        return json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+        found = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+        for maps in found.get("cosine", {}).values():
+            for left_out in maps.keys() - set(SHOWN):
+                del maps[left_out]
+        return found
 
     samplers = {name: read(f"{kind.__name__}-{steps}") for name, (kind, steps) in SAMPLERS.items()}
     names = list(next(iter(samplers.values()))["units"]["prompted"])

@@ -56,6 +56,13 @@ class Control:
         """Return the value of unit `index`. `compute` runs it; None when `skips` said so."""
         return compute()
 
+    def __deepcopy__(self, memo: dict) -> Control:
+        # diffusers' hooks hold the module they were put on, so a copy would run the original's layers.
+        raise RuntimeError(
+            "A denoiser cannot be copied while a schedule is applied or its gates are being trained. Leave that `with` "
+            "block first, then copy or prune it."
+        )
+
 
 class Attached:
     """Hooks that are in place. `remove()` takes them off; a second time is harmless."""

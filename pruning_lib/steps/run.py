@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..measure.denoiser import denoiser_of
 from .hooks import Control, attach
@@ -124,6 +124,7 @@ def applied(schedule: Schedule, pipe: DiffusionPipeline) -> Iterator[Replay]:
             "for this one; weights may differ (fine-tuned, LoRA), the configuration may not."
         )
     _check_scheduler(schedule, pipe)
+    _check_alone(denoiser)
     units = list_units(denoiser, grid.grain)
     if tuple(unit.name for unit in units) != grid.names:
         raise ValueError(
@@ -148,6 +149,14 @@ def _check_scheduler(schedule: Schedule, pipe: DiffusionPipeline) -> None:
         )
 
 
+def _check_alone(denoiser: nn.Module) -> None:
+    if str(getattr(vars(denoiser).get("forward"), "__module__", "")).startswith("DeepCache"):
+        raise RuntimeError(
+            "DeepCache is enabled on this pipeline, and it would skip what a schedule computes. Call disable() of its "
+            "helper first. Its pattern is a schedule too: pruning_lib.steps.deepcache."
+        )
+
+
 @contextmanager
 def _announced(schedule: Schedule, pipe: DiffusionPipeline, control: Replay) -> Iterator[None]:
     """Notice the begin of every run, and refuse one of other timesteps before any work is done."""
@@ -156,6 +165,7 @@ def _announced(schedule: Schedule, pipe: DiffusionPipeline, control: Replay) -> 
 
     @functools.wraps(set_timesteps)  # pipelines read its signature
     def begin(*args, **kwargs):
+        _check_alone(denoiser_of(pipe)[1])
         result = set_timesteps(*args, **kwargs)
         control.reset()
         asked = [float(t) for t in scheduler.timesteps.tolist()]

@@ -1,0 +1,321 @@
+"""Schedules beside everything a diffusers pipeline may do: the same four promises, for every way of using one.
+
+All on is bit-identical; what a schedule leaves out does not run; two runs in a row are equal; outside, nothing is left.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_ways import STEPS, WAYS, counting, hooks_left, macs_of_run, sd, text, with_lora
+
+import pruning_lib as pl
+from pruning_lib.measure.denoiser import denoiser_of
+from pruning_lib.steps import grid_of
+
+LATER = {"image to image": 2, "inpainting": 2}  # the row at which strength 0.61 begins
+
+
+def some(grid, seed: int = 0):
+    """Return a schedule by chance, with a row that is reused whole."""
+    on = torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    on[0], on[3] = True, False
+    return grid.schedule(on, method="by chance")
+
+
+def expected(schedule, begins: int = 0) -> dict[str, int]:
+    """Return how often each unit runs: all of them at the first call, then the live ones."""
+    live = schedule.live()[begins:].clone()
+    live[0] = True
+    return dict(zip(schedule.grid.names, live.sum(0).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way(way):
+    pipe, draw = WAYS[way]()
+    _, denoiser = denoiser_of(pipe)
+    begins = LATER.get(way, 0)
+    plain = draw()
+    # Flux computes its timesteps from the picture's size: they are read off a run
+    told = {"timesteps": pipe.scheduler.timesteps.tolist()} if way == "Flux" else {}
+    grid = grid_of(pipe, STEPS, **told)
+    assert torch.equal(draw(), plain), "the pipeline itself repeats"
+    calls = {"Flux": 2}.get(way, 1)  # guidance in two calls, each with values of its own
+
+    with grid.full().applied(pipe), counting(pipe) as ran:
+        assert torch.equal(draw(), plain), "all on: bit for bit"
+    assert set(ran.values()) == {calls * (STEPS - begins)}
+
+    schedule = some(grid)
+    with schedule.applied(pipe):
+        with counting(pipe) as ran:
+            pruned = draw()
+        assert ran == {name: calls * n for name, n in expected(schedule, begins).items()}
+        assert torch.equal(draw(), pruned), "nothing is left over from the run before"
+    assert pruned.isfinite().all() and not torch.equal(pruned, plain)
+    assert not hooks_left(denoiser)
+    with counting(pipe) as ran:
+        assert torch.equal(draw(), plain), "outside, the pipeline is as it was"
+    assert set(ran.values()) == {calls * (STEPS - begins)}
+
+
+@pytest.mark.parametrize(
+    ("way", "samples", "grains"),
+    [
+        ("sd-1.5", 2, ["blocks", "layers", "modules"]),
+        ("DiT", 4, ["blocks", "layers"]),
+        ("SDXL", 4, ["layers"]),
+    ],
+)
+def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
+    pipe, draw = WAYS[way]()
+    whole = macs_of_run(draw)
+    for grain in grains:
+        grid = grid_of(pipe, STEPS, grain)
+        schedule = some(grid, seed=1)
+        with schedule.applied(pipe):
+            left = macs_of_run(draw)
+        claimed = samples * (grid.full().macs() - schedule.macs())
+        if (way, grain) == (
+            "DiT",
+            "blocks",
+        ):  # its last norm calls the embedding inside the first block once more
+            embedding = pl.count_macs(pipe.transformer).modules["transformer_blocks.0.norm1.emb"].macs // 2
+            claimed -= samples * embedding * int((~schedule.live()[:, 0]).sum())
+        assert whole - left == claimed > 0, grain
+
+
+def test_one_context_many_kinds_of_runs():
+    """Batch size and guidance change from run to run; nothing of one run reaches the next."""
+    pipe, _ = text()
+
+    def draw(prompts, guidance):
+        noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        options = {"num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": guidance}
+        return pipe(prompts, generator=noise, **options).images
+
+    asked = [
+        (["lion"], 3.0),
+        (["lion", "pizza"], 1.0),
+        (["pizza"], 3.0),
+        (["lion"], 1.0),
+        (["a", "b", "c"], 3.0),
+    ]
+    schedule, alone = some(grid_of(pipe, STEPS)), []
+    for case in asked:
+        with schedule.applied(pipe):
+            alone.append(draw(*case))
+    with schedule.applied(pipe):
+        assert all(torch.equal(draw(*case), one) for case, one in zip(asked, alone, strict=True))
+        together = draw(["lion", "pizza", "red heart"], 3.0)
+        assert torch.allclose(together[:1], alone[0], atol=1e-4), "in a batch as alone"
+
+
+class StopError(Exception):
+    """What a test raises in the middle of a run."""
+
+
+@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["unit", "callback", "scheduler"])
+def test_an_interrupted_run_leaves_nothing_behind(monkeypatch, where, error):
+    pipe, draw = text(batch=2)
+    schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    with schedule.applied(pipe):
+        pruned = draw()
+
+    def stop(*_, **__):
+        raise error
+
+    def broken():
+        if where == "callback":
+            noise = [torch.Generator().manual_seed(9)]
+            pipe("house", num_inference_steps=STEPS, generator=noise, callback_on_step_end=stop)
+        elif where == "scheduler":
+            with monkeypatch.context() as patch:
+                patch.setattr(pipe.scheduler, "step", stop)
+                draw()
+        else:
+            calls = []
+            module = (
+                pipe.unet.up_blocks[-1].resnets[-1].conv1
+            )  # the last unit of a call: others are computed already
+            hook = module.register_forward_pre_hook(lambda *_: stop() if calls else calls.append(1))
+            try:
+                draw()
+            finally:
+                hook.remove()
+
+    every = schedule.on.clone()
+    every[:, -1] = True  # so that the unit of the test runs at the second call
+    with schedule.grid.schedule(every).applied(pipe), pytest.raises(error):
+        broken()
+    with schedule.applied(pipe):
+        with pytest.raises(error):
+            schedule_error(pipe, stop)
+        assert torch.equal(draw(), pruned), "the run after a broken one is right"
+    with pytest.raises(error), schedule.applied(pipe):  # and it may leave the block
+        schedule_error(pipe, stop)
+    assert not hooks_left(pipe.unet)
+    assert "set_timesteps" not in vars(pipe.scheduler)
+    assert torch.equal(draw(), plain)
+
+
+def schedule_error(pipe, stop):
+    """Break a run of other prompts and another batch size after its second step."""
+    noise = [torch.Generator().manual_seed(9)]
+
+    def late(pipe, step, timestep, values):
+        return stop() if step else values
+
+    pipe("house", num_inference_steps=STEPS, generator=noise, callback_on_step_end=late)
+
+
+def test_a_run_that_is_stopped_early_is_no_error():
+    """`pipe._interrupt` is diffusers' own way: the remaining calls are passed over."""
+    pipe, draw = text()
+    schedule = some(grid_of(pipe, STEPS))
+
+    def enough(pipe, step, timestep, values):
+        pipe._interrupt = step == 1
+        return values
+
+    with schedule.applied(pipe) as run:
+        pruned = draw()
+        pipe("house", num_inference_steps=STEPS, callback_on_step_end=enough, output_type="latent")
+        assert run.called <= 2
+        assert torch.equal(draw(), pruned)
+
+
+def test_a_schedule_goes_with_other_weights_of_the_same_model():
+    """Made without LoRA, applied with it, scaled, and without it again."""
+    pipe, draw = text()
+    schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    with schedule.applied(pipe):
+        without = draw()
+    with_lora(pipe)
+    tuned = draw()
+    assert not torch.equal(tuned, plain)
+    with schedule.grid.full().applied(pipe):
+        assert torch.equal(draw(), tuned)
+    with schedule.applied(pipe), counting(pipe) as ran:
+        assert not torch.equal(draw(), without)
+    assert ran == expected(schedule)
+    with schedule.applied(pipe):  # switched inside the block as well
+        pipe.unet.disable_adapters()
+        assert torch.equal(draw(), without)
+    assert torch.equal(draw(), plain)
+    pipe.unet.enable_adapters()
+    assert torch.equal(draw(), tuned)
+
+
+def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
+    pipe, draw = text(change=with_lora)
+    tuned = draw()
+    from peft.utils import get_peft_model_state_dict
+
+    pipe.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    pipe, draw = text()
+    plain, schedule = draw(), some(grid_of(pipe, STEPS))
+    pipe.load_lora_weights(tmp_path, adapter_name="tuned")
+    assert torch.equal(draw(), tuned)
+    with schedule.applied(pipe), counting(pipe) as ran:
+        draw()
+    assert ran == expected(schedule)
+    with schedule.grid.full().applied(pipe):
+        assert torch.equal(draw(), tuned)
+        pipe.unload_lora_weights()  # inside: adapters live in the modules that are hooked
+        assert torch.equal(draw(), plain)
+    assert torch.equal(draw(), plain)
+
+
+def test_together_with_removed_operators():
+    """A denoiser without some layers has a grid of its own, and refuses the schedule of the whole one."""
+    pipe, _ = text(kind="sd-1.5")
+    whole = some(grid_of(pipe, STEPS))
+    gone = ["down_blocks.1.resnets.1", "up_blocks.3.attentions.1", "mid_block.attentions.0"]
+    small = pl.remove_operators(pipe, gone)
+    small.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="made for another denoiser"):
+        whole.applied(small).__enter__()
+    grid = grid_of(small, STEPS)
+    assert grid.shape == whole.grid.shape and sum(grid.macs) < sum(whole.grid.macs)
+    check(small, grid)
+    with pytest.raises(ValueError, match="made for another denoiser"):
+        grid.full().applied(pipe).__enter__()
+
+
+def test_together_with_structured_pruning():
+    pipe, _ = text(kind="sd-1.5")
+    whole = some(grid_of(pipe, STEPS))
+    pipe.unet = pl.prune_structured(pipe.unet, 0.4, importance="random").unet
+    with pytest.raises(ValueError, match="made for another denoiser"):
+        whole.applied(pipe).__enter__()
+    check(pipe, grid_of(pipe, STEPS))
+
+
+def run_once(pipe):
+    noise = [torch.Generator().manual_seed(0)]
+    return pipe("lion", num_inference_steps=STEPS, generator=noise, output_type="latent").images
+
+
+def check(pipe, grid):
+    """Hold the four promises on a pruned pipeline, and that the saving is that of its own grid."""
+
+    def draw():
+        return run_once(pipe)
+
+    plain, macs = draw(), macs_of_run(draw)
+    with grid.full().applied(pipe):
+        assert torch.equal(draw(), plain)
+    schedule = some(grid)
+    with schedule.applied(pipe):
+        pruned = draw()
+        assert macs - macs_of_run(draw) == 2 * (grid.full().macs() - schedule.macs()) > 0
+        assert torch.equal(draw(), pruned) and not torch.equal(pruned, plain)
+    assert torch.equal(draw(), plain) and not hooks_left(pipe.unet)
+
+
+def test_a_denoiser_that_follows_a_schedule_is_not_copied():
+    """diffusers' hooks hold on to the module they were put on: a copy would silently run the original's layers."""
+    pipe, draw = text()
+    schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    path = "mid_block.attentions.0"
+    with schedule.applied(pipe):
+        for copying in (lambda: copy.deepcopy(pipe.unet), lambda: pl.remove_operators(pipe, [path])):
+            with pytest.raises(RuntimeError, match="cannot be copied while a schedule is applied"):
+                copying()
+    assert torch.equal(draw(), plain)
+    small = pl.remove_operators(pipe, [path])
+    assert not torch.equal(run_once(small), plain)
+
+
+def test_two_pipelines_of_one_denoiser():
+    """Text to image and image to image share their UNet; one schedule serves both, one at a time."""
+    pipe, draw = text()
+    schedule = some(grid_of(pipe, STEPS))
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    with schedule.applied(pipe), pytest.raises(RuntimeError, match="already applied"):
+        schedule.applied(other).__enter__()
+    assert not hooks_left(pipe.unet)
+    with schedule.applied(other):
+        first = draw()  # shares scheduler and denoiser, so it follows as well
+    with schedule.applied(pipe):
+        assert torch.equal(draw(), first)
+
+
+def test_half_precision():
+    pipe = sd()
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        torch.nn.Module.to(part, torch.bfloat16)
+
+    plain, grid = run_once(pipe), grid_of(pipe, STEPS)
+    assert plain.dtype == torch.bfloat16
+    with grid.full().applied(pipe):
+        assert torch.equal(run_once(pipe), plain)
+    with some(grid).applied(pipe), counting(pipe) as ran:
+        run_once(pipe)
+    assert ran == expected(some(grid))
