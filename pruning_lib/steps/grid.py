@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..measure.denoiser import denoiser_of
 from .live import live_cells
-from .units import Units, units_of
+from .units import GRAINS, Units, units_of
 from .wiring import Wiring
 
 if TYPE_CHECKING:
@@ -166,22 +166,34 @@ class Grid:
         """
         units = data["units"]
         grid = cls(
-            names=tuple(map(str, units["names"])), grain=str(units["grain"]),
-            macs=tuple(map(int, units["macs"])),
-            macs_without_attention=tuple(map(int, units["macs_without_attention"])),
-            base_macs=int(data["base_macs"]),
-            base_macs_without_attention=int(data["base_macs_without_attention"]),
+            names=tuple(_checked(name, str) for name in units["names"]), grain=_checked(units["grain"], str),
+            macs=tuple(_checked(macs, int) for macs in units["macs"]),
+            macs_without_attention=tuple(_checked(macs, int) for macs in units["macs_without_attention"]),
+            base_macs=_checked(data["base_macs"], int),
+            base_macs_without_attention=_checked(data["base_macs_without_attention"], int),
             wiring=Wiring.from_dict(data["wiring"]),
-            class_name=str(data["denoiser"]["class"]), structure=str(data["denoiser"]["structure"]),
-            scheduler=str(data["scheduler"]), steps=int(data["steps"]),
+            class_name=_checked(data["denoiser"]["class"], str), structure=_checked(data["denoiser"]["structure"], str),
+            scheduler=_checked(data["scheduler"], str), steps=_checked(data["steps"], int),
             timesteps=tuple(map(float, data["timesteps"])),
         )  # fmt: skip
+        if grid.grain not in GRAINS:
+            raise ValueError(f"there is no grain {grid.grain!r}")
+        numbers = (*grid.macs, *grid.macs_without_attention, grid.base_macs, grid.base_macs_without_attention)
+        if grid.steps < 1 or min(numbers) < 0:
+            raise ValueError("MACs below zero, or less than one step")
         lengths = {len(grid.names), len(grid.macs), len(grid.macs_without_attention), len(grid.wiring.inputs)}
         if len(lengths) != 1 or not grid.timesteps or not grid.names:
             raise ValueError(
                 f"Names, MACs and wiring are of {sorted(lengths)} units; they must be of the same."
             )
         return grid
+
+
+def _checked(value: object, kind: type) -> object:
+    """Return a value of a file if it is of this type; a truth value is no number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r} stands where a {kind.__name__} belongs")
+    return value
 
 
 _COMPARED = {

@@ -60,7 +60,9 @@ class Wiring:
             ValueError: a unit reads one that does not come before it, or one that does not exist.
         """
         inputs = tuple(frozenset(read) for read in data["inputs"])
-        wiring = cls(inputs, frozenset(data["output"]), bool(data["output_reads_input"]))
+        if not isinstance(data["output_reads_input"], bool):
+            raise ValueError(f"output_reads_input is {data['output_reads_input']!r}; it must be true or false.")
+        wiring = cls(inputs, frozenset(data["output"]), data["output_reads_input"])
         for reader, read in enumerate(inputs):
             if any(not 0 <= unit < reader for unit in read):
                 raise ValueError(
