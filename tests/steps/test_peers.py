@@ -195,11 +195,11 @@ def test_beside_a_cache_of_diffusers(other, way, first):
     if first == "theirs":
         OTHER_CACHES[other](model)
         theirs = draw()
-        model._reset_stateful_cache()
+        HookRegistry.check_if_exists_or_initialize(model).reset_stateful_hooks()
         with schedule.applied(pipe):
             assert draw().isfinite().all()
         assert not hooks_left(model) and names()
-        model._reset_stateful_cache()
+        HookRegistry.check_if_exists_or_initialize(model).reset_stateful_hooks()
         assert torch.equal(draw(), theirs), "theirs is as it was"
         take_off()
     else:
