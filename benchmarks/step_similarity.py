@@ -35,7 +35,7 @@ OUTPUT = "conv_out"  # the denoiser's own output
 PENULTIMATE = (
     "up_blocks.2.upsamplers.0"  # the last module of the penultimate up block: its output is the block's
 )
-SHOWN = (PENULTIMATE, OUTPUT)  # all pairs of steps are kept
+SHOWN = (PENULTIMATE,)  # all pairs of steps are kept
 HALVES = ("unprompted", "prompted")  # guidance puts the calls without the prompt first
 LAGS = (1, 2, 3, 5, 10)
 SAMPLERS = {
