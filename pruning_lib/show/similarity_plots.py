@@ -28,9 +28,8 @@ def toy_paths(paths: Mapping[str, Tensor], start: Tensor) -> Figure:
     """
     (first, exact), *rest = paths.items()
     off = "; ".join(f"{name} ends {(path[-1] - exact[-1]).norm():.2f} away" for name, path in rest)
-    figure, axes = new_figure(
-        2.6 * len(paths), 2.7, f"Paths in the plane. Against {first}: {off}.", ncols=len(paths), sharex=True, sharey=True
-    )  # fmt: skip
+    alt = f"Paths in the plane. Against {first}: {off}."
+    figure, axes = new_figure(2.6 * len(paths), 2.7, alt, ncols=len(paths), sharex=True, sharey=True)
     for ax, (name, path), colour in zip(axes[0], paths.items(), COLOURS, strict=False):
         ax.plot(*exact.T, color="#b8c0c7", linewidth=3)
         ax.plot(*path.T, color=colour, marker="o", markersize=2.5, linewidth=1)
