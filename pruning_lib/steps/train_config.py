@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
+import torch
+
 from .._text import nearest
 from ..measure.device import check_device
+from .grid import Grid
 from .losses import check_loss
 
-__all__ = ["RECIPES", "PrunerConfig", "config_of", "lr_factor"]
+__all__ = ["RECIPES", "PrunerConfig", "config_of", "lr_factor", "within_reach"]
 
 _CHOICES = {
     "network": ("attention", "table"),
@@ -158,6 +161,13 @@ def config_of(recipe: str, steps: int, settings: dict[str, object]) -> PrunerCon
     if "iterations" not in settings and len(config.keep_macs) == 1:
         config = replace(config, iterations=min(8, config.iterations))  # fewer than for five in a row
     return config
+
+
+def within_reach(config: PrunerConfig, grid: Grid) -> PrunerConfig:
+    """Return the settings with those budgets alone that the first call, which always runs, leaves room for."""
+    floor = grid.macs_ratio(torch.arange(grid.shape[0])[:, None].expand(grid.shape) == 0)
+    budgets = tuple(b for b in config.keep_macs if b > floor * 1.05) or ((1 + floor) / 2,)
+    return replace(config, keep_macs=budgets)
 
 
 def lr_factor(iteration: int, config: PrunerConfig) -> float:

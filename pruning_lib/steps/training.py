@@ -28,7 +28,7 @@ from .grid import Grid, grid_of
 from .look import Look
 from .sparsity import check_budget
 from .supernet import SuperNet
-from .train_config import PrunerConfig, config_of, lr_factor
+from .train_config import PrunerConfig, config_of, lr_factor, within_reach
 from .trained import TrainedPruner
 
 if TYPE_CHECKING:
@@ -95,12 +95,14 @@ def train_pruner(
     grid = grain if isinstance(grain, Grid) else grid_of(pipe, steps, grain)
     if grid.steps != steps:
         raise ValueError(f"The grid is for {grid.steps} steps, but steps={steps}.")
-    for budget in config.keep_macs:
-        check_budget(budget, grid)
     net = SuperNet(
         pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=config.checkpointing
     )
     prompts = net.unroll.check(prompts)
+    if config.keep_macs and "keep_macs" not in settings:
+        config = within_reach(config, grid)
+    for budget in config.keep_macs:
+        check_budget(budget, grid)
     if processes.device:
         pipe.to(processes.device)
     note = {"prompts": prompts, "grid": grid.to_dict(), "call": net.unroll.call, "processes": processes.count}
