@@ -3,10 +3,10 @@
     python benchmarks/schedule_painter.py
 
 writes book/results/schedule_painter.json and, beside it, one sheet of all pictures, schedule_painter.webp. Each
-schedule draws the same captions from the same noise, ten steps each; no caption is among every fourth one, which
-pruners are trained with. With --found, schedules that a search or a training has found join the others: JSON files of
-Schedule.save, for ten steps of the same units. Nothing here depends on how fast the machine is. Pictures are kept in
---work as they are made, so an interrupted run goes on where it stopped; about five minutes on one CPU core.
+schedule draws the same captions from the same noise, ten steps each. Three more are found by a local search, which sees
+a few of every fourth caption only; none of those is drawn for the record. Nothing here depends on how fast the machine
+is. Pictures and found schedules are kept in --work, so an interrupted run goes on where it stopped; about ten minutes
+on one CPU core.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ from pruning_lib.show.painter import to_rows
 from pruning_lib.show.painter_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
 from pruning_lib.show.sparsity import GUIDANCE, spread_captions
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
-from pruning_lib.steps import Schedule, grid_of
+from pruning_lib.steps import Grid, Schedule, grid_of
+from pruning_lib.steps.evaluate import Evaluator
+from pruning_lib.steps.local_search import local_search
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+BUDGETS = (0.5, 0.35, 0.2)
+SEARCH_PROMPTS = 8
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
 
 
-def record(path: Path, captions: Sequence[str], found: Sequence[Schedule], work: Path, device: str) -> Path:
-    """Draw, judge and write.
+def record(path: Path, captions: Sequence[str], images: int, work: Path, device: str) -> Path:
+    """Search, draw, judge and write.
 
     Args:
         path: the record's file.
         captions: of the pictures, at least two; the first ones are those of the painter.
-        found: schedules besides the presets; their `provenance["note"]` is shown.
-        work: folder for finished pictures.
+        images: that each search may draw.
+        work: folder for what is finished.
         device: where to run, as in "cpu".
     """
     check_writable(path)
@@ -51,11 +55,11 @@ def record(path: Path, captions: Sequence[str], found: Sequence[Schedule], work:
     pipe.set_progress_bar_config(disable=True)
     grid = grid_of(pipe, STEPS)
     tables = presets(grid)
-    for schedule in found:
-        if schedule.grid != grid:
-            raise ValueError(f"{schedule!r} is for another grid: {schedule.grid.difference(grid)}.")
-        name = f"{schedule.label}, {schedule.macs_ratio():.0%} of the MACs"
-        tables[name] = ("found", schedule.on, str(schedule.provenance.get("note", "Found by a search.")))
+    starts = [grid.schedule(on) for _, on, _ in tables.values()]
+    for keep_macs in BUDGETS:
+        found = searched(pipe, grid, keep_macs, starts, images, work)
+        note = f"Found by a local search that drew {found.provenance['images']} images of other captions."
+        tables[f"local search, within {100 * keep_macs:.0f} %"] = ("searched", found.on, note)
     drawn = {name: kept(pipe, grid.schedule(on), captions, work) for name, (_, on, _) in tqdm(tables.items())}
     whole = drawn["everything"].float() / 255
     stops = []
@@ -72,6 +76,20 @@ def record(path: Path, captions: Sequence[str], found: Sequence[Schedule], work:
     passport = pl.passport(seeds=list(range(len(captions))), n=len(captions), device=device)
     more = {"steps": STEPS, "guidance": GUIDANCE, "captions": list(captions)}
     return painter.save(path, "schedule_painter", passport, quality=QUALITY, **more)
+
+
+def searched(
+    pipe: Any, grid: Grid, keep_macs: float, starts: Sequence[Schedule], images: int, work: Path
+) -> Schedule:
+    """Return the best schedule within a budget that a local search finds, searched once."""
+    file = work / f"{grid.steps}-{keep_macs}-{images}.json"
+    if not file.is_file():
+        prompts = spread_captions(pl.captions(MODEL)[::4], SEARCH_PROMPTS)
+        evaluator = Evaluator(pipe, prompts, grid, guidance_scale=GUIDANCE)
+        best = local_search(grid, keep_macs, evaluator, images=images, starts=starts)
+        told = {**best.provenance, "images": evaluator.images, "prompts": prompts}
+        grid.schedule(grid.live(best.on), **told).save(file)
+    return Schedule.load(file)
 
 
 def kept(pipe: Any, schedule: Schedule, captions: Sequence[str], work: Path) -> Tensor:
@@ -99,13 +117,12 @@ if __name__ == "__main__":
     parser.add_argument(
         "--pictures", type=int, default=32, help="captions drawn by each schedule (default 32)"
     )
-    parser.add_argument("--found", type=Path, nargs="*", default=[], help="schedules that were found")
+    parser.add_argument("--images", type=int, default=1600, help="drawn by each search (default 1600)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-schedule-painter"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
     options = parser.parse_args()
-    extra = [Schedule.load(file) for file in options.found]
     place = options.out / "schedule_painter.json"
-    print(record(place, captions_of(options.pictures), extra, options.work, options.device))
+    print(record(place, captions_of(options.pictures), options.images, options.work, options.device))

@@ -12,11 +12,11 @@ import pruning_lib as pl
 from pruning_lib.show import painter_live, sparsity
 from pruning_lib.show.painter import to_table
 from pruning_lib.show.painter_live import presets, schedule_painter, scheduled_pictures
-from pruning_lib.steps import grid_of
+from pruning_lib.steps import Schedule, grid_of
 
 CAPTIONS = ["lion", "pizza", "pizza pie 1"]
 STEPS = 4
-SHOWN = painter_live.PROMPTS
+SHOWN, ALL = painter_live.PROMPTS, pl.captions
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +32,16 @@ def made(benchmark, pipe, tmp_path_factory):
         for where in (module, painter_live):
             patch.setattr(where, "STEPS", STEPS)
             patch.setattr(where, "PROMPTS", ("lion", "pizza"))
-        grid = grid_of(pipe, STEPS)
-        on = torch.ones(grid.shape, dtype=torch.bool)
-        on[1, 2] = on[3, 1] = False
-        found = grid.schedule(on, method="local search", note="Found.")
-        path = module.record(folder / "schedule_painter.json", CAPTIONS, [found], folder / "work", "cpu")
+        patch.setattr(module, "BUDGETS", (0.5,))
+        patch.setattr(module, "SEARCH_PROMPTS", 2)
+        patch.setattr(pl, "captions", lambda name: [*CAPTIONS[:2] * 4, "c"])
+        path = module.record(folder / "schedule_painter.json", CAPTIONS, 24, folder / "work", "cpu")
         first = path.read_text()
         files = {file: file.stat().st_mtime_ns for file in (folder / "work").iterdir()}
-        module.record(path, CAPTIONS, [found], folder / "work", "cpu")
+        module.record(path, CAPTIONS, 24, folder / "work", "cpu")
         assert {f: f.stat().st_mtime_ns for f in (folder / "work").iterdir()} == files, "drawn twice"
         assert pl.load_record(path)["data"] == json.loads(first)["data"]
-        with pytest.raises(ValueError, match="another number of steps|other timesteps"):
-            module.record(path, CAPTIONS, [grid_of(pipe, 3).full()], folder / "work", "cpu")
+        (found,) = (Schedule.load(file) for file in files if file.suffix == ".json")
         yield path, found
 
 
@@ -51,7 +49,8 @@ def test_the_record_has_every_preset_and_what_was_found(made, pipe) -> None:
     path, found = made
     painter, tables = schedule_painter(path), presets(grid_of(pipe, STEPS))
     assert [stop.name for stop in painter.stops][:-1] == list(tables) and painter.n == len(CAPTIONS)
-    assert painter.stops[-1].name == f"local search, {found.macs_ratio():.0%} of the MACs"
+    assert painter.stops[-1].name == "local search, within 50 %" and found.macs_ratio() <= 0.5
+    assert to_table(painter.stops[-1].on).equal(found.live()) and found.provenance["images"] <= 24
     assert painter.stops[0].ssim == [1, 1] and painter.stops[0].mean["low"] == 1
     likeness = [stop.mean["value"] for stop in painter.stops[1:]]
     assert max(likeness) < 1 and all(stop.mean["low"] <= stop.mean["value"] for stop in painter.stops)
@@ -95,7 +94,8 @@ def test_live_it_runs_what_is_painted_and_leaves_the_pipeline_as_it_was(made, pi
 
 
 def test_captions_are_held_out_and_begin_with_those_of_the_painter(benchmark, monkeypatch) -> None:
-    module, every = benchmark("schedule_painter"), pl.captions("emoji-sd")
+    monkeypatch.setattr(pl, "captions", ALL)
+    module, every = benchmark("schedule_painter"), ALL("emoji-sd")
     monkeypatch.setattr(module, "PROMPTS", SHOWN)
     found = module.captions_of(32)
     assert tuple(found[:4]) == SHOWN and len(found) == len(set(found)) == 32
