@@ -19,6 +19,7 @@ _CHOICES = {
     "gates": ("probability", "budget"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("cosine", "constant"),
+    "start": ("evenly", "chance"),
     "on_collapse": ("raise", "go on"),
 }
 
@@ -39,6 +40,8 @@ class PrunerConfig:
         width: of the network's queries.
         gates: "probability", open from one half up; or "budget", as many of the best as `keep_macs` allows.
         keep_macs: shares of MACs to train for, falling, one after the other; for gates of kind "budget".
+        start: open gates of the first iteration: "evenly", whole calls at equal distances, or "chance", any cells; for
+            gates of kind "budget".
         leak: what a shut gate lets through while training, in [0, 1).
         per_mac: divide each gate's gradient by its unit's MACs, so that gates compete for MACs.
         temperature: of the softmax, > 0.
@@ -64,6 +67,7 @@ class PrunerConfig:
     width: int = 512
     gates: str = "probability"
     keep_macs: tuple[float, ...] = ()
+    start: str = "evenly"
     leak: float = 0.0
     per_mac: bool = False
     temperature: float = 1.0

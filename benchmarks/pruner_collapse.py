@@ -1,0 +1,72 @@
+"""How gate training collapses: the published recipe with stronger and weaker settings, watched gate by gate.
+
+    python benchmarks/pruner_collapse.py [--work FOLDER]
+
+Ten steps of the sampler; every run is kept, so an interrupted benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from pruner_training import GUIDANCE, MODEL, RESULTS, Judge, pruner_prompts
+
+import pruning_lib as pl
+from pruning_lib.measure.record import check_writable
+from pruning_lib.steps import PrunerCollapseError
+
+STEPS, BUDGET = 10, 0.3
+BASE = {"recipe": "published", "iterations": 24, "accumulation": 1, "width": 128}
+RUNS = {
+    "AdamW, rate 0.01": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0, "floor": 0.0},
+    "SGD, rate 0.2": {"floor": 0.0},
+    "SGD, rate 0.2, off below 0.2": {},
+    "SGD, rate 0.02": {"lr": 0.02, "floor": 0.0},
+    "gates with a budget": {"recipe": "best", "keep_macs": BUDGET, "batch": 1},
+}
+
+
+def run(path: Path, work: Path) -> None:
+    """Train, and write the record."""
+    check_writable(path)
+    pipe, found = pl.load(MODEL), []
+    judge = Judge(pipe, STEPS)
+    for name, what in RUNS.items():
+        how = {**BASE, **what}
+        if how["recipe"] == "best":
+            how = {key: value for key, value in how.items() if key not in ("width", "accumulation")}
+        trained = pl.train_pruner(
+            pipe, pruner_prompts(), steps=STEPS, guidance_scale=GUIDANCE, on_collapse="go on",
+            folder=work / name.replace(" ", "-"), **how,
+        )  # fmt: skip
+        on = torch.tensor([[cell == "1" for cell in row] for row in trained.history[-1]["rows"]])
+        figures = judge(trained.grid.schedule(on, method="gates"))[0]
+        found.append({"name": name, "settings": what, "history": trained.history, "at_last": figures})
+        print(name, [round(line["macs_ratio"], 2) for line in trained.history], flush=True)
+    told = ""
+    try:  # what the guard says
+        pl.train_pruner(
+            pipe,
+            pruner_prompts(),
+            steps=STEPS,
+            guidance_scale=GUIDANCE,
+            **{**BASE, **RUNS["AdamW, rate 0.01"]},
+        )
+    except PrunerCollapseError as error:
+        told = str(error)
+    data = {"steps": STEPS, "budget": BUDGET, "runs": found, "message": told}
+    stamp = pl.passport(seeds=[0, 1000], n=len(judge.prompts), device="cpu")
+    print(pl.save_record(path, "pruner_collapse", data, stamp))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--work", type=Path, default=Path("_build/pruner-collapse"), help="folder of single runs"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run(arguments.out / "pruner_collapse.json", arguments.work)
