@@ -66,11 +66,7 @@ class Gating(nn.Module):
         else:
             # The margin, not the probability: its slope does not vanish for cells that are clearly good or bad.
             worth = (logits[..., 1] - logits[..., 0]) / config.temperature
-            on = (
-                evenly(self.grid, budget)
-                if iteration == 0
-                else within_budget(worth.detach(), self.grid, budget)
-            )
+            on = self._first(budget) if iteration == 0 else within_budget(worth.detach(), self.grid, budget)
         gates = straight_through(worth, on, config.leak)
         macs_ratio, cost = self.grid.macs_ratio(on), None
         if budget is None and config.alpha and macs_ratio >= config.floor:
@@ -81,6 +77,12 @@ class Gating(nn.Module):
             "rows": ["".join("1" if cell else "0" for cell in row) for row in on.tolist()],
         }  # fmt: skip
         return Open(gates, on, cost, figures)
+
+    def _first(self, budget: float) -> Tensor:
+        if self.config.start == "evenly":
+            return evenly(self.grid, budget)
+        drawn = torch.Generator().manual_seed(self.config.seed)
+        return within_budget(torch.rand(self.grid.shape, generator=drawn), self.grid, budget)
 
     def backward(self, open_: Open, gradient: Tensor) -> float | None:
         """Hand the gradient of the consistency loss, `[T, N]`, and that of the sparsity loss on to the parameters.

@@ -139,7 +139,7 @@ def test_other_settings_run(pipe):
     for more in (
         {"optimizer": "adamw", "lr": 0.01, "loss": "l1", "temperature": 0.5, "network": "table"},
         {"loss": "l2", "bf16": True, "checkpointing": False, "alpha": 0.0},
-        {"loss": "latent", "gates": "budget", "keep_macs": 0.6, "width": 8},
+        {"loss": "latent", "gates": "budget", "keep_macs": 0.6, "width": 8, "start": "chance"},
     ):
         found = small_run("published", pipe, **{"iterations": 2, **more})
         assert len(found.history) == 2 and found.settings["loss"] == more["loss"]
