@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["gate_gradients", "loss_and_gradient"]
 
+# Half precision rounds small gradients to 0, so the loss is multiplied before the backward pass (Micikevicius et al.
+# 2018, Section 3.2), unless that makes them too large.
+_SCALES = (1024.0, 1.0)
+
 
 def gate_gradients(
     pipe: DiffusionPipeline, grid: Grid, on: object, prompts: Sequence, *, seeds: Sequence[int] | None = None,
@@ -97,11 +101,15 @@ def loss_and_gradient(
         MemoryError: out of memory, with what to do.
     """
     gates = gates.detach().clone().requires_grad_(True)
-    kind = denoiser_of(net.pipe)[1].device.type
-    with explains_out_of_memory(len(prompts), net.checkpointing, bf16), torch.enable_grad():
-        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
-            wanted = net.reference(prompts, seeds) if wanted is None else wanted
-            value = consistency(loss, net, net.latents(gates, prompts, seeds), wanted).mean()
-        value.backward()
-    found = torch.zeros_like(gates) if gates.grad is None else gates.grad
+    denoiser = denoiser_of(net.pipe)[1]
+    for scale in _SCALES if denoiser.dtype == torch.float16 else (1.0,):
+        gates.grad = None
+        with explains_out_of_memory(len(prompts), net.checkpointing, bf16), torch.enable_grad():
+            with torch.autocast(denoiser.device.type, torch.bfloat16, enabled=bf16):
+                wanted = net.reference(prompts, seeds) if wanted is None else wanted
+                value = consistency(loss, net, net.latents(gates, prompts, seeds), wanted).mean()
+            (scale * value).backward()
+        found = torch.zeros_like(gates) if gates.grad is None else gates.grad / scale
+        if found.isfinite().all():
+            break
     return value.item(), found.float().cpu()
