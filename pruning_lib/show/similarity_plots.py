@@ -48,7 +48,7 @@ def similarity_maps(panels: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """
     apart = {name: np.clip(1 - np.array(rows), LEAST, None) for name, rows in panels.items()}
     words = "; ".join(
-        f"{name}: neighbours {np.diagonal(a, 1).mean():.1g}, first and last {a[0, -1]:.1g}"
+        f"{name}: neighbours {np.diagonal(a, 1).mean():.1g}, first and last {a[0, -1]:.1g}".replace("\n", " ")
         for name, a in apart.items()
     )
     figure, axes = new_figure(
