@@ -22,6 +22,7 @@ from ._generate import app as generate_app
 from ._generate import draw as _draw
 from ._prune import app as prune_app
 from ._schedule import app as schedule_app
+from ._train_pruner import app as train_pruner_app
 from .weights.cli import app as weights_app
 from .zoo.cli import app as zoo_app
 
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.add_typer(weights_app)  # inspect and slim, beside the commands below
 app.add_typer(prune_app)
 app.add_typer(cut_app)  # score and cut
+app.add_typer(train_pruner_app)
 app.add_typer(generate_app)
 app.add_typer(schedule_app, name="schedule")
 app.add_typer(zoo_app, name="zoo")
