@@ -44,7 +44,7 @@ WAYS = {
     "deepcache": "DeepCache's pattern",
 }
 # steps -> (pictures, distances between whole calls)
-SWEEPS = {20: (64, (1, 2, 3, 4, 5, 7, 10)), 50: (32, (1, 2, 3, 5, 10))}
+SWEEPS = {20: (48, (1, 2, 3, 4, 5, 7, 10)), 50: (24, (1, 2, 3, 5, 10))}
 # sampler, steps, interval, branch: where the package and the schedule are compared
 COMPARED = [
     *((DDIMScheduler, 20, n, 0) for n in (2, 3, 5)),
