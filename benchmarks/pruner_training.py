@@ -27,7 +27,7 @@ RUNS = {
     "best-20": {"steps": 20, "recipe": "best", "iterations": 40},
     "best-50": {"steps": 50, "recipe": "best", "iterations": 20},
     "published-20": {"steps": 20, "recipe": "published", "iterations": 60, "on_collapse": "go on"},
-    "published-50": {"steps": 50, "recipe": "published", "iterations": 30, "on_collapse": "go on"},
+    "published-50": {"steps": 50, "recipe": "published", "iterations": 20, "on_collapse": "go on"},
 }
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
 JUDGED, SHOWN = 32, 6  # held-out prompts for a figure, and of those how many are shown
