@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._text import nearest
+from ..measure.latents import Finished, ends_with_latents, no_progress_bar, prompt_argument
 from .denoiser import denoiser_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class LatentSampler:
         _check_number("seed", seed, 0)
         self.pipe, self.batch, self.seed, self.num_latents = pipe, batch, seed, num_latents
         taken = inspect.signature(type(pipe).__call__).parameters
-        self.argument = _argument(pipe, taken)
+        self.argument = prompt_argument(pipe, taken)
         self.prompts = _check_prompts(pipe, prompts, self.argument)
         self.call = {"num_inference_steps": steps, **(options or {})}
         if guidance_scale is not None:
@@ -111,14 +112,14 @@ class LatentSampler:
         if self.prompts is not None:
             which = {self.argument: [self.prompts[i % len(self.prompts)] for i in part]}
         with (
-            _quiet(self.pipe),
+            no_progress_bar(self.pipe),
             self._encoded_once(index),
-            _only_latents(self.pipe, noise),
+            ends_with_latents(self.pipe, noise),
             around or nullcontext(),
         ):
             try:
                 self.pipe(**which, generator=noise, **self.call)
-            except _Finished as finished:
+            except Finished as finished:
                 latents = finished.latents[: len(part)]  # with guidance some pipelines carry each twice
                 return latents.float().cpu()
             finally:
@@ -149,62 +150,6 @@ class LatentSampler:
             yield
         finally:
             del self.pipe.encode_prompt
-
-
-class _Finished(Exception):
-    """Ends a pipeline's call after its last step."""
-
-    def __init__(self, latents: Tensor):
-        super().__init__()
-        self.latents = latents
-
-
-@contextmanager
-def _only_latents(pipe: DiffusionPipeline, noise: list[torch.Generator]) -> Iterator[None]:
-    """Raise `_Finished` from the scheduler's last step; random steps draw from `noise` in any case."""
-    scheduler, step, calls = pipe.scheduler, pipe.scheduler.step, 0
-    parameters = inspect.signature(step).parameters
-
-    @functools.wraps(step)
-    def last(*args, **kwargs):
-        nonlocal calls
-        if "generator" in parameters and kwargs.get("generator") is None:
-            sample = kwargs["sample"] if "sample" in kwargs else args[2]
-            kwargs["generator"] = noise * (len(sample) // len(noise))
-        result = step(*args, **kwargs)
-        calls += 1
-        if calls == len(scheduler.timesteps):
-            raise _Finished(result[0] if isinstance(result, tuple) else result.prev_sample)
-        return result
-
-    scheduler.step = last
-    try:
-        yield
-    finally:
-        del scheduler.step
-
-
-@contextmanager
-def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
-
-
-def _argument(pipe: DiffusionPipeline, taken: Mapping[str, object]) -> str:
-    for name in ("prompt", "class_labels", "batch_size"):
-        if name in taken:
-            return name
-    raise TypeError(
-        f"{type(pipe).__name__} takes neither prompt nor class_labels nor batch_size, so it is not known how to ask "
-        "it for several latents."
-    )
 
 
 def _check_prompts(pipe: DiffusionPipeline, prompts: object, argument: str) -> tuple | None:

@@ -6,16 +6,15 @@ left out.  What the sampler's last step returns are the latents, so pipelines th
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .._text import nearest
+from ..measure.latents import Finished, ends_with_latents, no_progress_bar, prompt_argument
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -45,7 +44,7 @@ class Unroll:
     ):  # fmt: skip
         self._run = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad
         takes = inspect.signature(self._run).parameters
-        self.pipe, self.argument = pipe, _argument(pipe, takes)
+        self.pipe, self.argument = pipe, prompt_argument(pipe, takes)
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"steps={steps!r}; it must be a whole number >= 1.")
         self.call: dict[str, object] = {"num_inference_steps": steps}
@@ -85,10 +84,10 @@ class Unroll:
         """
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
         which = len(noise) if self.argument == "batch_size" else list(prompts)
-        with _quiet(self.pipe), _ends_with_latents(self.pipe, noise):
+        with no_progress_bar(self.pipe), ends_with_latents(self.pipe, noise):
             try:
                 self._run(self.pipe, **{self.argument: which}, generator=noise, **self.call)
-            except _Finished as finished:
+            except Finished as finished:
                 return finished.latents[: len(noise)]  # with guidance some pipelines carry each twice
             finally:
                 self.pipe.maybe_free_model_hooks()
@@ -109,59 +108,3 @@ class Unroll:
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         scaled = latents.to(vae.dtype) / (getattr(vae.config, "scaling_factor", None) or 1.0) + shift
         return (vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
-
-
-class _Finished(Exception):
-    """Ends a pipeline's call after its last step."""
-
-    def __init__(self, latents: Tensor):
-        super().__init__()
-        self.latents = latents
-
-
-@contextmanager
-def _ends_with_latents(pipe: DiffusionPipeline, noise: list[torch.Generator]) -> Iterator[None]:
-    """Raise `_Finished` from the scheduler's last step; random steps draw from `noise` in any case."""
-    scheduler, step, calls = pipe.scheduler, pipe.scheduler.step, 0
-    takes = inspect.signature(step).parameters
-
-    @functools.wraps(step)
-    def last(*args, **kwargs):
-        nonlocal calls
-        if "generator" in takes and kwargs.get("generator") is None:
-            sample = kwargs["sample"] if "sample" in kwargs else args[2]
-            kwargs["generator"] = noise * (len(sample) // len(noise))
-        result = step(*args, **kwargs)
-        calls += 1
-        if calls == len(scheduler.timesteps):
-            raise _Finished(result[0] if isinstance(result, tuple) else result.prev_sample)
-        return result
-
-    scheduler.step = last
-    try:
-        yield
-    finally:
-        del scheduler.step
-
-
-@contextmanager
-def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
-
-
-def _argument(pipe: DiffusionPipeline, taken: Mapping[str, object]) -> str:
-    for name in ("prompt", "class_labels", "batch_size"):
-        if name in taken:
-            return name
-    raise TypeError(
-        f"{type(pipe).__name__} takes neither prompt nor class_labels nor batch_size, so it is not known how to ask it "
-        "for several latents."
-    )
