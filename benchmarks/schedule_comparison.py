@@ -20,12 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from schedule_rows import (
     BUDGETS,
     EXTRA,
     GUIDANCE,
-    HELD,
     MODEL,
     RESULTS,
     ROWS,
@@ -41,9 +39,7 @@ from schedule_summary import record
 
 import pruning_lib as pl
 from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import Schedule
-from pruning_lib.steps.fewer_steps import FewerSteps
-from pruning_lib.steps.reuse import reusing
+from pruning_lib.show.comparison_explorer import rival_of
 
 NOISE, TIMED = 0, 4  # seed and pictures of a timed generation
 
@@ -105,7 +101,7 @@ def speed(path: Path, repeats: int) -> None:
         rivals = {"unpruned": grid.full()}
         for cell in found["data"]["cells"]:
             if cell["steps"] == steps:
-                rivals[cell_name(steps, cell["budget"], cell["row"])] = _rival(grid, cell)
+                rivals[cell_name(steps, cell["budget"], cell["row"])] = rival_of(cell, grid)
         for what, output in (("denoising", "latent"), ("generation", "pil")):
             calls = {name: _call(pipe, rival, prompts, output) for name, rival in rivals.items()}
             measured = pl.measure_latency(calls, repeats=repeats, warmup=1, device="cpu")
@@ -121,14 +117,6 @@ def speed(path: Path, repeats: int) -> None:
         "passport": pl.passport(seeds=[NOISE], n=repeats, device="cpu"),
     }}  # fmt: skip
     print(pl.save_record(path, "schedule_comparison", data, found["passport"]))
-
-
-def _rival(grid, cell: dict):
-    if cell["row"] in ("ddim", "dpm"):
-        scheduler = DPMSolverMultistepScheduler if cell["row"] == "dpm" else None
-        return FewerSteps(grid, cell["num_inference_steps"], cell["num_inference_steps"], scheduler)
-    schedule = Schedule.from_dict({**grid.full().to_dict(), "rows": cell["rows"]})
-    return reusing(schedule, "prediction" if cell["row"] in HELD else "output")
 
 
 def _call(pipe, rival, prompts: list[str], output: str):

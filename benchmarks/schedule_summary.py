@@ -12,10 +12,13 @@ from schedule_rows import (
     BUDGETS,
     EXTRA,
     GUIDANCE,
+    HELD,
     IMAGES,
+    MODEL,
     ROWS,
     SEARCHED,
     STEPS,
+    STRIP,
     N,
     cell_name,
     held_out,
@@ -27,6 +30,7 @@ from torch import Tensor
 import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval, frechet_distance
 from pruning_lib.measure.interval import quantile_pair, resamples
+from pruning_lib.steps import deepcache, grid_of
 from pruning_lib.zoo.assemble import contact_sheet
 
 FIGURES = ("ssim", "psnr_db", "clip_score")  # one number per picture; higher is better
@@ -66,12 +70,13 @@ def _around(value: float, found: Tensor) -> dict:
 
 def record(path: Path, work: Path) -> None:
     """Write what has been judged so far."""
-    clip = pl.load_clip()
+    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
+    pipe.set_progress_bar_config(disable=True)
     real = clip.features(pl.training_images())
     data = {
         "guidance": GUIDANCE, "n": N, "budgets": BUDGETS, "rows": {**ROWS, **EXTRA}, "shown": shown(),
         "search": {"prompts": search_prompts(), "first_seed": 1000, "images": IMAGES, "per_schedule": SEARCHED},
-        "prompts": held_out(), "unpruned": {}, "cells": [],
+        "prompts": held_out(), "unpruned": {}, "cells": [], "strip": [],
     }  # fmt: skip
     sheet: list[Tensor] = []
     kept: dict[str, Tensor] = {}
@@ -88,8 +93,14 @@ def record(path: Path, work: Path) -> None:
         }
         sheet.append(unpruned["tiles"])
         for budget in BUDGETS:
-            _budget(work, steps, budget, distances, data["cells"], sheet, kept)
-    data["sheet_rows"] = len(sheet)
+            _budget(pipe, work, steps, budget, distances, data["cells"], sheet, kept)
+    data |= {"sheet_rows": len(sheet), "sheet": path.with_suffix(".webp").name}
+    for budget in STRIP:
+        found = _schedule_of(work, cell_name(STEPS[0], budget, "ours"), budget, STEPS[0])
+        if "rows" in found:
+            data["strip"].append(
+                {"steps": STEPS[0], "budget": budget, "row": "ours", "reuse": "prediction", **found}
+            )
     contact_sheet(torch.cat(sheet), columns=len(shown())).save(
         path.with_suffix(".webp"), quality=85, method=6
     )
@@ -98,7 +109,7 @@ def record(path: Path, work: Path) -> None:
 
 
 def _budget(
-    work: Path, steps: int, budget: float, distances: Distances, cells: list, sheet: list, kept: dict
+    pipe, work: Path, steps: int, budget: float, distances: Distances, cells: list, sheet: list, kept: dict
 ) -> None:
     """Add all rows of one budget, each with its differences from ours."""
     per_picture, spread = {}, {}
@@ -113,9 +124,11 @@ def _budget(
         with safe_open(file, "pt") as opened:
             made = json.loads(opened.metadata()["made"])
         cell = {"steps": steps, "budget": budget, "row": row, "macs_ratio": made, "sheet_row": len(sheet)}
-        cell |= _schedule_of(work, name, budget, steps)
+        cell |= _schedule_of(work, name, budget, steps) | {"reuse": "prediction" if row in HELD else "output"}
         cell |= {key: bootstrap_interval(found[key]).to_dict() for key in FIGURES}
         cell |= {key: _around(*spread[row][key]) for key in DISTANCES}
+        if row == "deepcache":
+            cell["package_difference"] = package_difference(pipe, steps, cell)
         cells.append(cell)
         sheet.append(found["tiles"])
         kept |= {f"{name}.{key}": found[key].half() for key in FIGURES}
@@ -130,6 +143,40 @@ def _budget(
                 key: _around(spread["ours"][key][0] - spread[row][key][0], spread["ours"][key][1] - spread[row][key][1])
                 for key in DISTANCES
             }  # fmt: skip
+
+
+def package_difference(pipe, steps: int, schedule: dict) -> float | None:
+    """Return the largest difference between latents of DeepCache's own package and of our pattern, in [0, inf).
+
+    Args:
+        pipe: emoji-sd.
+        steps: denoising steps.
+        schedule: the cell, with its table and the interval and branch it was made with.
+
+    Returns:
+        None where the package is not installed.
+    """
+    try:
+        from DeepCache import DeepCacheSDHelper
+    except ImportError:
+        return None
+    told, prompts = schedule["provenance"], shown()
+
+    def latents() -> Tensor:
+        noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        return pipe(
+            prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="latent"
+        ).images
+
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=told["interval"], cache_branch_id=told["branch"])
+    helper.enable()
+    try:
+        theirs = latents()
+    finally:
+        helper.disable()
+    with deepcache(grid_of(pipe, steps), told["interval"], told["branch"]).applied(pipe):
+        return (latents() - theirs).abs().max().item()
 
 
 def _schedule_of(work: Path, name: str, budget: float, steps: int) -> dict:

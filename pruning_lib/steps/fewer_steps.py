@@ -85,10 +85,10 @@ def fewer_steps(
             if scheduler is not None:
                 pipe.scheduler = scheduler.from_config(before.config)
             calls = len(timesteps_of(pipe, steps))
+        except ValueError:  # some cannot do so few steps
+            continue
         finally:
             pipe.scheduler = before
         if calls <= allowed:
             return FewerSteps(grid, steps, calls, scheduler)
-    raise ValueError(
-        f"keep_macs={keep_macs:g} pays for {allowed} calls; this sampler makes more even in one step."
-    )
+    raise ValueError(f"keep_macs={keep_macs:g} pays for {allowed} calls; this sampler needs more.")

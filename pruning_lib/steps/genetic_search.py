@@ -13,7 +13,7 @@ from .search import from_scores
 
 __all__ = ["genetic_search"]
 
-_TRIES = 200  # children in a row that bring nothing new
+_TRIES = 10  # generations in a row that bring nothing new
 
 
 def genetic_search(

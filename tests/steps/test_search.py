@@ -24,7 +24,7 @@ def scores(grid, seed: int = 0) -> torch.Tensor:
 def test_the_budget_is_met_and_never_exceeded(grid, keep_macs, seed) -> None:
     schedule = from_scores(scores(grid, seed), grid, keep_macs)
     assert schedule.macs_ratio() <= keep_macs
-    assert check_budget(grid, keep_macs) - schedule.macs() <= max(grid.macs)  # and what is left is small
+    assert schedule.macs_ratio() > 0.85 * keep_macs
 
 
 def test_all_of_the_macs_is_everything(grid) -> None:
@@ -72,6 +72,8 @@ def test_wrong_scores_are_refused(grid) -> None:
 
 
 def test_a_share_of_calls_is_counted_exactly() -> None:
-    grid = grid_of(tiny(), 20)
-    for count in range(1, 21):
-        assert check_budget(grid, count / 20) * 20 // grid.total_macs == count
+    pipe = tiny()
+    for calls in (20, 7, 3):
+        grid = grid_of(pipe, calls)
+        for count in range(1, calls + 1):
+            assert check_budget(grid, count / calls) * calls // grid.total_macs == count

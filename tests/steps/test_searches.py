@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from pruning_lib.steps import grid_of
+from pruning_lib.steps import Grid, Wiring, grid_of
 from pruning_lib.steps.baselines import uniform
 from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.genetic_search import genetic_search
@@ -17,33 +17,54 @@ from pruning_lib.steps.random_search import random_schedule, random_search
 SEARCHES = (random_search, genetic_search, local_search)
 
 
-class Distance:
-    """Stands in for an `Evaluator`: how many cells differ from a hidden table, each weighed by its MACs."""
+class Staleness:
+    """Stands in for an `Evaluator`: how old the values are that each call uses, late calls counting more."""
 
     reuse = "output"
 
-    def __init__(self, grid, keep_macs: float):
+    def __init__(self, grid):
         self.prompts, self.images, self.known = [1, 2], 0, {}
-        self.hidden = random_schedule(grid, keep_macs, torch.Generator().manual_seed(77))
-        self.weights = torch.tensor(grid.macs, dtype=torch.float64) / sum(grid.macs)
+        self.late = [1 + row / grid.shape[0] for row in range(grid.shape[0])]
 
     def __call__(self, schedule) -> float:
-        key = schedule.live().numpy().tobytes()
+        live = schedule.live()
+        key = live.numpy().tobytes()
         if key not in self.known:
             self.images += len(self.prompts)
-            self.known[key] = float(((schedule.live() ^ self.hidden) * self.weights).sum())
+            age, loss = torch.zeros(live.shape[1]), 0.0
+            for row, weight in zip(live, self.late, strict=True):
+                age = torch.where(row, 0.0, age + 1)
+                loss += weight * float(age.square().mean())
+            self.known[key] = loss
         return self.known[key]
+
+
+def small_grid(calls: int = 8) -> Grid:
+    """Return the grid of a made-up UNet: three layers down, one below, three up, each reading one of those down."""
+    names = (
+        *(f"down_blocks.0.layers.{i}" for i in range(3)),
+        "mid_block",
+        *(f"up_blocks.0.layers.{i}" for i in range(3)),
+    )
+    read = [[], [0], [1], [2], [3, 2], [4, 1], [5, 0]]
+    wiring = Wiring(tuple(map(frozenset, read)), frozenset([6]), False)
+    macs = (40, 30, 20, 10, 30, 40, 60)
+    return Grid(
+        names=names, macs=macs, macs_without_attention=macs, base_macs=5, base_macs_without_attention=5, wiring=wiring,
+        grain="layers", class_name="Made", structure="up", scheduler="DDIMScheduler", steps=calls,
+        timesteps=tuple(float(900 - 100 * i) for i in range(calls)),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def grid():
-    return grid_of(tiny(), 8)
+    return small_grid()
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("keep_macs", [0.13, 0.3, 0.5])
+@pytest.mark.parametrize("keep_macs", [0.13, 0.3, 0.6])
 def test_within_both_budgets(grid, search, keep_macs) -> None:
-    evaluator = Distance(grid, keep_macs)
+    evaluator = Staleness(grid)
     found = search(grid, keep_macs, evaluator, images=101, seed=1)
     assert found.macs_ratio() <= keep_macs
     assert evaluator.images <= 101 and found.provenance["images"] == evaluator.images
@@ -53,7 +74,7 @@ def test_within_both_budgets(grid, search, keep_macs) -> None:
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_seeds_decide(grid, search) -> None:
-    runs = [search(grid, 0.4, Distance(grid, 0.4), images=80, seed=seed) for seed in (0, 0, 1)]
+    runs = [search(grid, 0.4, Staleness(grid), images=80, seed=seed) for seed in (0, 0, 1)]
     assert runs[0] == runs[1]
     traces = [run.provenance["trace"] for run in runs]
     assert traces[0] == traces[1] and (search is local_search or traces[0] != traces[2])
@@ -61,7 +82,7 @@ def test_seeds_decide(grid, search) -> None:
 
 def test_breeding_and_moving_beat_chance(grid) -> None:
     by_chance, bred, moved = (
-        sum(search(grid, 0.4, Distance(grid, 0.4), images=600, seed=s).provenance["loss"] for s in range(3))
+        sum(search(grid, 0.4, Staleness(grid), images=240, seed=s).provenance["loss"] for s in range(2))
         for search in SEARCHES
     )
     assert bred < by_chance
@@ -70,21 +91,21 @@ def test_breeding_and_moving_beat_chance(grid) -> None:
 
 def test_more_images_are_never_worse(grid) -> None:
     for search in SEARCHES:
-        few, many = (search(grid, 0.4, Distance(grid, 0.4), images=n).provenance["loss"] for n in (40, 200))
+        few, many = (search(grid, 0.4, Staleness(grid), images=n).provenance["loss"] for n in (40, 200))
         assert many <= few
 
 
 def test_local_search_is_no_worse_than_its_starts(grid) -> None:
-    evaluator = Distance(grid, 0.4)
-    hidden = grid.schedule(grid.live(evaluator.hidden))
-    assert local_search(grid, 0.4, evaluator, images=200, starts=[hidden, grid.full()]) == hidden
-    evaluator = Distance(grid, 0.4)
+    good = genetic_search(grid, 0.4, Staleness(grid), images=200)
+    found = local_search(grid, 0.4, Staleness(grid), images=200, starts=[good, grid.full()])
+    assert found.provenance["loss"] <= found.provenance["start_loss"] <= good.provenance["loss"]
+    evaluator = Staleness(grid)
     found = local_search(grid, 0.4, evaluator, images=200)
     assert found.provenance["loss"] <= found.provenance["start_loss"] <= evaluator(uniform(grid, 0.4))
 
 
 def test_worth_is_asked_and_charged(grid) -> None:
-    evaluator, asked = Distance(grid, 0.4), []
+    evaluator, asked = Staleness(grid), []
 
     def worth(on):
         asked.append(on.clone())
@@ -96,15 +117,15 @@ def test_worth_is_asked_and_charged(grid) -> None:
 
 
 def test_a_grid_with_one_schedule_ends() -> None:
-    grid = grid_of(tiny(), 1)
+    grid = small_grid(1)
     for search in SEARCHES:
-        assert search(grid, 1.0, Distance(grid, 1.0), images=1000) == grid.full()
+        assert search(grid, 1.0, Staleness(grid), images=1000) == grid.full()
 
 
 def test_random_schedules_use_the_budget(grid) -> None:
     generator = torch.Generator().manual_seed(0)
     shares = [grid.macs_ratio(random_schedule(grid, 0.5, generator)) for _ in range(20)]
-    assert max(shares) <= 0.5 and min(shares) > 0.45
+    assert max(shares) <= 0.5 and min(shares) > 0.4
 
 
 def test_places() -> None:
@@ -115,12 +136,13 @@ def test_places() -> None:
 
 
 def test_outer_units_are_the_first_and_the_last(grid) -> None:
-    names = [n for n, on in zip(grid.names, outer_units(grid, 2).tolist(), strict=True) if on]
+    assert outer_units(grid, 0).nonzero().flatten().tolist() == [6]
+    assert outer_units(grid, 1).nonzero().flatten().tolist() == [0, 5, 6]
+    unet = grid_of(tiny(), 2)
+    names = [name for name, on in zip(unet.names, outer_units(unet, 2).tolist(), strict=True) if on]
     assert names == [
-        *(f"down_blocks.0.layers.{i}" for i in (0, 1)),
-        *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2)),
-    ]
-    assert int(outer_units(grid, 0).sum()) == 1
+        *(f"down_blocks.0.layers.{i}" for i in (0, 1)), *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2))
+    ]  # fmt: skip
 
 
 def test_starts_fit_and_differ(grid) -> None:
@@ -133,12 +155,12 @@ def test_starts_fit_and_differ(grid) -> None:
 def test_bad_input_is_refused(grid) -> None:
     for search in SEARCHES:
         with pytest.raises(ValueError, match="draws 2 images"):
-            search(grid, 0.5, Distance(grid, 0.5), images=1)
+            search(grid, 0.5, Staleness(grid), images=1)
         with pytest.raises(ValueError, match="first of 8 calls"):
-            search(grid, 0.01, Distance(grid, 0.5), images=100)
+            search(grid, 0.01, Staleness(grid), images=100)
     for wrong in ({"population": 1}, {"elite": 0}, {"elite": 16}, {"mutations": -1}):
         with pytest.raises(ValueError, match="needed: population"):
-            genetic_search(grid, 0.5, Distance(grid, 0.5), images=100, **wrong)
+            genetic_search(grid, 0.5, Staleness(grid), images=100, **wrong)
 
 
 def test_on_a_real_pipeline() -> None:
@@ -146,7 +168,7 @@ def test_on_a_real_pipeline() -> None:
     grid = grid_of(pipe, 4)
     evaluator = Evaluator(pipe, ["lion", "pizza"], grid, guidance_scale=3, reuse="prediction")
     found = local_search(
-        grid, 0.5, evaluator, images=60, worth_every=6,
+        grid, 0.5, evaluator, images=40, worth_every=4,
         worth=lambda on: cell_worth(pipe, grid, on, ["lion", "pizza"], guidance_scale=3, reuse="prediction"),
     )  # fmt: skip
     assert found.provenance["loss"] <= evaluator(uniform(grid, 0.5))

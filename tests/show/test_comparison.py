@@ -1,0 +1,153 @@
+"""Figures, rulings and the explorer of the comparison at equal MACs, on a record made up for the purpose."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from pruning_lib.measure import passport, save_record
+from pruning_lib.show.comparison_claims import METRICS, as_fast_as_macs_say, beaten, best_or_tied
+from pruning_lib.show.comparison_explorer import comparison_explorer, rival_of
+from pruning_lib.show.comparison_plots import (
+    Cells,
+    against_budget,
+    differences,
+    search_traces,
+    timelines,
+    toy_holding,
+)
+from pruning_lib.steps.fewer_steps import FewerSteps
+from pruning_lib.steps.grid import Grid
+from pruning_lib.steps.reuse import HeldPrediction
+from pruning_lib.steps.schedule import Schedule
+from pruning_lib.steps.wiring import Wiring
+
+BUDGETS, ROWS = (0.5, 0.25), {"ddim": "fewer steps", "uniform": "uniform reuse", "ours": "ours"}
+GRID = Grid(
+    names=("a", "b"), macs=(3, 1), macs_without_attention=(3, 1), base_macs=0, base_macs_without_attention=0,
+    wiring=Wiring((frozenset(), frozenset([0])), frozenset([1]), False), grain="layers", class_name="Made",
+    structure="up", scheduler="DDIMScheduler", steps=4, timesteps=(9.0, 6.0, 3.0, 1.0),
+)  # fmt: skip
+
+
+def interval(value: float, width: float = 0.01) -> dict:
+    return {"value": value, "low": value - width, "high": value + width, "n": 8, "level": 0.95}
+
+
+def made_up() -> dict:
+    """Return a record in which ours is better than either rival on all metrics."""
+    figures, place, cells = (*METRICS, "psnr_db"), 1, []
+    for budget in BUDGETS:
+        for index, row in enumerate(ROWS):
+            cell = {
+                "steps": 4,
+                "budget": budget,
+                "row": row,
+                "macs_ratio": budget,
+                "sheet_row": place,
+                "reuse": "output",
+            }
+            cell |= {key: interval((0.2 + 0.1 * index) * budget) for key in figures}
+            cell |= {"num_inference_steps": int(4 * budget) if row == "ddim" else 4}
+            if row != "ddim":
+                cell["rows"] = ["11", "00", "01", "00"]
+            if row == "ours":
+                cell["reuse"] = "prediction"
+            else:
+                signs = {key: sign for key, (_, sign) in METRICS.items()}
+                cell["ours_minus"] = {key: interval(0.1 * signs.get(key, 1)) for key in figures}
+            cells.append(cell)
+            place += 1
+    return {
+        "budgets": list(BUDGETS), "rows": ROWS, "cells": cells, "shown": ["lion", "pizza"], "n": 8,
+        "prompts": ["lion", "pizza"], "unpruned": {"4": {"sheet_row": 0, "clip_score": interval(80)}},
+    }  # fmt: skip
+
+
+def test_figures_say_what_is_in_them() -> None:
+    cells = Cells(made_up())
+    names = {"ssim": "SSIM", "frechet_real": "Fréchet"}
+    assert "fewer steps 0.05" in against_budget(cells, 4, names).alt
+    figure = differences(cells, 4, METRICS, ["ddim", "uniform"])
+    assert "clearly better in 0 of 16" in figure.alt
+    assert (
+        "a 2 of 3" in timelines({"a": torch.tensor([[1, 1], [0, 0], [0, 1]], dtype=torch.bool)}, (3, 1)).alt
+    )
+    paths = {"all": torch.tensor([0.0, 1.0]), "held": torch.tensor([0.0, 0.5])}
+    assert "held 0.500" in toy_holding([1.0], paths).alt
+    assert "chance 0.5" in search_traces({"chance": [[8, 2.0], [16, 0.5]]}, 40, ylabel="error").alt
+
+
+def test_rows_are_those_judged_at_every_budget() -> None:
+    data = made_up()
+    assert Cells(data).rows(4) == list(ROWS) and Cells(data).rows(50) == []
+    data["cells"] = [c for c in data["cells"] if (c["row"], c["budget"]) != ("uniform", 0.25)]
+    assert Cells(data).rows(4) == ["ddim", "ours"]
+    with pytest.raises(KeyError, match="no cell of 'uniform'"):
+        Cells(data).at(4, "uniform", 0.25)
+
+
+def test_best_or_tied_follows_the_intervals() -> None:
+    rivals = ["ddim", "uniform"]
+    assert best_or_tied(Cells(made_up()), 4, rivals)[0] == "holds"
+    data = made_up()
+    for by in (data["cells"][0]["ours_minus"], data["cells"][1]["ours_minus"]):
+        by["ssim"] = interval(0.0)  # a tie
+    ruling, because = best_or_tied(Cells(data), 4, rivals)
+    assert ruling == "holds" and "better in 14, clearly worse in 0" in because
+    data["cells"][0]["ours_minus"]["frechet_real"] = interval(0.2)  # lower is better
+    ruling, because = best_or_tied(Cells(data), 4, rivals)
+    assert ruling == "holds in part" and "fewer steps at 50 % (Fréchet distance to the real" in because
+    (lost,) = beaten(Cells(data), 4, rivals)
+    assert (lost.row, lost.budget, lost.metric) == ("ddim", 0.5, "frechet_real")
+    for cell in data["cells"]:
+        for key, (_, sign) in METRICS.items():
+            if "ours_minus" in cell:
+                cell["ours_minus"][key] = interval(-0.1 * sign)
+    assert best_or_tied(Cells(data), 4, rivals)[0] == "does not hold"
+
+
+def test_speed_is_ruled_by_the_times() -> None:
+    data = made_up()
+    assert as_fast_as_macs_say(data)[0] == "not measured"
+    data["speed"] = {"times": {}}
+    assert as_fast_as_macs_say(data)[0] == "not measured"
+    for fast, wanted in (((1.9, 3.7), "holds"), ((1.7, 3.7), "holds in part"), ((1.7, 3.0), "does not hold")):
+        data["speed"] = {"times": {
+            f"4-{budget:g}-ours": {"denoising": {"times_as_fast": interval(x)}}
+            for budget, x in zip(BUDGETS, fast, strict=True)
+        }}  # fmt: skip
+        assert as_fast_as_macs_say(data)[0] == wanted
+
+
+def test_cells_become_rivals_again() -> None:
+    cells = Cells(made_up())
+    fewer, plain, held = (rival_of(cells.at(4, row, 0.5), GRID) for row in ROWS)
+    assert isinstance(fewer, FewerSteps) and fewer.steps == 2 and fewer.scheduler is None
+    assert isinstance(plain, Schedule) and plain.on.sum() == 3 and plain.label == "uniform"
+    assert isinstance(held, HeldPrediction) and held.schedule == plain
+    dpm = rival_of({**cells.at(4, "ddim", 0.5), "row": "dpm"}, GRID)
+    assert dpm.label == "2 steps of DPMSolverMultistep"
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_explorer_reads_the_record(tmp_path, timed) -> None:
+    data = made_up()
+    if timed:
+        data["speed"] = {"times": {"4-0.25-ours": {"generation": {"times_as_fast": interval(3.5)}}}}
+    sheet = Image.new("RGB", (2 * 64, 7 * 64))
+    for row in range(7):
+        sheet.paste((30 * row, 0, 0), (0, 64 * row, 128, 64 * row + 64))
+    sheet.save(tmp_path / "made.webp", lossless=True)
+    stamp = passport(seeds=[0], n=8, device="cpu")
+    save_record(tmp_path / "made.json", "made", {**data, "sheet": "made.webp"}, stamp)
+    explorer = comparison_explorer(
+        "made", {"data": data, "passport": stamp}, steps=4, source=str(tmp_path / "made.json")
+    )
+    at = {"thing": "pizza", "method": "ours", "removed": 75}
+    assert explorer.reading("macs", **at).value == 25
+    assert explorer.reading("ssim", **at).value == pytest.approx(0.1)
+    assert explorer.reading("fast", **at).value == (3.5 if timed else None)
+    assert explorer.reading("fast", **{**at, "removed": 0}).value == 1
+    assert len(explorer.combinations) == 2 * 3 * 3
