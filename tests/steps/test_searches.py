@@ -80,27 +80,27 @@ def test_seeds_decide(grid, search) -> None:
     assert traces[0] == traces[1] and (search is local_search or traces[0] != traces[2])
 
 
-def test_breeding_and_moving_beat_chance(grid) -> None:
+def test_breeding_beats_chance_and_moving_beats_its_start() -> None:
+    grid = small_grid(16)
     by_chance, bred, moved = (
-        sum(search(grid, 0.4, Staleness(grid), images=240, seed=s).provenance["loss"] for s in range(2))
-        for search in SEARCHES
+        search(grid, 0.3, Staleness(grid), images=200).provenance for search in SEARCHES
     )
-    assert bred < by_chance
-    assert moved < by_chance
+    assert bred["loss"] < by_chance["loss"]
+    assert moved["loss"] < moved["start_loss"] and sum(moved["moves"].values()) >= 2
 
 
 def test_more_images_are_never_worse(grid) -> None:
     for search in SEARCHES:
-        few, many = (search(grid, 0.4, Staleness(grid), images=n).provenance["loss"] for n in (40, 200))
+        few, many = (search(grid, 0.4, Staleness(grid), images=n).provenance["loss"] for n in (24, 90))
         assert many <= few
 
 
 def test_local_search_is_no_worse_than_its_starts(grid) -> None:
-    good = genetic_search(grid, 0.4, Staleness(grid), images=200)
-    found = local_search(grid, 0.4, Staleness(grid), images=200, starts=[good, grid.full()])
+    good = genetic_search(grid, 0.4, Staleness(grid), images=80)
+    found = local_search(grid, 0.4, Staleness(grid), images=80, starts=[good, grid.full()])
     assert found.provenance["loss"] <= found.provenance["start_loss"] <= good.provenance["loss"]
     evaluator = Staleness(grid)
-    found = local_search(grid, 0.4, evaluator, images=200)
+    found = local_search(grid, 0.4, evaluator, images=80)
     assert found.provenance["loss"] <= found.provenance["start_loss"] <= evaluator(uniform(grid, 0.4))
 
 
@@ -168,7 +168,7 @@ def test_on_a_real_pipeline() -> None:
     grid = grid_of(pipe, 4)
     evaluator = Evaluator(pipe, ["lion", "pizza"], grid, guidance_scale=3, reuse="prediction")
     found = local_search(
-        grid, 0.5, evaluator, images=40, worth_every=4,
+        grid, 0.5, evaluator, images=24, worth_every=2,
         worth=lambda on: cell_worth(pipe, grid, on, ["lion", "pizza"], guidance_scale=3, reuse="prediction"),
     )  # fmt: skip
     assert found.provenance["loss"] <= evaluator(uniform(grid, 0.5))
