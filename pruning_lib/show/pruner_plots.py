@@ -184,7 +184,7 @@ def gradients(tables: Mapping[str, Tensor], names: Sequence[str]) -> Figure:
     figure, axes = new_figure(
         2.1 * len(tables) + 1.8, min(0.2 * len(names), 7) + 0.9, alt, ncols=len(tables), sharey=True
     )
-    sizes = {title: np.log10(np.ma.masked_equal(grad[1:].abs().numpy(), 0)) for title, grad in tables.items()}
+    sizes = {title: np.ma.log10(np.ma.masked_equal(grad[1:].abs().numpy(), 0)) for title, grad in tables.items()}
     top = max(float(size.max()) for size in sizes.values() if size.count())
     for ax, (title, size) in zip(axes[0], sizes.items(), strict=True):
         shown = ax.imshow(
