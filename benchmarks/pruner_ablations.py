@@ -33,6 +33,7 @@ GROUPS = {
         "one prompt at a time": {"batch": 1},
         "twice the prompts": {"batch": 4},
         "the network in place of the table": {"network": "attention", "lr": 0.01, "weight_decay": 1e-4},
+        "the budget falls: 0.6, 0.4, 0.3": {"keep_macs": (0.6, 0.4, BUDGET), "iterations": 9},
         "AdamW": {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.01},
     },
     "loss": {name: {"loss": name} for name in ("l1", "l2", "ssim", "ssim+l1")},
