@@ -6,8 +6,10 @@ emoji-sd draws held-out prompts with PNDM (its PLMS form, as Stable Diffusion 1.
 sampler of latent consistency models. Beside the unpruned pictures of the same sampler stand, at equal MACs: fewer steps
 of that sampler, uniform reuse of whole calls, and the schedule that local search found on the prompts for searching.
 
-PLMS extrapolates from earlier outputs. Of a model that predicts velocities, as emoji-sd does, diffusers extrapolates the
-velocities themselves, which needs more steps than the other samplers take: fifty here, and once twenty, where it fails.
+PLMS extrapolates from earlier outputs. Of a model that predicts velocities, as emoji-sd does, diffusers extrapolates
+the velocities themselves, and that needs more steps than the other samplers take: fifty here, and once twenty, where it
+fails.
+
 The consistency sampler is a case of its own. It is meant for models that were distilled so that a handful of steps is
 enough; emoji-sd was not, so what is measured is how reuse gets on with its fresh noise in every step, not its pictures.
 
