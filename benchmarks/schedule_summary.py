@@ -35,7 +35,7 @@ from pruning_lib.zoo.assemble import contact_sheet
 
 FIGURES = ("ssim", "psnr_db", "clip_score")  # one number per picture; higher is better
 DISTANCES = ("frechet_real", "frechet_unpruned")  # of all pictures; lower is better
-BOOT = 200
+BOOT = 100
 
 
 class Distances:
