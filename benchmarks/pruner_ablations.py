@@ -32,7 +32,9 @@ GROUPS = {
         "one iteration": {"iterations": 1},
         "one prompt at a time": {"batch": 1},
         "twice the prompts": {"batch": 4},
-        "the network in place of the table": {"network": "attention", "lr": 0.01, "weight_decay": 1e-4},
+        "the network in place of the table": {
+            "network": "attention", "width": 128, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0,
+        },
         "the budget falls: 0.6, 0.4, 0.3": {"keep_macs": (0.6, 0.4, BUDGET), "iterations": 9},
         "AdamW": {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.01},
     },

@@ -58,6 +58,10 @@ class Gating(nn.Module):
     def open(self, iteration: int) -> Open:
         """Say which gates are open at an iteration, from 0."""
         config, logits = self.config, self.pruner()
+        if not torch.isfinite(logits).all():
+            raise ValueError(
+                f"The pruner's logits are not finite after iteration {iteration}. Lower lr ({config.lr})."
+            )
         budget = config.budget(iteration)
         if budget is None:
             worth = keep_probability(logits, config.temperature)

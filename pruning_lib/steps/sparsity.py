@@ -78,8 +78,14 @@ def within_budget(scores: Tensor, grid: Grid, keep_macs: float) -> Tensor:
     """
     check_budget(keep_macs, grid)
     calls, units = grid.shape
-    if tuple(scores.shape) != grid.shape or not torch.isfinite(scores).all():
-        raise ValueError(f"scores must be {calls} x {units} finite numbers; got {tuple(scores.shape)}.")
+    if tuple(scores.shape) != grid.shape:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)}; this grid needs {calls} x {units} numbers."
+        )
+    if not torch.isfinite(scores).all():
+        raise ValueError(
+            f"scores holds {int((~torch.isfinite(scores)).sum())} values that are not finite numbers."
+        )
     order = scores[1:].flatten().argsort(descending=True, stable=True)
 
     def highest(count: int) -> Tensor:

@@ -196,6 +196,11 @@ def test_bad_input_is_refused_before_any_work(pipe, wrong, kind, match, monkeypa
         pl.train_pruner(pipe, given.pop("prompts"), **given)
 
 
+def test_a_rate_that_blows_the_pruner_up_is_told(pipe):
+    with pytest.raises(ValueError, match="logits are not finite after iteration 1. Lower lr"):
+        small_run("best", pipe, lr=1e38, weight_decay=1e38)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(pipe, tmp_path):
     weight = pipe.unet.conv_out.weight
     before = weight.detach().clone()
