@@ -83,7 +83,7 @@ def record(path: Path, work: Path) -> None:
             if not file_of(work, group, name).is_file():
                 continue
             trained = TrainedPruner.load(file_of(work, group, name))
-            figures = judge(trained.schedule(BUDGET))[0]
+            figures = judge(trained.schedule(BUDGET))
             last = trained.history[-1]
             told = {
                 "collapsed": last["collapsed"],
@@ -98,15 +98,15 @@ def record(path: Path, work: Path) -> None:
                 {"group": group, "name": name, "settings": used, "generations": count, **told, **figures}
             )
             print(name, figures["ssim"]["value"], figures["latent_mse"]["value"], flush=True)
-    even = judge(judge.net.grid.schedule(evenly(judge.net.grid, BUDGET), method="uniform"))[0]
+    even = judge(judge.net.grid.schedule(evenly(judge.net.grid, BUDGET), method="uniform"))
     data = {
         "steps": STEPS,
         "budget": BUDGET,
-        "judged": JUDGED,
+        "judged": JUDGED[STEPS],
         "prompts": len(pruner_prompts()),
         "rows": rows,
     }
-    stamp = pl.passport(seeds=[0, 1000], n=JUDGED, device="cpu")
+    stamp = pl.passport(seeds=[0, 1000], n=JUDGED[STEPS], device="cpu")
     print(pl.save_record(path, "pruner_ablations", {**data, "evenly": even}, stamp))
 
 

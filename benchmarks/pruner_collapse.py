@@ -42,7 +42,7 @@ def run(path: Path, work: Path) -> None:
             folder=work / name.replace(" ", "-"), **how,
         )  # fmt: skip
         on = torch.tensor([[cell == "1" for cell in row] for row in trained.history[-1]["rows"]])
-        figures = judge(trained.grid.schedule(on, method="gates"))[0]
+        figures = judge(trained.grid.schedule(on, method="gates"))
         found.append({"name": name, "settings": what, "history": trained.history, "at_last": figures})
         print(name, [round(line["macs_ratio"], 2) for line in trained.history], flush=True)
     told = ""

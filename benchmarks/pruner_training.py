@@ -9,9 +9,11 @@ Training is resumable: the same command goes on. The trained scores lie beside t
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from judged import once
 
 import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval, ssim
@@ -30,8 +32,8 @@ RUNS = {
     "published-50": {"steps": 50, "recipe": "published", "iterations": 20, "on_collapse": "go on"},
 }
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
-JUDGED, SHOWN = 32, 6  # held-out prompts for a figure, and of those how many are shown
-STRIP = 6  # moments of a run at which pictures are drawn
+JUDGED, SHOWN = {10: 32, 20: 32, 50: 16}, 6  # held-out prompts for a figure, by steps, and how many are shown
+STRIP, STRIP_STEPS = 6, 20  # moments at which pictures are drawn, of the runs with so many steps
 
 
 def pruner_prompts() -> list[str]:
@@ -68,23 +70,30 @@ class Judge:
 
     def __init__(self, pipe, steps: int):
         self.net = SuperNet(pipe, grid_of(pipe, steps), guidance_scale=GUIDANCE)
-        self.prompts, self.seeds = held_out(JUDGED), list(range(JUDGED))
-        with torch.no_grad():
-            self.latents = self.net.reference(self.prompts, self.seeds)
-            self.wanted = self.net.pictures(self.latents)
+        self.prompts = held_out(JUDGED[steps])
+        self.latents, self.wanted = self.draw()
 
     @torch.no_grad()
-    def __call__(self, schedule) -> tuple[dict, torch.Tensor]:
-        """Return figures with intervals, and the pictures that are shown."""
-        with schedule.applied(self.net.pipe):
-            latents = self.net.unroll.latents(self.prompts, self.seeds)
-        pictures = self.net.pictures(latents)
+    def draw(self, schedule=None, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return latents and pictures of the first `count` prompts; prompt i starts from noise of seed i."""
+        prompts = self.prompts[:count]
+        with schedule.applied(self.net.pipe) if schedule else nullcontext():
+            latents = self.net.unroll.latents(prompts, range(len(prompts)))
+        return latents, self.net.pictures(latents)
+
+    def __call__(self, schedule) -> dict:
+        """Return figures with intervals."""
+        latents, pictures = self.draw(schedule)
         error = (latents - self.latents).square().flatten(1).mean(1)
         return {
             "macs_ratio": schedule.macs_ratio(),
             "ssim": bootstrap_interval(ssim(pictures, self.wanted)).to_dict(),
             "latent_mse": bootstrap_interval(error).to_dict(),
-        }, (pictures[:SHOWN] * 255).round().to(torch.uint8)
+        }
+
+
+def _tiles(pictures: torch.Tensor) -> torch.Tensor:
+    return (pictures[:SHOWN] * 255).round().to(torch.uint8)
 
 
 def record(path: Path, work: Path) -> None:
@@ -94,39 +103,42 @@ def record(path: Path, work: Path) -> None:
         pl.load(MODEL),
         {"guidance": GUIDANCE, "prompts": len(pruner_prompts()), "runs": {}, "evenly": {}},
     )
-    data |= {"judged": JUDGED, "budgets": BUDGETS, "shown": held_out(JUDGED)[:SHOWN]}
+    data |= {"judged": JUDGED, "budgets": BUDGETS, "shown": held_out(JUDGED[20])[:SHOWN]}
     sheet, judges = [], {}
     for name, what in RUNS.items():
         file = work / f"pruner_scores_{name}.safetensors"
         if not file.is_file():
             continue
-        trained = TrainedPruner.load(file)
-        steps = what["steps"]
+        trained, steps = TrainedPruner.load(file), what["steps"]
+        grid = trained.grid
         if steps not in judges:
-            judges[steps] = judge = Judge(pipe, steps)
-            rows = [
-                judge(trained.grid.schedule(evenly(trained.grid, b), method="uniform"))[0] for b in BUDGETS
-            ]
-            data["evenly"][str(steps)] = rows
-            sheet.append((judge.wanted[:SHOWN] * 255).round().to(torch.uint8))
+            judges[steps] = Judge(pipe, steps)
         judge, moments = judges[steps], []
-        last = len(trained.history) - 1
-        for at in sorted({round(i * last / (STRIP - 1)) for i in range(STRIP)}):
-            on = torch.tensor([[c == "1" for c in row] for row in trained.history[at]["rows"]])
-            figures, pictures = judge(trained.grid.schedule(on, method="gates"))
-            moments.append({"step": at + 1, "row": len(sheet), **figures})
-            sheet.append(pictures)
-        by_budget = [judge(trained.schedule(b))[0] for b in BUDGETS]
+        even = {b: grid.schedule(evenly(grid, b), method="uniform") for b in BUDGETS}
+        data["evenly"][str(steps)] = [_judged(work, f"evenly-{steps}-{b}", judge, s) for b, s in even.items()]
+        if steps == STRIP_STEPS:
+            if not sheet:
+                sheet.append(_tiles(judge.wanted))
+            last = len(trained.history) - 1
+            for at in sorted({round(i * last / (STRIP - 1)) for i in range(STRIP)}):
+                on = torch.tensor([[c == "1" for c in row] for row in trained.history[at]["rows"]])
+                moments.append({"step": at + 1, "row": len(sheet), "macs_ratio": grid.macs_ratio(on)})
+                sheet.append(_tiles(judge.draw(grid.schedule(on, method="gates"), SHOWN)[1]))
+        by_budget = [_judged(work, f"{name}-{b}", judge, trained.schedule(b)) for b in BUDGETS]
         data["runs"][name] = {
             **what, "settings": trained.settings, "history": trained.history, "moments": moments,
             "by_budget": by_budget,
         }  # fmt: skip
         print(name, [round(row["ssim"]["value"], 4) for row in by_budget], flush=True)
-        trained.save(path.parent / file.name)
-    data["sheet_rows"] = len(sheet)
+        if path.parent != work:
+            trained.save(path.parent / file.name)
     contact_sheet(torch.cat(sheet), columns=SHOWN).save(path.with_suffix(".webp"), quality=85, method=6)
-    stamp = pl.passport(seeds=[0, 1000], n=JUDGED, device="cpu")
-    print(pl.save_record(path, "pruner_training", data, stamp))
+    stamp = pl.passport(seeds=[0, 1000], n=min(JUDGED.values()), device="cpu")
+    print(pl.save_record(path, "pruner_training", {**data, "sheet_rows": len(sheet)}, stamp))
+
+
+def _judged(work: Path, key: str, judge: Judge, schedule) -> dict:
+    return once(work / f"judged-{key}.json", lambda: judge(schedule))
 
 
 if __name__ == "__main__":
