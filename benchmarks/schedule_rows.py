@@ -52,11 +52,10 @@ ROWS = {
 EXTRA = {
     "dip-go-best": "DiP-GO's scores, our recipe",
     "ours-output": "ours, holding the output",
-    "deepcache-held": "DeepCache, holding the prediction",
 }
 SCORES = {"dip-go": "published", "dip-go-best": "best"}
 SEARCHES = ("random", "genetic", "ours", "ours-output")
-HELD = ("random", "genetic", "ours", "deepcache-held")  # rows whose skipped calls hold the prediction
+HELD = ("random", "genetic", "ours")  # rows whose skipped calls hold the prediction
 
 
 def search_prompts() -> list[str]:
@@ -115,7 +114,7 @@ def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) ->
 def _schedule(pipe, grid: Grid, budget: float, row: str, scores: Path) -> Schedule | None:
     if row == "uniform":
         return uniform(grid, budget)
-    if row.startswith("deepcache"):
+    if row == "deepcache":
         return deepcache(grid, keep_macs=budget)
     if row in SCORES:
         file = scores / f"pruner_scores_{SCORES[row]}-{grid.steps}.safetensors"

@@ -1,0 +1,95 @@
+"""Tables of the chapter on schedules at equal MACs, from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from IPython.display import HTML
+
+from .comparison_plots import Cells
+from .page import table
+
+__all__ = ["percent", "quality_table", "search_table", "speed_table", "spread"]
+
+
+def spread(found: Mapping[str, float], digits: int = 3) -> str:
+    """Return a figure with its interval, as "0.981 (0.979 to 0.983)"."""
+    value, low, high = (f"{found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in percent, as "25 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def quality_table(cells: Cells, steps: int, budget: float, rows: Sequence[str]) -> HTML:
+    """Return all figures of quality at one budget, the unpruned model first.
+
+    Args:
+        cells: of the record `schedule_comparison`.
+        steps: denoising steps of the unpruned model.
+        budget: share of MACs kept at most.
+        rows: the methods.
+    """
+    data = cells.data
+    whole = data["unpruned"][str(steps)]
+    lines = [
+        ["unpruned", "100 %", "1", "0", spread(whole["frechet_real"], 2), spread(whole["clip_score"], 2)]
+    ]
+    for row in rows:
+        cell = cells.at(steps, row, budget)
+        lines.append([
+            cells.names[row], percent(cell["macs_ratio"], 1), spread(cell["ssim"]), spread(cell["frechet_unpruned"], 2),
+            spread(cell["frechet_real"], 2), spread(cell["clip_score"], 2),
+        ])  # fmt: skip
+    return table(
+        ["method", "MACs kept", "SSIM", "Fréchet, unpruned", "Fréchet, real", "CLIP score"], lines,
+        caption=f"{steps} steps, at most {percent(budget)} of the MACs, n = {data['n']}; means and distances with 95 % "
+        "intervals. Fréchet distances and CLIP scores are the mini CLIP's.",
+    )  # fmt: skip
+
+
+def search_table(search: Mapping[str, Any]) -> HTML:
+    """Return what each kind of search cost and found.
+
+    Args:
+        search: data of the record `schedule_search`.
+    """
+    lines = [
+        [
+            search["names"][row["method"]], percent(1 - row["budget"]),
+            f"{row['images']}" if row["images"] else f"{row['images_with_gradient']}, once, with gradients",
+            f"{row['cpu_seconds']:.0f}", f"{row['latent_mse']:.4f}", spread(row["ssim"]), spread(row["clip_score"], 2),
+        ]
+        for row in search["rows"]
+    ]  # fmt: skip
+    return table(
+        ["method", "removed", "images", "seconds of one core", "latent error", "SSIM", "CLIP score"], lines,
+        caption=f"{search['steps']} steps, n = {search['n']} held-out prompts. Unpruned CLIP score: "
+        f"{spread(search['unpruned_clip_score'], 2)}. A backward pass of a search is charged as four images.",
+    )  # fmt: skip
+
+
+def speed_table(cells: Cells, steps: int, rows: Sequence[str]) -> HTML | None:
+    """Return promised and measured speed-ups at every budget; None if they were not measured."""
+    speed = cells.data.get("speed")
+    if not speed or f"{steps}-unpruned" not in speed["times"]:
+        return None
+    times, stamp, kinds = speed["times"], speed["passport"], ("denoising", "generation")
+    whole = times[f"{steps}-unpruned"]
+    lines = [["unpruned", "100 %", "1.00", *(f"{whole[kind]['median_ms']:.0f} ms" for kind in kinds)]]
+    for budget in sorted(cells.data["budgets"], reverse=True):
+        for row in rows:
+            cell, timed = cells.at(steps, row, budget), times.get(f"{steps}-{budget:g}-{row}")
+            if timed:
+                lines.append([
+                    cells.names[row], percent(cell["macs_ratio"], 1), f"{1 / cell['macs_ratio']:.2f}",
+                    *(spread(timed[kind]["times_as_fast"], 2) for kind in kinds),
+                ])  # fmt: skip
+    return table(
+        ["method", "MACs kept", "promised", "denoising", "whole generation"], lines,
+        caption=f"Times as fast as the unpruned generation of {speed['pictures']} pictures in {steps} steps, whose own "
+        f"times stand in the first row. {stamp['hardware']}, one thread, {stamp['n']} rounds, all in turn.",
+    )  # fmt: skip
