@@ -18,11 +18,10 @@ from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import PrunerCollapseError
 
 STEPS, BUDGET = 10, 0.3
-BASE = {"recipe": "published", "iterations": 24, "accumulation": 1, "width": 128}
+BASE = {"recipe": "published", "iterations": 16, "accumulation": 1, "width": 128}
 RUNS = {
     "AdamW, rate 0.01": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0, "floor": 0.0},
     "SGD, rate 0.2": {"floor": 0.0},
-    "SGD, rate 0.2, off below 0.2": {},
     "SGD, rate 0.02": {"lr": 0.02, "floor": 0.0},
     "gates with a budget": {"recipe": "best", "keep_macs": BUDGET, "batch": 1},
 }

@@ -29,10 +29,10 @@ RUNS = {
     "best-20": {"steps": 20, "recipe": "best", "iterations": 40},
     "best-50": {"steps": 50, "recipe": "best", "iterations": 20},
     "published-20": {"steps": 20, "recipe": "published", "iterations": 60, "on_collapse": "go on"},
-    "published-50": {"steps": 50, "recipe": "published", "iterations": 20, "on_collapse": "go on"},
+    "published-50": {"steps": 50, "recipe": "published", "iterations": 14, "on_collapse": "go on"},
 }
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
-JUDGED, SHOWN = {10: 32, 20: 32, 50: 16}, 6  # held-out prompts for a figure, by steps, and how many are shown
+JUDGED, SHOWN = {10: 24, 20: 24, 50: 12}, 6  # held-out prompts for a figure, by steps, and how many are shown
 STRIP, STRIP_STEPS = 6, 20  # moments at which pictures are drawn, of the runs with so many steps
 
 
