@@ -24,7 +24,7 @@ from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import SuperNet
 from pruning_lib.steps.gradient import loss_and_gradient
 
-STEPS, BATCH, REPEATS = (2, 5, 10, 20, 50), 1, 3
+STEPS, BATCH, REPEATS = (5, 10, 20, 50), 1, 3
 
 
 def once(steps: int, checkpointing: bool, device: str) -> dict[str, float]:
