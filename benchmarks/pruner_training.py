@@ -134,7 +134,7 @@ def record(path: Path, work: Path) -> None:
             trained.save(path.parent / file.name)
     contact_sheet(torch.cat(sheet), columns=SHOWN).save(path.with_suffix(".webp"), quality=85, method=6)
     stamp = pl.passport(seeds=[0, 1000], n=min(JUDGED.values()), device="cpu")
-    print(pl.save_record(path, "pruner_training", {**data, "sheet_rows": len(sheet)}, stamp))
+    print(pl.save_record(path, "pruner_training", {**data, "sheet": path.with_suffix(".webp").name}, stamp))
 
 
 def _judged(work: Path, key: str, judge: Judge, schedule) -> dict:
