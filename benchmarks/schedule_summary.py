@@ -74,7 +74,8 @@ def record(path: Path, work: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     real = clip.features(pl.training_images())
     data = {
-        "guidance": GUIDANCE, "n": N, "budgets": BUDGETS, "rows": {**ROWS, **EXTRA}, "methods": list(ROWS), "shown": shown(),
+        "guidance": GUIDANCE, "n": N, "budgets": BUDGETS, "rows": {**ROWS, **EXTRA}, "methods": list(ROWS),
+        "shown": shown(),
         "search": {"prompts": search_prompts(), "first_seed": 1000, "images": IMAGES, "per_schedule": SEARCHED},
         "prompts": held_out(), "unpruned": {}, "cells": [], "strip": [],
     }  # fmt: skip

@@ -17,6 +17,7 @@ from pruning_lib.show.comparison_plots import (
     timelines,
     toy_holding,
 )
+from pruning_lib.show.comparison_tables import quality_table, search_table, speed_table
 from pruning_lib.steps.fewer_steps import FewerSteps
 from pruning_lib.steps.grid import Grid
 from pruning_lib.steps.reuse import HeldPrediction
@@ -61,7 +62,8 @@ def made_up() -> dict:
             place += 1
     return {
         "budgets": list(BUDGETS), "rows": ROWS, "cells": cells, "shown": ["lion", "pizza"], "n": 8,
-        "prompts": ["lion", "pizza"], "unpruned": {"4": {"sheet_row": 0, "clip_score": interval(80)}},
+        "prompts": ["lion", "pizza"],
+        "unpruned": {"4": {"sheet_row": 0, "clip_score": interval(80), "frechet_real": interval(3)}},
     }  # fmt: skip
 
 
@@ -151,3 +153,28 @@ def test_the_explorer_reads_the_record(tmp_path, timed) -> None:
     assert explorer.reading("fast", **at).value == (3.5 if timed else None)
     assert explorer.reading("fast", **{**at, "removed": 0}).value == 1
     assert len(explorer.combinations) == 2 * 3 * 3
+
+
+def test_tables_hold_the_record_s_numbers() -> None:
+    data = made_up()
+    text = quality_table(Cells(data), 4, 0.25, ["ddim", "ours"]).data
+    assert "uniform reuse" not in text and "0.100 (0.090 to 0.110)" in text and "25.0 %" in text
+    assert "80.00 (79.99 to 80.01)" in text and "n = 8" in text
+    assert speed_table(Cells(data), 4, ["ours"]) is None
+    timed = {kind: {"median_ms": 100, "times_as_fast": interval(3.5)} for kind in ("denoising", "generation")}
+    stamp = {"hardware": "a machine", "n": 5}
+    data["speed"] = {"times": {"4-unpruned": timed, "4-0.25-ours": timed}, "pictures": 4, "passport": stamp}
+    text = speed_table(Cells(data), 4, ["ddim", "ours"]).data
+    assert text.count("3.50 (3.49 to 3.51)") == 2 and "4.00" in text and "fewer steps" not in text
+    row = {
+        "method": "a",
+        "budget": 0.2,
+        "cpu_seconds": 9.6,
+        "latent_mse": 0.01,
+        "ssim": interval(0.9),
+        "clip_score": interval(80),
+    }
+    rows = [{**row, "images": 320}, {**row, "images": None, "images_with_gradient": 160}]
+    search = {"names": {"a": "chance"}, "rows": rows, "steps": 4, "n": 8, "unpruned_clip_score": interval(80)}
+    text = search_table(search).data
+    assert "320" in text and "160, once, with gradients" in text and "80 %" in text
