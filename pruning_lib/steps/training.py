@@ -128,7 +128,7 @@ def _loop(
     optimizer = kind(gating.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     done, seconds = restore(place, gating, optimizer, None, config)
     processes.check_same(done, "the iteration they go on from")
-    processes.share_weights(gating)
+    # No weights are shared: all processes begin from the same seed, or from the same checkpoint.
     history = [line for line in read_log(place) if line["step"] <= done] if done else []
     if processes.is_main:
         end_line(place)
