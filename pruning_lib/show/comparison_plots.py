@@ -63,8 +63,12 @@ def against_budget(
     rows = list(rows or cells.rows(steps))
     first = next(iter(figures))
     least = min(cells.data["budgets"])
-    ends = "; ".join(f"{cells.names[r]} {cells.at(steps, r, least)[first]['value']:.3g}" for r in rows)
-    alt = f"{len(figures)} charts against MACs kept, {steps} steps. {figures[first]} at {100 * least:.0f} %: {ends}."
+    last = {cells.names[row]: cells.at(steps, row, least)[first]["value"] for row in rows}
+    order = sorted(last, key=last.get, reverse=True)
+    alt = f"{len(figures)} charts against MACs kept, {steps} steps, {len(rows)} methods. {figures[first]} at "
+    alt += f"{100 * least:.0f} %: {order[0]} {last[order[0]]:.3g}"
+    alt += f", {order[1]} {last[order[1]]:.3g}, …" if len(order) > 2 else ""
+    alt += f", {order[-1]} {last[order[-1]]:.3g}."
     figure, axes = new_figure(3.35 * len(figures) + 0.2, 3.6, alt, ncols=len(figures))
     for ax, (key, label) in zip(axes[0], figures.items(), strict=True):
         for index, row in enumerate(rows):
@@ -122,7 +126,14 @@ def differences(
                 ax.plot(value, y, MARKERS[index], color=COLOURS[index], markersize=4,
                         label=f"{100 * budget:.0f} % of the MACs" if place == 0 else None)  # fmt: skip
         ax.axvline(0, color=INK, linewidth=0.8)
-        ax.set_xscale("symlog", linthresh=_linear(cells, steps, rows, budgets, key))
+        linear = _linear(cells, steps, rows, budgets, key)
+        ax.set_xscale("symlog", linthresh=linear)
+        ends = ax.get_xlim()
+        ticks = [
+            tick for tick in (-10 * linear, -linear, 0, linear, 10 * linear) if ends[0] <= tick <= ends[1]
+        ]
+        ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        ax.minorticks_off()
         ax.set_title(title, fontsize=9, color=INK, loc="left")
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(axis="x", alpha=0.25)
@@ -134,9 +145,9 @@ def differences(
 
 
 def _linear(cells: Cells, steps: int, rows: Sequence[str], budgets: Sequence[float], key: str) -> float:
-    """Return up to where an axis is linear: half the median size of the differences."""
+    """Return up to where an axis is linear: half the median size of the differences, rounded to one digit."""
     sizes = [abs(cells.at(steps, row, b)["ours_minus"][key]["value"]) for row in rows for b in budgets]
-    return max(float(torch.tensor(sizes).median()) / 2, 1e-6)
+    return max(float(f"{float(torch.tensor(sizes).median()) / 2:.0e}"), 1e-6)
 
 
 def timelines(tables: Mapping[str, Tensor], macs: Sequence[int], base: int = 0) -> Figure:

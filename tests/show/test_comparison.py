@@ -70,7 +70,7 @@ def made_up() -> dict:
 def test_figures_say_what_is_in_them() -> None:
     cells = Cells(made_up())
     names = {"ssim": "SSIM", "frechet_real": "Fréchet"}
-    assert "fewer steps 0.05" in against_budget(cells, 4, names).alt
+    assert "25 %: ours 0.1, uniform reuse 0.075, …, fewer steps 0.05." in against_budget(cells, 4, names).alt
     figure = differences(cells, 4, METRICS, ["ddim", "uniform"])
     assert "clearly better in 0 of 16" in figure.alt
     assert (
