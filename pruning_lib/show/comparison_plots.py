@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .figure import COLOURS, INK, MARKERS, new_figure
@@ -172,6 +173,7 @@ def timelines(tables: Mapping[str, Tensor], macs: Sequence[int], base: int = 0) 
         ax.set(ylim=(0, 1.05), yticks=[])
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
     axes[-1, 0].set_xlabel("call of the denoiser, from noise to picture")
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -191,6 +193,7 @@ def toy_holding(angles: Sequence[float], paths: Mapping[str, Tensor]) -> Figure:
     for (name, path), colour, marker in zip(paths.items(), COLOURS, MARKERS, strict=False):
         ax.plot(range(len(path)), path, color=colour, marker=marker, markersize=4, linewidth=1.2, label=name)
     ax.set(xlabel="step", ylabel="the sample")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.25)
     ax.legend(fontsize=9, frameon=False)
     return figure
