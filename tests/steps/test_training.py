@@ -246,7 +246,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
         environment = os.environ | {name: str(value) for name, value in more.items()}
         command = [sys.executable, str(HERE / "train_small.py"), str(tmp_path)]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    errors = [process.communicate(timeout=600)[1] for process in started]
     assert not any(process.returncode for process in started), errors
     main, other = (TrainedPruner.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
     wanted = small_run("best")
