@@ -60,7 +60,7 @@ def rows_of(grid: Grid) -> list[dict]:
     for removed in RATIOS:
         for kind, make in {"uniform": uniform, "deepcache": deepcache}.items():
             try:
-                schedule = make(grid, keep_macs=1 - removed)
+                schedule = make(grid, keep_macs=round(1 - removed, 6))
             except (ValueError, TypeError) as error:
                 rows.append({"kind": kind, "removed": removed, "refused": str(error)})
                 continue

@@ -40,7 +40,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 # name -> (class, options, steps, shares of MACs kept, whether a search is made)
 SAMPLERS = {
     "DDIM": ("DDIMScheduler", {}, 20, (0.35, 0.2), True),
-    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}, 50, (0.35, 0.2), True),
+    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}, 50, (0.2,), True),
     "PLMS, too few steps": ("PNDMScheduler", {"skip_prk_steps": True}, 20, (0.35,), False),
     "DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, 20, (0.35, 0.2), True),
     "LCM": ("LCMScheduler", {}, 8, (0.5, 0.25), True),

@@ -98,7 +98,7 @@ def schedules_of(grid: Grid) -> dict[str, Schedule]:
     chance = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
     found = {}
     for removed in REMOVED:
-        keep = 1 - removed
+        keep = round(1 - removed, 6)
         found[f"uniform {removed}"] = uniform(grid, keep)
         found[f"scattered {removed}"] = from_scores(chance, grid, keep)
         try:
