@@ -20,7 +20,7 @@ from pruning_lib.steps.sparsity import evenly
 
 STEPS, BUDGET = 10, 0.3
 OURS = {"recipe": "best", "keep_macs": BUDGET, "iterations": 8, "batch": 2}
-THEIRS = {"recipe": "published", "iterations": 16, "accumulation": 1, "on_collapse": "go on"}
+THEIRS = {"recipe": "published", "iterations": 12, "accumulation": 1, "on_collapse": "go on"}
 # group -> name -> settings
 GROUPS = {
     "one thing changed": {
