@@ -135,7 +135,8 @@ export function mount(host, data, { hash = false, ask = null } = {}) {
     ].filter(Boolean));
     all.replaceChildren(...stops.map((entry, i) => h("tr", { "aria-current": i === stop ? "true" : null }, h("th", { scope: "row" }, entry.name),
       h("td", {}, percent(shares[i])), h("td", {}, mean(entry.mean)))));
-    chart.draw({ trace: [], current: stop, reference: stop === 0 ? null : 0, traceName: "",
+    const group = own?.group ?? groups[0], trace = stops.map((_, i) => i).filter((i) => stops[i].group === group);
+    chart.draw({ trace: trace.sort((a, b) => shares[a] - shares[b]), current: stop, reference: stop === 0 ? null : 0, traceName: `\u201c${group}\u201d`,
       describe: `Mean SSIM against the MACs kept of the ${stops.length} recorded schedules; ${own ? `now at ${own.name}` : "this table was not recorded"}` });
   }
 
