@@ -102,6 +102,8 @@ def speed(path: Path, repeats: int) -> None:
         for cell in found["data"]["cells"]:
             if cell["steps"] == steps:
                 rivals[cell_name(steps, cell["budget"], cell["row"])] = rival_of(cell, grid)
+        if len(rivals) == 1:  # this number of steps was not judged
+            continue
         for what, output in (("denoising", "latent"), ("generation", "pil")):
             calls = {name: _call(pipe, rival, prompts, output) for name, rival in rivals.items()}
             measured = pl.measure_latency(calls, repeats=repeats, warmup=1, device="cpu")
