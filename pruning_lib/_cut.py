@@ -41,15 +41,11 @@ def score(
     device: Device = "cpu",
 ) -> None:
     """Score every operator: change it alone, draw the same latents, measure how far they moved (LD-Pruner)."""
-    from ._files import check_place
+    from ._files import check_new_file
     from .measure.device import check_device
     from .operators.score import score_operators
 
-    if target.suffix != _SUFFIX:
-        raise ValueError(f"{target} does not end in {_SUFFIX}.")
-    if target.exists():
-        raise ValueError(f"{target} exists already. Give a new file, or move that one away.")
-    check_place(target)
+    check_new_file(target, _SUFFIX)
     check_device(device)
     pipe = _load(model, device)
     own = folder is None

@@ -6,7 +6,7 @@ import errno
 import tempfile
 from pathlib import Path
 
-__all__ = ["check_place"]
+__all__ = ["check_new_file", "check_place"]
 
 
 def check_place(path: Path) -> None:
@@ -20,3 +20,17 @@ def check_place(path: Path) -> None:
         pass
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory: the name is taken by a folder")
+
+
+def check_new_file(path: Path, suffix: str) -> None:
+    """Check that a command can write a new file at `path`.
+
+    Raises:
+        ValueError: another ending than `suffix`, or the file exists.
+        OSError: it cannot be written there.
+    """
+    if path.suffix != suffix:
+        raise ValueError(f"{path} does not end in {suffix}.")
+    if path.exists():
+        raise ValueError(f"{path} exists already. Give a new file, or move that one away.")
+    check_place(path)

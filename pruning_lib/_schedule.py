@@ -44,16 +44,12 @@ def make(
     ] = None,
 ) -> None:
     """Make a schedule within a budget of MACs, without drawing a picture."""
-    from ._files import check_place
+    from ._files import check_new_file
     from .steps import grid_of
 
     if (method is Method.scores) != (scores is not None):
         raise ValueError("--method scores goes with --scores FILE, the other methods without.")
-    if target.suffix != ".json":
-        raise ValueError(f"{target} does not end in .json.")
-    if target.exists():
-        raise ValueError(f"{target} exists already. Give a new file, or move that one away.")
-    check_place(target)
+    check_new_file(target, ".json")
     trained = _trained(scores, steps) if scores else None
     pipe = _load(model)
     if trained is not None:

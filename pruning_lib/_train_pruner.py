@@ -59,17 +59,13 @@ def train_pruner(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
 ) -> None:
     """Train a pruner; `schedule make --method scores` makes schedules of its scores, for any budget."""
-    from ._files import check_place
+    from ._files import check_new_file
     from .measure.device import check_device
     from .steps import RECIPES
     from .steps import train_pruner as train
     from .zoo.hub import load
 
-    if target.suffix != _SUFFIX:
-        raise ValueError(f"{target} does not end in {_SUFFIX}.")
-    if target.exists():
-        raise ValueError(f"{target} exists already. Give a new file, or move that one away.")
-    check_place(target)
+    check_new_file(target, _SUFFIX)
     check_device(device)
     asked = {
         "iterations": iterations, "batch": batch, "loss": loss, "keep_macs": tuple(keep_macs or ()) or None,

@@ -59,9 +59,7 @@ class Evaluator:
         self.reuse = reuse
         self.unroll = Unroll(pipe, steps=grid.steps, guidance_scale=guidance_scale, options=options)
         self.prompts = self.unroll.check(prompts)
-        self.seeds = list(range(1000, 1000 + len(self.prompts))) if seeds is None else list(seeds)
-        if len(self.seeds) != len(self.prompts):
-            raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts; give one for each.")
+        self.seeds = self.unroll.seeds(self.prompts, seeds)
         self.images = 0
         self._known: dict[bytes, Tensor] = {}
         self._wanted: Tensor | None = None

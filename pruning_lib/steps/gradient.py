@@ -68,9 +68,7 @@ def gate_gradients(
         raise ValueError(f"batch={batch!r}; it must be a whole number >= 1.")
     net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=checkpointing)
     prompts = net.unroll.check(prompts)
-    seeds = list(range(1000, 1000 + len(prompts))) if seeds is None else list(seeds)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each.")
+    seeds = net.unroll.seeds(prompts, seeds)
     gates = torch.where(on, 1.0, float(leak))
     total = torch.zeros(grid.shape)
     with net:

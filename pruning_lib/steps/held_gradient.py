@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .gradient import loss_and_gradient
 from .grid import Grid
-from .reuse import REUSES, Turn, sample_and_timestep
+from .reuse import REUSES, Turn
+from .run import sample_and_timestep
 from .supernet import SoftGates, SuperNet
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ def cell_worth(
     turn = Turn.of(pipe.scheduler) if reuse == "prediction" else Turn(None)
     net._gates = HeldGates(grid.calls(on).tolist(), turn)
     prompts = net.unroll.check(prompts)
-    seeds = list(range(1000, 1000 + len(prompts))) if seeds is None else list(seeds)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each.")
+    seeds = net.unroll.seeds(prompts, seeds)
     total = torch.zeros(grid.shape)
     with net:
         for start in range(0, len(prompts), batch):

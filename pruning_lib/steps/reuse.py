@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .run import Replay
+from .run import Replay, sample_and_timestep
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -153,9 +153,3 @@ class Turn:
         if isinstance(output, tuple):
             return (sin * sample + cos * output[0], *output[1:])
         return type(output)(sin * sample + cos * output.sample)
-
-
-def sample_and_timestep(args: tuple, kwargs: dict) -> tuple[Tensor, object]:
-    """Return what a denoiser was called with."""
-    sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-    return sample, args[1] if len(args) > 1 else kwargs.get("timestep")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .schedule import Schedule
 
-__all__ = ["Replay", "applied"]
+__all__ = ["Replay", "applied", "sample_and_timestep"]
 
 
 @dataclass
@@ -57,8 +57,7 @@ class Replay(Control):
         self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None
     ) -> object:
         """Run, or skip, one call."""
-        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-        timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+        sample, timestep = sample_and_timestep(args, kwargs)
         kept = self._streams.setdefault(context, _Kept())
         row = self._row(kept.row, timestep)
         begins = kept.row is None or row != kept.row + 1
@@ -194,3 +193,9 @@ def _close(mine: list[float], theirs: tuple[float, ...]) -> bool:
 
 def _few(timesteps) -> str:
     return ", ".join(f"{t:g}" for t in list(timesteps)[:3]) + (", ..." if len(timesteps) > 3 else "")
+
+
+def sample_and_timestep(args: tuple, kwargs: dict) -> tuple[Tensor, object]:
+    """Return what a denoiser was called with."""
+    sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+    return sample, args[1] if len(args) > 1 else kwargs.get("timestep")

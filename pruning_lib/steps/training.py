@@ -7,7 +7,6 @@ several processes have to exchange.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..measure.denoiser import denoiser_of
-from ..training.checkpoint import add_line, end_line, read_log, restore, save_checkpoint
+from ..training.checkpoint import add_line, end_line, note_run, read_log, restore, save_checkpoint
 from ..training.processes import Processes
 from .collapse import PrunerCollapseError, collapse_message, shut_for
 from .gating import Gating
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 __all__ = ["train_pruner"]
+
+_DIFFERS = "other prompts, another model, sampler or number of processes"
 
 
 def train_pruner(
@@ -116,7 +117,7 @@ def train_pruner(
     if folder is None:
         with tempfile.TemporaryDirectory() as place:
             return run(Path(place))
-    return run(_same_run(Path(folder), note, processes))
+    return run(note_run(Path(folder) / "pruner.json", note, _DIFFERS, processes))
 
 
 def _loop(
@@ -195,17 +196,3 @@ def _prompt(position: int, count: int, seed: int) -> int:
     """Return which prompt stands at a position of an endless list: all of them, in another order each time."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + position // count)
     return torch.randperm(count, generator=generator)[position % count].item()
-
-
-def _same_run(folder: Path, told: dict[str, object], processes: Processes) -> Path:
-    """Note what a run in `folder` is about, and refuse to go on from another one."""
-    note, path = json.dumps(told, ensure_ascii=False), folder / "pruner.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes.any(path.is_file() and path.read_text("utf-8") != note):
-        raise ValueError(
-            f"{folder} holds a run with other prompts, another model, sampler or number of processes. Choose another "
-            "folder."
-        )
-    if processes.is_main:
-        path.write_text(note, encoding="utf-8")
-    return folder

@@ -72,6 +72,17 @@ class Unroll:
             )
         return list(prompts)
 
+    def seeds(self, prompts: Sequence, seeds: Sequence[int] | None) -> list[int]:
+        """Return one seed for each prompt: those given, or 1000, 1001, ...
+
+        Raises:
+            ValueError: another number of seeds than of prompts.
+        """
+        seeds = list(range(1000, 1000 + len(prompts))) if seeds is None else list(seeds)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each.")
+        return seeds
+
     def latents(self, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
         """Draw.
 

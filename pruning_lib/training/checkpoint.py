@@ -11,8 +11,32 @@ from pathlib import Path
 import torch
 
 from .fit_config import FitConfig
+from .processes import Processes
 
-__all__ = ["add_line", "end_line", "read_checkpoint", "read_log", "restore", "save_checkpoint"]
+__all__ = ["add_line", "end_line", "note_run", "read_checkpoint", "read_log", "restore", "save_checkpoint"]
+
+
+def note_run(path: Path, told: dict[str, object], differs: str, processes: Processes) -> Path:
+    """Note in a file what a run is about, and refuse to go on from another one; each process has to call this.
+
+    Args:
+        path: the note, in the run's folder, which is made.
+        told: what makes it this run; plain values.
+        differs: what a run with another note was about, for the message: "other captions, or another teacher".
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds another run; in every process.
+    """
+    note, folder = json.dumps(told, ensure_ascii=False), path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.any(path.is_file() and path.read_text("utf-8") != note):
+        raise ValueError(f"{folder} holds a run with {differs}. Choose another folder.")
+    if processes.is_main:
+        path.write_text(note, encoding="utf-8")
+    return folder
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> dict:

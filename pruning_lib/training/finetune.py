@@ -7,7 +7,6 @@ Nothing here knows how a denoiser was pruned.  Where zeros must stay zeros, pass
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import note_run
 from .checkpointing import checkpointed
 from .denoising import DenoisingTask, noise_schedule
 from .distill import Distillation, frozen
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["FinetuneLog", "finetune"]
+
+_DIFFERS = "other captions, batch or dropout, another teacher's weight or number of processes"
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -132,7 +134,7 @@ def finetune(
     if folder is None:
         with tempfile.TemporaryDirectory() as place:
             return run(Path(place))
-    return run(_same_data(Path(folder), note, processes))
+    return run(note_run(Path(folder) / "finetune.json", note, _DIFFERS, processes))
 
 
 def _config(steps: int, lr: float, seed: int, device: object, options: dict) -> FitConfig:
@@ -172,17 +174,3 @@ def _check_numbers(pipe, batch: int, dropout: float, half_weights: bool) -> None
             "Call pipe.unet.float() first (bf16=True still computes in half precision), or pass half_weights=True "
             "to see it happen."
         )
-
-
-def _same_data(folder: Path, told: dict[str, object], processes: Processes) -> Path:
-    """Note what a run in `folder` is trained on, and refuse to go on from a run on something else."""
-    note, path = json.dumps(told, ensure_ascii=False), folder / "finetune.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes.any(path.is_file() and path.read_text("utf-8") != note):
-        raise ValueError(
-            f"{folder} holds a run with other captions, batch or dropout, another teacher's weight or number of "
-            "processes. Choose another folder."
-        )
-    if processes.is_main:
-        path.write_text(note, encoding="utf-8")
-    return folder
