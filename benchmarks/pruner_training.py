@@ -19,7 +19,7 @@ import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval, ssim
 from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import SuperNet, TrainedPruner, grid_of
-from pruning_lib.steps.sparsity import evenly
+from pruning_lib.steps.budget import evenly
 from pruning_lib.zoo.assemble import contact_sheet
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"

@@ -9,9 +9,9 @@ import re
 
 import torch
 
+from .budget import check_budget, evenly
 from .grid import Grid
 from .schedule import Schedule
-from .search import check_budget
 
 __all__ = ["deepcache", "every", "uniform"]
 
@@ -28,13 +28,7 @@ def uniform(grid: Grid, keep_macs: float) -> Schedule:
     Raises:
         ValueError: a budget below one call, or not a share.
     """
-    calls, allowed = grid.shape[0], check_budget(grid, keep_macs)
-    for count in range(int(calls * allowed / grid.total_macs * (1 + 1e-9)), 0, -1):
-        on = torch.zeros(grid.shape, dtype=torch.bool)
-        on[[i * calls // count for i in range(count)]] = True
-        if grid.macs_of(on) <= allowed:  # where every call is made, what belongs to no unit costs too
-            break
-    return grid.schedule(on, method="uniform", keep_macs=keep_macs)
+    return grid.schedule(evenly(grid, keep_macs), method="uniform", keep_macs=keep_macs)
 
 
 def every(grid: Grid, interval: int) -> Schedule:

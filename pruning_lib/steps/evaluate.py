@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .budget import check_budget
 from .grid import Grid
 from .losses import check_loss, picture_loss
 from .reuse import REUSES, reusing
 from .schedule import Schedule
-from .search import check_budget
 from .unroll import Unroll
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .budget import check_budget
 from .grid import Grid, timesteps_of
-from .search import check_budget
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .budget import evenly
 from .grid import Grid
 from .pruner import GateTable, PrunerNetwork, keep_probability, straight_through
-from .sparsity import cell_shares, evenly, own_shares, sparsity_loss, within_budget
+from .sparsity import cell_shares, own_shares, sparsity_loss, within_budget
 from .train_config import PrunerConfig
 
 __all__ = ["Gating", "Open"]

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .budget import check_budget
 from .evaluate import Evaluator, Spent, Tally
 from .grid import Grid
 from .schedule import Schedule
-from .search import check_budget
 
 __all__ = ["local_search", "outer_units", "spaced"]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .budget import check_budget
 from .grid import Grid
 from .schedule import Schedule
 from .sparsity import within_budget
 
-__all__ = ["check_budget", "from_scores"]
+__all__ = ["from_scores"]
 
 
 def from_scores(scores: object, grid: Grid, keep_macs: float, **provenance: object) -> Schedule:
@@ -65,28 +66,3 @@ def _fill(on: Tensor, order: list[int], grid: Grid, allowed: int) -> Tensor:
         else:
             left = left_then
     return on
-
-
-def check_budget(grid: Grid, keep_macs: float) -> int:
-    """Return the MACs that a share allows, of one sample over all calls.
-
-    Raises:
-        ValueError: not a number in (0, 1], or less than the first call needs, which is always computed whole.
-    """
-    if isinstance(keep_macs, bool) or not isinstance(keep_macs, (int, float)) or not 0 < keep_macs <= 1:
-        raise ValueError(
-            f"keep_macs={keep_macs!r}; it is the share of MACs to keep, above 0 and up to 1. To remove a share r, "
-            "keep 1 - r."
-        )
-    allowed = int(keep_macs * grid.total_macs)
-    if (allowed + 1) / grid.total_macs <= keep_macs:  # 0.15 of 20 calls are three, not 2.9999999996
-        allowed += 1
-    first = torch.zeros(grid.shape, dtype=torch.bool)
-    first[0] = True
-    least = grid.macs_of(first)
-    if allowed < least:
-        raise ValueError(
-            f"keep_macs={keep_macs:g} is less than the first of {grid.shape[0]} calls, which is always computed "
-            f"whole and takes {least / grid.total_macs:.3g} of the MACs. Keep more, or sample with more steps."
-        )
-    return allowed

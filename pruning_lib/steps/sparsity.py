@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .budget import check_budget
 from .grid import Grid
 from .live import paper_cascade
 
-__all__ = ["cell_shares", "check_budget", "evenly", "own_shares", "sparsity_loss", "within_budget"]
+__all__ = ["cell_shares", "own_shares", "sparsity_loss", "within_budget"]
 
 
 def own_shares(grid: Grid) -> Tensor:
@@ -76,8 +77,8 @@ def within_budget(scores: Tensor, grid: Grid, keep_macs: float) -> Tensor:
     Raises:
         ValueError: scores of another shape, not finite, or a budget below the first row, which always runs.
     """
-    check_budget(keep_macs, grid)
     calls, units = grid.shape
+    allowed = check_budget(grid, keep_macs)
     if tuple(scores.shape) != grid.shape:
         raise ValueError(
             f"scores has shape {tuple(scores.shape)}; this grid needs {calls} x {units} numbers."
@@ -94,52 +95,12 @@ def within_budget(scores: Tensor, grid: Grid, keep_macs: float) -> Tensor:
         on[units + order[:count]] = True
         return on.view(calls, units)
 
-    # The share grows with the count, but for the rare cell that makes an earlier one dead; what is returned is checked.
+    # MACs grow with the count, but for the rare cell that makes an earlier one dead; what is returned is checked.
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
-        if grid.macs_ratio(highest(middle)) <= keep_macs:
+        if grid.macs_of(highest(middle)) <= allowed:
             low = middle
         else:
             high = middle - 1
     return highest(low)
-
-
-def evenly(grid: Grid, keep_macs: float) -> Tensor:
-    """Open whole calls, evenly spaced, as many as a budget allows: where training begins.
-
-    Args:
-        grid: of the calls and units.
-        keep_macs: largest share of the MACs to keep, in (0, 1].
-
-    Returns:
-        bool `[T, N]`; the first row is open.
-
-    Raises:
-        ValueError: a budget below the first row.
-    """
-    check_budget(keep_macs, grid)
-    calls = grid.shape[0]
-    for count in range(calls, 0, -1):
-        on = torch.zeros(grid.shape, dtype=torch.bool)
-        on[[calls * i // count for i in range(count)]] = True
-        if grid.macs_ratio(on) <= keep_macs:
-            return on
-    raise AssertionError("the budget was checked")
-
-
-def check_budget(keep_macs: float, grid: Grid) -> float:
-    """Return the budget, if it is a share that the first row fits into.
-
-    Raises:
-        ValueError: it is not.
-    """
-    least = torch.zeros(grid.shape, dtype=torch.bool)
-    least[0] = True
-    floor = grid.macs_ratio(least)
-    if isinstance(keep_macs, bool) or not isinstance(keep_macs, (int, float)) or not floor <= keep_macs <= 1:
-        raise ValueError(
-            f"keep_macs={keep_macs!r}; it is the share of the MACs to keep, from {floor:.3f}, which the first of "
-            f"{grid.shape[0]} calls takes, to 1."
-        )
-    return float(keep_macs)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._files import check_place
+from .budget import check_budget
 from .grid import Grid
 from .schedule import Schedule
 from .sparsity import within_budget
@@ -68,8 +69,7 @@ class TrainedPruner:
         Raises:
             ValueError: a budget that the first call alone exceeds.
         """
-        if isinstance(keep_macs, bool) or not isinstance(keep_macs, (int, float)) or not 0 < keep_macs <= 1:
-            raise ValueError(f"keep_macs={keep_macs!r}; it is the share of the MACs to keep, in (0, 1].")
+        check_budget(self.grid, keep_macs)
         on = within_budget(self.scores_for(keep_macs), self.grid, keep_macs)
         told = {name: self.settings.get(name) for name in ("recipe", "seed", "iterations", "loss", "prompts")}
         return self.grid.schedule(on, method="DiP-GO", keep_macs=float(keep_macs), **told)

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 from ..measure.denoiser import denoiser_of
 from ..training.checkpoint import add_line, end_line, note_run, read_log, restore, save_checkpoint
 from ..training.processes import Processes
+from .budget import check_budget
 from .collapse import PrunerCollapseError, collapse_message, shut_for
 from .gating import Gating
 from .gradient import loss_and_gradient
 from .grid import Grid, grid_of
 from .look import Look
-from .sparsity import check_budget
 from .supernet import SuperNet
 from .train_config import PrunerConfig, config_of, lr_factor, within_reach
 from .trained import TrainedPruner
@@ -103,7 +103,7 @@ def train_pruner(
     if config.keep_macs and "keep_macs" not in settings:
         config = within_reach(config, grid)
     for budget in config.keep_macs:
-        check_budget(budget, grid)
+        check_budget(grid, budget)
     if processes.device:
         pipe.to(processes.device)
     note = {"prompts": prompts, "grid": grid.to_dict(), "call": net.unroll.call, "processes": processes.count}

@@ -7,7 +7,8 @@ import torch
 from tiny import tiny
 
 from pruning_lib.steps import grid_of
-from pruning_lib.steps.search import check_budget, from_scores
+from pruning_lib.steps.budget import check_budget
+from pruning_lib.steps.search import from_scores
 
 
 @pytest.fixture(scope="module")
