@@ -76,9 +76,9 @@ def cell_worth(
     if reuse not in REUSES:
         raise ValueError(f"reuse={reuse!r}; allowed: {', '.join(map(repr, REUSES))}.")
     on = grid.check(on)
-    net = SuperNet(pipe, grid, guidance_scale=guidance_scale)
     turn = Turn.of(pipe.scheduler) if reuse == "prediction" else Turn(None)
-    net._gates = HeldGates(grid.calls(on).tolist(), turn)
+    gates = HeldGates(grid.calls(on).tolist(), turn)
+    net = SuperNet(pipe, grid, guidance_scale=guidance_scale, control=gates)
     prompts = net.unroll.check(prompts)
     seeds = net.unroll.seeds(prompts, seeds)
     total = torch.zeros(grid.shape)

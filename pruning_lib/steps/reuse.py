@@ -13,7 +13,7 @@ of the sample x_f and the output v_f of the last call.  It costs three operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .run import Replay, sample_and_timestep
+from .run import Replay, applied
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -73,21 +73,7 @@ class HeldPrediction:
             TypeError: the scheduler predicts velocities and does not tell its noise levels.
             ValueError, RuntimeError: as `Schedule.applied`.
         """
-        turn = Turn.of(pipe.scheduler)
-        with self.schedule.applied(pipe) as control:
-            plain, kept = control.denoiser, {}
-
-            def denoiser(
-                forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None
-            ) -> object:
-                before = control.called
-                output = plain(forward, args, kwargs, context)
-                if control.called != before:
-                    kept[context] = (*sample_and_timestep(args, kwargs), output)
-                    return output
-                return turn(*kept[context], sample_and_timestep(args, kwargs)[1])
-
-            control.denoiser = denoiser
+        with applied(self.schedule, pipe, turn=Turn.of(pipe.scheduler)) as control:
             yield control
 
 

@@ -30,18 +30,24 @@ class _Kept:
     batch: int | None = None
     values: dict[int, list[Tensor]] = field(default_factory=dict)
     output: object = None
+    asked: tuple[Tensor, object] | None = None  # sample and timestep of the call that gave the output
 
 
 class Replay(Control):
     """Follows a schedule.
+
+    Args:
+        schedule: which cells are computed.
+        turn: of a skipped call; makes the output to return out of the last call's sample, timestep and output, and the
+            present timestep (see `reuse`). Default: the last output again.
 
     Attributes:
         computed: number of (call, unit) cells computed since the last run began, for checks.
         called: number of calls in which the denoiser ran since the last run began.
     """
 
-    def __init__(self, schedule: Schedule):
-        self.schedule, grid = schedule, schedule.grid
+    def __init__(self, schedule: Schedule, turn: Callable[..., object] | None = None):
+        self.schedule, self.turn, grid = schedule, turn, schedule.grid
         self.timesteps = grid.timesteps
         live = schedule.live()
         self.live, self.calls = live.tolist(), grid.calls(schedule.on).tolist()
@@ -65,11 +71,13 @@ class Replay(Control):
         if begins or kept.batch != len(sample):  # nothing kept fits: compute all, as at a first call
             kept.values, kept.output, kept.batch = {}, None, len(sample)
         if not self.calls[kept.row] and kept.output is not None:
-            return kept.output
+            return kept.output if self.turn is None else self.turn(*kept.asked, kept.output, timestep)
         self._now = kept
         self._off = [not is_live and unit in kept.values for unit, is_live in enumerate(self.live[kept.row])]
         self.called += 1
         kept.output = forward()
+        if self.turn is not None:
+            kept.asked = sample, timestep
         return kept.output
 
     def skips(self, index: int) -> bool:
@@ -112,8 +120,10 @@ class Replay(Control):
 
 
 @contextmanager
-def applied(schedule: Schedule, pipe: DiffusionPipeline) -> Iterator[Replay]:
-    """Let a pipeline follow a schedule inside a `with` block; see `Schedule.applied`."""
+def applied(
+    schedule: Schedule, pipe: DiffusionPipeline, *, turn: Callable[..., object] | None = None
+) -> Iterator[Replay]:
+    """Let a pipeline follow a schedule inside a `with` block; see `Schedule.applied`, and `Replay` for `turn`."""
     _, denoiser = denoiser_of(pipe)
     grid = schedule.grid
     if (type(denoiser).__name__, structure_of(denoiser)) != (grid.class_name, grid.structure):
@@ -130,7 +140,7 @@ def applied(schedule: Schedule, pipe: DiffusionPipeline) -> Iterator[Replay]:
             f"This schedule has {len(grid.names)} units, the denoiser has {len(units)} at grain {grid.grain!r}, and "
             "their names differ. Make the schedule anew for this denoiser."
         )
-    control = Replay(schedule)
+    control = Replay(schedule, turn)
     with attach(denoiser, units, control), _announced(schedule, pipe, control):
         try:
             yield control

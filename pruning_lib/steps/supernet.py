@@ -100,6 +100,7 @@ class SuperNet:
         options: other arguments of the pipeline's call.
         checkpointing: True (the default) to compute activations again in the backward pass. Without it all calls'
             activations are kept: faster, but memory grows with the number of steps.
+        control: gates that do something else at a call, such as `held_gradient.HeldGates`. Default: `SoftGates`.
 
     Raises:
         TypeError, ValueError: a pipeline without denoiser, or a grid of another denoiser.
@@ -115,7 +116,7 @@ class SuperNet:
 
     def __init__(
         self, pipe: DiffusionPipeline, grid: Grid | int, *, guidance_scale: float | None = None,
-        options: Mapping[str, object] | None = None, checkpointing: bool = True,
+        options: Mapping[str, object] | None = None, checkpointing: bool = True, control: SoftGates | None = None,
     ):  # fmt: skip
         _, self._denoiser = denoiser_of(pipe)
         self.pipe, self.checkpointing = pipe, checkpointing
@@ -128,7 +129,7 @@ class SuperNet:
             )
         self._units = list_units(self._denoiser, self.grid.grain)
         self.unroll = Unroll(pipe, steps=self.grid.steps, guidance_scale=guidance_scale, options=options)
-        self._gates = SoftGates(checkpointing=checkpointing)
+        self._gates = SoftGates(checkpointing=checkpointing) if control is None else control
         self._open: ExitStack | None = None
 
     def __enter__(self) -> SuperNet:
