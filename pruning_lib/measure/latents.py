@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["Finished", "ends_with_latents", "no_progress_bar", "prompt_argument"]
+__all__ = ["Finished", "check_prompts", "ends_with_latents", "no_progress_bar", "prompt_argument"]
 
 
 class Finished(Exception):
@@ -94,3 +94,34 @@ def prompt_argument(pipe: DiffusionPipeline, taken: Mapping[str, object]) -> str
         f"{type(pipe).__name__} takes neither prompt nor class_labels nor batch_size, so it is not known how to ask "
         "it for several latents."
     )
+
+
+def check_prompts(pipe: DiffusionPipeline, prompts: object, argument: str) -> tuple | None:
+    """Return what several latents are asked for by, after checking that the pipeline draws from such.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: texts or numbers of classes; None or empty for a pipeline that takes neither.
+        argument: as `prompt_argument` returns it.
+
+    Returns:
+        The prompts; None for a pipeline that takes none.
+
+    Raises:
+        ValueError: none where some are needed, some where none are taken, one text instead of a list, or another kind.
+    """
+    name = type(pipe).__name__
+    if argument == "batch_size":
+        if prompts is not None and len(prompts):
+            raise ValueError(f"{name} is unconditional and takes no prompts. Give prompts=None.")
+        return None
+    text = argument == "prompt"
+    wanted, example = ("texts", "['lion', 'pizza']") if text else ("numbers of classes", "[207, 360]")
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or not prompts:
+        raise ValueError(
+            f"prompts={prompts!r}, but {name} draws from {wanted}. Give a list of at least one, such as {example}."
+        )
+    wrong = [p for p in prompts if not isinstance(p, str if text else int)]
+    if wrong:
+        raise ValueError(f"prompts holds {wrong[0]!r}, but {name} draws from {wanted}, such as {example}.")
+    return tuple(prompts)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._text import nearest
-from ..measure.latents import Finished, ends_with_latents, no_progress_bar, prompt_argument
+from ..measure.latents import Finished, check_prompts, ends_with_latents, no_progress_bar, prompt_argument
 from .denoiser import denoiser_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LatentSampler:
         self.pipe, self.batch, self.seed, self.num_latents = pipe, batch, seed, num_latents
         taken = inspect.signature(type(pipe).__call__).parameters
         self.argument = prompt_argument(pipe, taken)
-        self.prompts = _check_prompts(pipe, prompts, self.argument)
+        self.prompts = check_prompts(pipe, prompts, self.argument)
         self.call = {"num_inference_steps": steps, **(options or {})}
         if guidance_scale is not None:
             self.call["guidance_scale"] = guidance_scale
@@ -150,25 +150,6 @@ class LatentSampler:
             yield
         finally:
             del self.pipe.encode_prompt
-
-
-def _check_prompts(pipe: DiffusionPipeline, prompts: object, argument: str) -> tuple | None:
-    name = type(pipe).__name__
-    if argument == "batch_size":
-        if prompts is not None and len(prompts):
-            raise ValueError(f"{name} is unconditional and takes no prompts. Give prompts=None.")
-        return None
-    text = argument == "prompt"
-    wanted, example = ("texts", "['lion', 'pizza']") if text else ("numbers of classes", "[207, 360]")
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-        raise ValueError(
-            f"prompts={prompts!r}, but {name} draws from {wanted}. Give a list of at least one, such as {example}; "
-            "they are taken in turn."
-        )
-    wrong = [p for p in prompts if not isinstance(p, str if text else int)]
-    if wrong:
-        raise ValueError(f"prompts holds {wrong[0]!r}, but {name} draws from {wanted}, such as {example}.")
-    return tuple(prompts)
 
 
 def _check_number(name: str, value: object, least: int, why: str = "") -> None:

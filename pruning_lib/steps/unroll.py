@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._text import nearest
-from ..measure.latents import Finished, ends_with_latents, no_progress_bar, prompt_argument
+from ..measure.latents import Finished, check_prompts, ends_with_latents, no_progress_bar, prompt_argument
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -59,16 +59,14 @@ class Unroll:
         """Return prompts as a list, after checking that the pipeline draws from such.
 
         Raises:
-            ValueError: none, one text instead of a list, or of the wrong kind.
+            ValueError: none, one text instead of a list, or of the wrong kind; see `measure.latents.check_prompts`.
         """
-        name, text = type(self.pipe).__name__, self.argument == "prompt"
-        wanted, example = ("texts", "['lion', 'pizza']") if text else ("numbers", "[207, 360]")
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or not prompts:
-            raise ValueError(f"prompts={prompts!r}; {name} draws from a list of {wanted}, such as {example}.")
-        wrong = [p for p in prompts if not isinstance(p, str if text else int)]
-        if wrong:
+        if self.argument != "batch_size":
+            return list(check_prompts(self.pipe, prompts, self.argument))
+        if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(p, int) for p in prompts):
             raise ValueError(
-                f"prompts holds {wrong[0]!r}, but {name} draws from {wanted}, such as {example}."
+                f"prompts={prompts!r}, but {type(self.pipe).__name__} is unconditional. Give one number for each "
+                "latent, such as range(4)."
             )
         return list(prompts)
 

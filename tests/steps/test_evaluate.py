@@ -70,7 +70,7 @@ def test_bad_input_is_refused(pipe, grid) -> None:
         Evaluator(pipe, PROMPTS, grid, seeds=[1, 2])
     with pytest.raises(ValueError, match="batch="):
         Evaluator(pipe, PROMPTS, grid, batch=0)
-    with pytest.raises(ValueError, match="list of texts"):
+    with pytest.raises(ValueError, match="draws from texts"):
         Evaluator(pipe, "lion", grid)
     with pytest.raises(ValueError, match="another grid"):
         Evaluator(pipe, PROMPTS, grid)(grid_of(pipe, 5).full())

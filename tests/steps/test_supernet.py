@@ -154,7 +154,7 @@ def test_wrong_use_is_explained():
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"prompts": "lion"}, "list of texts"), ({"prompts": []}, "list of texts"), ({"prompts": [1]}, "texts"),
+        ({"prompts": "lion"}, "draws from texts"), ({"prompts": []}, "draws from texts"), ({"prompts": [1]}, "texts"),
         ({"leak": 1}, "leak=1"), ({"batch": 0}, "batch=0"), ({"seeds": [1]}, "1 seeds for 2"),
         ({"loss": "mse"}, "There is no loss"), ({"on": torch.zeros(2, 13)}, "first row"),
     ],

@@ -174,7 +174,7 @@ def test_budgets_that_the_first_call_exceeds_are_left_out_unless_asked_for(pipe)
 @pytest.mark.parametrize(
     ("wrong", "kind", "match"),
     [
-        ({"prompts": []}, ValueError, "list of texts"), ({"prompts": "lion"}, ValueError, "list of texts"),
+        ({"prompts": []}, ValueError, "draws from texts"), ({"prompts": "lion"}, ValueError, "draws from texts"),
         ({"steps": 1}, ValueError, "steps=1"), ({"steps": 2.5}, ValueError, "steps=2.5"),
         ({"recipe": "bst"}, ValueError, "no recipe 'bst'.*best"), ({"iteration": 3}, TypeError, "iterations"),
         ({"iterations": 0}, ValueError, "iterations=0"), ({"batch": True}, ValueError, "batch=True"),
