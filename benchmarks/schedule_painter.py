@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval, ssim
 from pruning_lib.measure.record import check_writable
-from pruning_lib.show.painter import to_rows
 from pruning_lib.show.painter_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
+from pruning_lib.show.painter_table import to_rows
 from pruning_lib.show.sparsity import GUIDANCE, spread_captions
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
 from pruning_lib.steps import Grid, Schedule, grid_of

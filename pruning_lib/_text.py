@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["installed_version", "nearest", "path_levels"]
+__all__ = ["installed_version", "nearest", "path_levels", "place"]
 
 
 def installed_version(distribution: str) -> str:
@@ -45,3 +45,14 @@ def path_levels(path: str) -> list[str]:
         else:
             levels.append(part)
     return levels
+
+
+def place(value: object, among: Sequence, what: str) -> int:
+    """Return where `value` stands in a list.
+
+    Raises:
+        ValueError: nowhere; the message calls it `what` and names what is there.
+    """
+    if value not in among:
+        raise ValueError(f"there is no {what} {value!r}. {nearest(str(value), list(map(str, among)))}")
+    return list(among).index(value)

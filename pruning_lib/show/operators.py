@@ -7,20 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .._text import nearest
-from ..measure.record import RecordError, check_writable, load_record, record_path, save_record
+from .._text import nearest, place
 from ..operators import MODIFICATIONS
 from .fallback import operator_fallback
 from .operator_map import draw_map
-from .recorded import load_sheet, save_sheet
-from .sprites import Sheet, data_url, to_pil
+from .recorded import load_pictured, save_pictured
+from .sprites import Sheet
 from .twin import TwinWidget, passport_line
 from .worth import CutStop, Worth, fills, ranks
 
 __all__ = ["OperatorExplorer"]
 
 DATA_VERSION = 1
-_FIELDS = ("model", "operators", "stops", "prompts", "n", "tile", "sheet")
+_FIELDS = ("model", "operators", "stops", "prompts", "n")
 # Names of the grains by how many there are; the explorer of a denoiser with more numbers those in the middle.
 _GRAINS = {
     1: ("operators",),
@@ -85,9 +84,9 @@ class OperatorExplorer(TwinWidget):
             "ratio": self.stops[len(self.stops) // 2].ratio, **(start or {}),
         }  # fmt: skip
         self.start = {
-            "prompt": _place(given["prompt"], self.prompts, "prompt"),
-            "operator": _place(given["operator"], self.paths, "operator"),
-            "stop": _place(given["ratio"], [stop.ratio for stop in self.stops], "ratio"),
+            "prompt": place(given["prompt"], self.prompts, "prompt"),
+            "operator": place(given["operator"], self.paths, "operator"),
+            "stop": place(given["ratio"], [stop.ratio for stop in self.stops], "ratio"),
         }
 
     def _check_lists(self) -> None:
@@ -115,16 +114,11 @@ class OperatorExplorer(TwinWidget):
         Raises:
             RecordError: the record cannot be read or is of another kind, or its sheet is missing or another one.
         """
-        found, path = load_record(record), record_path(record)
-        data = found["data"]
-        missing = [key for key in _FIELDS if key not in data]
-        if missing:
-            raise RecordError(
-                f"{path} is no record of an operator explorer: its data lack {', '.join(missing)}."
-            )
-        count = len(data["prompts"]) * (len(data["stops"]) + len(data["operators"]))
-        sheet = load_sheet(path, data, count)
-        options.setdefault("passport", found["passport"])
+        data, sheet, passport = load_pictured(
+            record, "an operator explorer", _FIELDS,
+            lambda data: len(data["prompts"]) * (len(data["stops"]) + len(data["operators"])),
+        )  # fmt: skip
+        options.setdefault("passport", passport)
         parts = [data[key] for key in ("model", "operators", "stops", "prompts")]
         return cls(name, *parts, sheet, n=data["n"], **options)
 
@@ -143,13 +137,11 @@ class OperatorExplorer(TwinWidget):
         Raises:
             RecordError: the place cannot be written to.
         """
-        path = check_writable(path)
         data = {
             "model": self.model, "n": self.n, "prompts": self.prompts,
-            "operators": [asdict(op) for op in self.operators], "stops": [asdict(stop) for stop in self.stops],
-            **save_sheet(path, self.sheet, quality), **more,
+            "operators": [asdict(op) for op in self.operators], "stops": [asdict(stop) for stop in self.stops], **more,
         }  # fmt: skip
-        return save_record(path, experiment, data, passport)
+        return save_pictured(path, experiment, data, self.sheet, passport, quality=quality)
 
     def data(self) -> dict:
         """Return what the module draws."""
@@ -187,20 +179,15 @@ class OperatorExplorer(TwinWidget):
 
     def tile(self, prompt: str, *, operator: str | None = None, ratio: float = 0.0) -> Any:
         """Return a recorded picture: without one operator, or at a stop of the slider; by default the unpruned one."""
-        each, p = len(self.stops) + len(self.operators), _place(prompt, self.prompts, "prompt")
+        each, p = len(self.stops) + len(self.operators), place(prompt, self.prompts, "prompt")
         if operator is not None:
-            return self.sheet.tile(p * each + len(self.stops) + _place(operator, self.paths, "operator"))
-        return self.sheet.tile(p * each + _place(ratio, [stop.ratio for stop in self.stops], "ratio"))
+            return self.sheet.tile(p * each + len(self.stops) + place(operator, self.paths, "operator"))
+        return self.sheet.tile(p * each + place(ratio, [stop.ratio for stop in self.stops], "ratio"))
 
     def answer(self, state: dict) -> dict:
         """Return what `on_change` computed for `state`, checked and ready for the page."""
         given = dict(self.on_change(state))
-        (image,) = to_pil([given["image"]])
-        if image.size != (self.sheet.width, self.sheet.height):
-            raise ValueError(
-                f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}"
-            )
-        return {"image": data_url(image), "ssim": float(given["ssim"])}
+        return {"image": self.sheet.url_of(given["image"]), "ssim": float(given["ssim"])}
 
     def fallback_html(self) -> str:
         """Return the drawing, pictures at the start, and tables of the stops and of the extreme scores."""
@@ -209,9 +196,3 @@ class OperatorExplorer(TwinWidget):
     def __repr__(self) -> str:
         parts = f"{len(self.operators)} operators of {self.model}, {len(self.stops)} stops"
         return f"OperatorExplorer({self.name!r}: {parts})"
-
-
-def _place(value: Any, among: Sequence, what: str) -> int:
-    if value not in among:
-        raise ValueError(f"there is no {what} {value!r}. {nearest(str(value), list(map(str, among)))}")
-    return list(among).index(value)

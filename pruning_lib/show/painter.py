@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from .._text import nearest
-from ..measure.record import RecordError, check_writable, load_record, record_path, save_record
+from .._text import place
+from ..measure.record import RecordError, record_path
 from .painter_fallback import painter_fallback
-from .recorded import load_sheet, save_sheet
-from .sprites import Sheet, data_url, to_pil
+from .painter_table import grid_data, to_table
+from .recorded import load_pictured, save_pictured
+from .sprites import Sheet
 from .twin import TwinWidget, passport_line
 
 if TYPE_CHECKING:
     from ..steps.grid import Grid
 
-__all__ = ["PaintedStop", "SchedulePainter", "short_name", "to_rows", "to_table"]
+__all__ = ["PaintedStop", "SchedulePainter"]
 
 DATA_VERSION = 1
-_FIELDS = ("model", "grid", "stops", "prompts", "n", "tile", "sheet")
-_SAMPLER = {"downsamplers": "\u2193", "upsamplers": "\u2191"}
+_FIELDS = ("model", "grid", "stops", "prompts", "n")
 
 
 @dataclass(frozen=True)
@@ -47,36 +45,6 @@ class PaintedStop:
     ssim: Sequence[float]
     mean: Mapping[str, float]
     note: str = ""
-
-
-def to_rows(on: Tensor) -> list[str]:
-    """Return a boolean table `[T, N]` as strings of "1" and "0", one per step."""
-    return ["".join("1" if cell else "0" for cell in row) for row in on.tolist()]
-
-
-def to_table(rows: Sequence[str]) -> Tensor:
-    """Return the boolean table `[T, N]` of `to_rows`.
-
-    Raises:
-        ValueError: rows of different lengths, or other characters than "0" and "1".
-    """
-    if not rows or len({len(row) for row in rows}) > 1 or not all(re.fullmatch("[01]+", row) for row in rows):
-        raise ValueError(f"A table is strings of 0 and 1, all equally long; these are {list(rows)[:3]!r} …")
-    return torch.tensor([[digit == "1" for digit in row] for row in rows])
-
-
-def short_name(name: str) -> str:
-    """Return a unit's name for a narrow row: "down 0.1" for `down_blocks.0.layers.1`, "up 2 ↑" for an upsampler."""
-    parts = name.split(".")
-    side = {"down_blocks": "down", "up_blocks": "up", "mid_block": "mid", "transformer_blocks": "block"}
-    if parts[0] not in side:
-        return name
-    words = [side[parts[0]], ".".join(parts[1:])]
-    if len(parts) == 4:
-        last = _SAMPLER.get(parts[2])
-        first = {"resnets": "r", "attentions": "a"}.get(parts[2], "")
-        words[1] = f"{parts[1]} {last}" if last else f"{parts[1]}.{first}{parts[3]}"
-    return " ".join(filter(None, words))
 
 
 class SchedulePainter(TwinWidget):
@@ -124,8 +92,8 @@ class SchedulePainter(TwinWidget):
         names = [stop.name for stop in self.stops]
         given = {"prompt": self.prompts[0], "schedule": names[min(1, len(names) - 1)], **(start or {})}
         self.start = {
-            "prompt": _place(given["prompt"], self.prompts, "prompt"),
-            "stop": _place(given["schedule"], names, "schedule"),
+            "prompt": place(given["prompt"], self.prompts, "prompt"),
+            "stop": place(given["schedule"], names, "schedule"),
         }
 
     def _check_lists(self) -> list[Tensor]:
@@ -157,19 +125,15 @@ class SchedulePainter(TwinWidget):
         """
         from ..steps.grid import Grid
 
-        found, path = load_record(record), record_path(record)
-        data = found["data"]
-        missing = [key for key in _FIELDS if key not in data]
-        if missing:
-            raise RecordError(
-                f"{path} is no record of a schedule painter: its data lack {', '.join(missing)}."
-            )
-        sheet = load_sheet(path, data, len(data["prompts"]) * len(data["stops"]))
-        options.setdefault("passport", found["passport"])
+        data, sheet, passport = load_pictured(
+            record, "a schedule painter", _FIELDS, lambda data: len(data["prompts"]) * len(data["stops"])
+        )
+        options.setdefault("passport", passport)
         try:
             grid = Grid.from_dict(data["grid"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{path} holds a damaged grid: {error!r}. Record it anew.") from error
+            found = f"{record_path(record)} holds a damaged grid: {error!r}."
+            raise RecordError(f"{found} Record it anew.") from error
         return cls(
             name, grid, data["stops"], data["prompts"], sheet, model=data["model"], n=data["n"], **options
         )
@@ -189,12 +153,11 @@ class SchedulePainter(TwinWidget):
         Raises:
             RecordError: the place cannot be written to.
         """
-        path = check_writable(path)
         data = {
             "model": self.model, "n": self.n, "prompts": self.prompts, "grid": self.grid.to_dict(),
-            "stops": [asdict(stop) for stop in self.stops], **save_sheet(path, self.sheet, quality), **more,
+            "stops": [asdict(stop) for stop in self.stops], **more,
         }  # fmt: skip
-        return save_record(path, experiment, data, passport)
+        return save_pictured(path, experiment, data, self.sheet, passport, quality=quality)
 
     def data(self) -> dict:
         """Return what the module draws."""
@@ -213,22 +176,18 @@ class SchedulePainter(TwinWidget):
         Raises:
             ValueError: there is none.
         """
-        return self.stops[_place(name, [stop.name for stop in self.stops], "schedule")]
+        return self.stops[place(name, [stop.name for stop in self.stops], "schedule")]
 
     def tile(self, prompt: str, schedule: str) -> Any:
         """Return a recorded picture."""
-        place = _place(schedule, [stop.name for stop in self.stops], "schedule")
-        return self.sheet.tile(_place(prompt, self.prompts, "prompt") * len(self.stops) + place)
+        stop = place(schedule, [stop.name for stop in self.stops], "schedule")
+        return self.sheet.tile(place(prompt, self.prompts, "prompt") * len(self.stops) + stop)
 
     def answer(self, state: dict) -> dict:
         """Return what `on_change` computed for `state`, checked and ready for the page."""
         given = dict(self.on_change(state))
-        (image,) = to_pil([given["image"]])
-        if image.size != (self.sheet.width, self.sheet.height):
-            raise ValueError(
-                f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}"
-            )
-        return {"image": data_url(image), **{key: float(given[key]) for key in ("ssim", "ms", "whole_ms")}}
+        numbers = {key: float(given[key]) for key in ("ssim", "ms", "whole_ms")}
+        return {"image": self.sheet.url_of(given["image"]), **numbers}
 
     def fallback_html(self) -> str:
         """Return the table at the start, its pictures, and all recorded schedules."""
@@ -237,24 +196,3 @@ class SchedulePainter(TwinWidget):
     def __repr__(self) -> str:
         steps, units = self.grid.shape
         return f"SchedulePainter({self.name!r}: {steps} steps x {units} units of {self.model}, {len(self.stops)} stops)"
-
-
-def grid_data(grid: Grid) -> dict:
-    """Return what the module needs to know about a grid."""
-    whole = sum(grid.macs) + grid.base_macs
-    groups = [".".join(name.split(".")[:2]) for name in grid.names]
-    return {
-        "names": list(grid.names), "labels": [short_name(name) for name in grid.names],
-        "blocks": [sorted(set(groups)).index(group) for group in groups], "steps": grid.shape[0],
-        "macs": list(grid.macs), "macs_without_attention": list(grid.macs_without_attention),
-        "base_macs": grid.base_macs, "base_macs_without_attention": grid.base_macs_without_attention,
-        "shares": [macs / whole for macs in grid.macs],
-        "inputs": [sorted(found) for found in grid.wiring.inputs], "output": sorted(grid.wiring.output),
-        "reads": grid.wiring.output_reads_input,
-    }  # fmt: skip
-
-
-def _place(value: Any, among: Sequence, what: str) -> int:
-    if value not in among:
-        raise ValueError(f"there is no {what} {value!r}. {nearest(str(value), list(map(str, among)))}")
-    return list(among).index(value)

@@ -1,38 +1,59 @@
-"""Sweeps on disk: a record with axes and metrics, and beside it one sheet with all pictures, tied by its checksum."""
+"""Explorers on disk: a record with their figures, and beside it one sheet with all pictures, tied by its checksum."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..measure.record import RecordError, check_writable, load_record, record_path, save_record
-from .lattice import Axis, Metric
 from .sprites import Sheet
 
-__all__ = ["load_sheet", "load_sweep", "save_sheet", "save_sweep"]
-
-_FIELDS = ("axes", "metrics", "tile", "sheet")
+__all__ = ["load_pictured", "load_sheet", "save_pictured", "save_sheet"]
 
 
-def save_sweep(
-    path: str | Path,
-    experiment: str,
-    axes: Sequence[Axis],
-    metrics: Sequence[Metric],
-    sheet: Sheet,
-    passport: Mapping,
-    **more: Any,
-) -> Path:
-    """Write a sweep as a record and, beside it, `<record>.webp`; see `SweepExplorer.save`."""
+def save_pictured(
+    path: str | Path, experiment: str, data: Mapping[str, Any], sheet: Sheet, passport: Mapping, *,
+    quality: int | None = None,
+) -> Path:  # fmt: skip
+    """Write figures as a record, `<path>.json`, and their pictures as a sheet beside it, `<path>.webp`.
+
+    Args:
+        path: the record's file, ending in .json.
+        experiment: its name.
+        data: JSON-ready.
+        sheet: the pictures.
+        passport: as `measure.passport` returns it.
+        quality: of the sheet, as `Sheet.save` takes it.
+
+    Raises:
+        RecordError: the place cannot be written to.
+    """
     path = check_writable(path)
-    data = {
-        "axes": [axis.to_dict() for axis in axes], "metrics": [metric.to_dict() for metric in metrics],
-        **save_sheet(path, sheet), **more,
-    }  # fmt: skip
-    return save_record(path, experiment, data, passport)
+    return save_record(path, experiment, {**save_sheet(path, sheet, quality), **data}, passport)
+
+
+def load_pictured(
+    record: str | Path, kind: str, fields: Sequence[str], count: Callable[[Mapping[str, Any]], int]
+) -> tuple[dict, Sheet, dict]:
+    """Return data, sheet and passport of a record that `save_pictured` wrote.
+
+    Args:
+        record: name or file.
+        kind: what it should be a record of, for messages.
+        fields: what its data must hold besides the sheet.
+        count: tells the number of pictures from the data.
+
+    Raises:
+        RecordError: the record cannot be read or is of another kind, or its sheet is missing or another one.
+    """
+    found, path = load_record(record), record_path(record)
+    data = found["data"]
+    missing = [key for key in (*fields, "tile", "sheet") if key not in data]
+    if missing:
+        raise RecordError(f"{path} is no record of {kind}: its data lack {', '.join(missing)}.")
+    return data, load_sheet(path, data, count(data)), found["passport"]
 
 
 def save_sheet(path: Path, sheet: Sheet, quality: int | None = None) -> dict[str, Any]:
@@ -68,20 +89,6 @@ def load_sheet(path: Path, data: Mapping[str, Any], count: int) -> Sheet:
             "Restore both from version control, or measure again."
         )
     return Sheet.read(file, *data["tile"], count)
-
-
-def load_sweep(record: str | Path) -> tuple[list[dict], list[dict], Sheet, dict]:
-    """Return axes, metrics, sheet and passport of a sweep; see `SweepExplorer.from_record`."""
-    found = load_record(record)
-    path = record_path(record)
-    data = found["data"]
-    missing = [key for key in _FIELDS if key not in data]
-    if missing:
-        raise RecordError(
-            f"{path} is no record of a sweep: its data lack {', '.join(missing)}. Write it with SweepExplorer.save."
-        )
-    count = math.prod(len(axis["stops"]) for axis in data["axes"])
-    return data["axes"], data["metrics"], load_sheet(path, data, count), found["passport"]
 
 
 def _checksum(file: Path) -> str:

@@ -133,6 +133,19 @@ class Sheet:
             return data_url(self.image)
         return "data:image/webp;base64," + base64.b64encode(self._file).decode()
 
+    def url_of(self, picture: object) -> str:
+        """Return a picture that was drawn anew, and takes the place of a tile, as a data URL.
+
+        Raises:
+            ValueError: it has another size than the tiles.
+        """
+        (image,) = to_pil([picture])
+        if image.size != (self.width, self.height):
+            raise ValueError(
+                f"on_change returned an image of {image.size}; recorded: {(self.width, self.height)}"
+            )
+        return data_url(image)
+
     def tile(self, index: int) -> Image.Image:
         """Return one picture."""
         left, top = index % self.columns * self.width, index // self.columns * self.height

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .._text import nearest
+from .._text import nearest, place
 from .fallback import sweep_fallback
 from .histogram import Histogram
 from .lattice import Axis, Metric, Reading
-from .recorded import load_sweep, save_sweep
-from .sprites import Sheet, data_url, to_pil
+from .recorded import load_pictured, save_pictured
+from .sprites import Sheet, data_url
 from .twin import TwinWidget, passport_line
 
 __all__ = ["SweepExplorer"]
@@ -115,9 +116,9 @@ class SweepExplorer(TwinWidget):
             RecordError: the record cannot be read, or its sheet is missing or not the one that was recorded.
             ValueError: a part does not fit.
         """
-        axes, metrics, sheet, passport = load_sweep(record)
+        data, sheet, passport = load_pictured(record, "a sweep", ("axes", "metrics"), _combinations)
         options.setdefault("passport", passport)
-        return cls(name, axes, sheet, metrics, **options)
+        return cls(name, data["axes"], sheet, data["metrics"], **options)
 
     def save(self, path: str | Path, experiment: str, passport: Mapping, **more: Any) -> Path:
         """Write axes, metrics and pictures as a record, `<path>.json`, and a sheet beside it.
@@ -131,7 +132,9 @@ class SweepExplorer(TwinWidget):
         Raises:
             RecordError: the place cannot be written to.
         """
-        return save_sweep(path, experiment, self.axes, self.metrics, self.sheet, passport, **more)
+        parts = {"axes": self.axes, "metrics": self.metrics}
+        data = {key: [part.to_dict() for part in found] for key, found in parts.items()}
+        return save_pictured(path, experiment, {**data, **more}, self.sheet, passport)
 
     def axis(self, name: str) -> Axis:
         """Return the axis `name`.
@@ -139,7 +142,7 @@ class SweepExplorer(TwinWidget):
         Raises:
             ValueError: there is none.
         """
-        return self.axes[self._place(name, self.axes, "axis")]
+        return self.axes[place(name, [axis.name for axis in self.axes], "axis")]
 
     def reading(self, metric: str, **stops: Any) -> Reading:
         """Return what was measured at a combination, as in `reading("latency_ms", prompt="lion", steps=8)`.
@@ -147,14 +150,8 @@ class SweepExplorer(TwinWidget):
         Raises:
             ValueError: an unknown metric or axis, a stop that was not measured, or an axis without a stop.
         """
-        return self.metrics[self._place(metric, self.metrics, "metric")].reading(self.index(**stops))
-
-    @staticmethod
-    def _place(name: str, parts: Sequence[Axis] | Sequence[Metric], what: str) -> int:
-        names = [part.name for part in parts]
-        if name not in names:
-            raise ValueError(f"there is no {what} {name!r}. {nearest(str(name), names)}")
-        return names.index(name)
+        found = self.metrics[place(metric, [one.name for one in self.metrics], "metric")]
+        return found.reading(self.index(**stops))
 
     def index(self, **stops: Any) -> int:
         """Return the place of a combination in `images` and in each metric's values."""
@@ -208,12 +205,7 @@ class SweepExplorer(TwinWidget):
                 raise ValueError(f"on_change returned the metric {key!r}, which is not there. {nearest(key, names)}")
         answer: dict[str, Any] = {"metrics": metrics}
         if given.get("image") is not None:
-            (image,) = to_pil([given["image"]])
-            if image.size != (self.sheet.width, self.sheet.height):
-                raise ValueError(
-                    f"on_change returned an image of {image.size}; recorded: {(self.sheet.width, self.sheet.height)}"
-                )
-            answer["image"] = data_url(image)
+            answer["image"] = self.sheet.url_of(given["image"])
         if self.histogram and given.get("histogram") is not None:
             self.histogram.check(**given["histogram"])
             answer["histogram"] = dict(given["histogram"])
@@ -229,3 +221,7 @@ class SweepExplorer(TwinWidget):
 
     def __repr__(self) -> str:
         return f"SweepExplorer({self.name!r}: {' x '.join(f'{len(a.stops)} {a.name}' for a in self.axes)})"
+
+
+def _combinations(data: Mapping[str, Any]) -> int:
+    return math.prod(len(axis["stops"]) for axis in data["axes"])

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pruning_lib.show.painter import to_rows
+from pruning_lib.show.painter_table import to_rows
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
 from pruning_lib.steps import Grid, Wiring
 

@@ -11,7 +11,7 @@ from painter_samples import NAMES, PROMPTS, TABLES, colour, grid, painter
 from PIL import Image
 
 from pruning_lib.measure.record import RecordError, passport
-from pruning_lib.show.painter import short_name, to_rows, to_table
+from pruning_lib.show.painter_table import short_name, to_rows, to_table
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
 
 

@@ -10,8 +10,8 @@ import torch
 
 import pruning_lib as pl
 from pruning_lib.show import painter_live, sparsity
-from pruning_lib.show.painter import to_table
 from pruning_lib.show.painter_live import presets, schedule_painter, scheduled_pictures
+from pruning_lib.show.painter_table import to_table
 from pruning_lib.steps import Schedule, grid_of
 
 CAPTIONS = ["lion", "pizza", "pizza pie 1"]

@@ -8,7 +8,7 @@ from painter_samples import NAMES, PROMPTS, colour, grid, painter, random_grid, 
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from pruning_lib.show.painter import grid_data, to_rows, to_table
+from pruning_lib.show.painter_table import grid_data, to_rows, to_table
 from pruning_lib.show.sprites import data_url
 from pruning_lib.show.twin import module_source
 from visits import AXE, PHONE

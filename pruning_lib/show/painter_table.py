@@ -1,0 +1,62 @@
+"""What the schedule painter needs to know about a grid, and tables of cells as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..steps.grid import Grid
+
+__all__ = ["grid_data", "short_name", "to_rows", "to_table"]
+
+_SAMPLER = {"downsamplers": "\u2193", "upsamplers": "\u2191"}
+
+
+def to_rows(on: Tensor) -> list[str]:
+    """Return a boolean table `[T, N]` as strings of "1" and "0", one per step."""
+    return ["".join("1" if cell else "0" for cell in row) for row in on.tolist()]
+
+
+def to_table(rows: Sequence[str]) -> Tensor:
+    """Return the boolean table `[T, N]` of `to_rows`.
+
+    Raises:
+        ValueError: rows of different lengths, or other characters than "0" and "1".
+    """
+    if not rows or len({len(row) for row in rows}) > 1 or not all(re.fullmatch("[01]+", row) for row in rows):
+        raise ValueError(f"A table is strings of 0 and 1, all equally long; these are {list(rows)[:3]!r} …")
+    return torch.tensor([[digit == "1" for digit in row] for row in rows])
+
+
+def short_name(name: str) -> str:
+    """Return a unit's name for a narrow row: "down 0.1" for `down_blocks.0.layers.1`, "up 2 ↑" for an upsampler."""
+    parts = name.split(".")
+    side = {"down_blocks": "down", "up_blocks": "up", "mid_block": "mid", "transformer_blocks": "block"}
+    if parts[0] not in side:
+        return name
+    words = [side[parts[0]], ".".join(parts[1:])]
+    if len(parts) == 4:
+        last = _SAMPLER.get(parts[2])
+        first = {"resnets": "r", "attentions": "a"}.get(parts[2], "")
+        words[1] = f"{parts[1]} {last}" if last else f"{parts[1]}.{first}{parts[3]}"
+    return " ".join(filter(None, words))
+
+
+def grid_data(grid: Grid) -> dict:
+    """Return what the module needs to know about a grid."""
+    whole = sum(grid.macs) + grid.base_macs
+    groups = [".".join(name.split(".")[:2]) for name in grid.names]
+    return {
+        "names": list(grid.names), "labels": [short_name(name) for name in grid.names],
+        "blocks": [sorted(set(groups)).index(group) for group in groups], "steps": grid.shape[0],
+        "macs": list(grid.macs), "macs_without_attention": list(grid.macs_without_attention),
+        "base_macs": grid.base_macs, "base_macs_without_attention": grid.base_macs_without_attention,
+        "shares": [macs / whole for macs in grid.macs],
+        "inputs": [sorted(found) for found in grid.wiring.inputs], "output": sorted(grid.wiring.output),
+        "reads": grid.wiring.output_reads_input,
+    }  # fmt: skip
