@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = ["Picture", "glue", "must_fail", "picture", "table"]
 
 MAX_ALT = 250
 NO_BREAK = 20  # characters of a table's cell that are kept on one line
+WIDE = 5  # from so many columns on a table is set small, with intervals below their values
+_SPREAD = re.compile(r"(\S+) \((\S+ to \S+)\)")
 
 
 class Picture:
@@ -84,7 +87,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
     Raises:
         ValueError: a row has another length than the header.
     """
-    align = align or "l" + "r" * (len(header) - 1)
+    align, wide = align or "l" + "r" * (len(header) - 1), len(header) >= WIDE
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row has {len(row)} cells, the header has {len(header)}: {row!r}")
@@ -93,7 +96,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
         style = "text-align:right" if where == "r" else "text-align:left"
         if "col" not in more:  # a number and its spread stay on one line; longer texts do not become towers
             style += ";white-space:nowrap" if len(str(text)) <= NO_BREAK else ";min-width:10em"
-        return f'<{tag}{more} style="{style}">{html.escape(str(text))}</{tag}>'
+        shown, spread = html.escape(str(text)), _SPREAD.fullmatch(str(text))
+        if spread and wide:
+            value, interval = map(html.escape, spread.groups())
+            shown = f"{value}<br><small>({interval})</small>"
+            style = style.replace("min-width:10em", "white-space:nowrap")
+        return f'<{tag}{more} style="{style}">{shown}</{tag}>'
 
     head = "".join(cell("th", h, a, ' scope="col"') for h, a in zip(header, align, strict=True))
     body = "".join(
@@ -103,11 +111,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
         + "</tr>"
         for row in rows
     )
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    # The caption stays in sight while a wide table scrolls below it.
+    stays = "display:inline-block;position:sticky;left:0;max-width:100cqw"
+    title = f'<caption style="text-align:left"><span style="{stays}">{html.escape(caption)}</span></caption>'
+    small = ' style="font-size:.85em"' if wide else ""
     # tabindex: a box that scrolls sideways must be reachable by keyboard.
     return HTML(
-        f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{html.escape(caption or "table")}">'
-        f'<table class="table">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        '<div style="overflow-x:auto;container-type:inline-size" tabindex="0" role="region" '
+        f'aria-label="{html.escape(caption or "table")}"><table class="table{" table-sm" * wide}"{small}>'
+        f"{title * bool(caption)}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

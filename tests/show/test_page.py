@@ -41,13 +41,21 @@ def test_table_escapes_and_names_its_rows() -> None:
     html = page.table(["a", "b<c"], [["x & y", 1], ["z", 2]], caption="Two rows").data
     assert "b&lt;c" in html and "x &amp; y" in html
     assert html.count('scope="row"') == 2 and html.count('scope="col"') == 2
-    assert "<caption>Two rows</caption>" in html
+    assert ">Two rows</span></caption>" in html
 
 
 def test_table_keeps_short_cells_on_one_line_and_long_ones_wide() -> None:
     html = page.table(["name", "ms"], [["a name that takes more than one line", "4.2 (1.9 to 6.4)"]]).data
     assert 'white-space:nowrap">4.2 (1.9 to 6.4)<' in html
     assert 'min-width:10em">a name' in html and 'white-space:nowrap">name' not in html
+
+
+def test_wide_table_is_small_and_has_intervals_below_their_values() -> None:
+    cells = ["uniform", "1 (0 to 2)", "12.345 (11.987 to 12.765)", "a < b", "x"]
+    wide, narrow = page.table(list("abcde"), [cells]).data, page.table(list("abcd"), [cells[:4]]).data
+    assert "font-size:.85em" in wide and "font-size" not in narrow
+    assert 'white-space:nowrap">12.345<br><small>(11.987 to 12.765)</small>' in wide and "<small>" not in narrow
+    assert "a &lt; b" in wide
 
 
 def test_table_refuses_a_short_row() -> None:
