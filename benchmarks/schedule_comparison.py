@@ -34,6 +34,7 @@ from schedule_rows import (
     grids,
     judged,
     make,
+    schedule_file,
 )
 from schedule_summary import record
 
@@ -80,7 +81,7 @@ def quality(arguments) -> None:
         folder = arguments.work / "quality"
         wanted = judged(pipe, clip, laid[steps].full(), None, folder / f"{steps}-unpruned.safetensors")
         name = cell_name(steps, budget, row)
-        if row in SEARCHES and not (arguments.work / "schedules" / f"{name}.json").is_file():
+        if row in SEARCHES and not schedule_file(arguments.work, steps, budget, row).is_file():
             continue
         made: Made | None = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
         if made is not None:

@@ -48,14 +48,19 @@ ROWS = {
     "dip-go": "DiP-GO, as published",
     "ours": "ours",
 }
-# further rows, made where time allows: what one ingredient is worth
+WITH_HELD = "-held"  # ends the name of a row with the schedule of another one, but the prediction held
+# further rows: what one ingredient is worth
 EXTRA = {
+    "uniform-held": "uniform reuse, prediction held",
+    "deepcache-held": "DeepCache, prediction held",
+    "dip-go-held": "DiP-GO, prediction held",
     "dip-go-best": "DiP-GO's scores, our recipe",
-    "ours-output": "ours, holding the output",
+    "dip-go-best-held": "DiP-GO's scores, our recipe, prediction held",
+    "ours-output": "ours, searched and run with the output held",
 }
 SCORES = {"dip-go": "published", "dip-go-best": "best"}
 SEARCHES = ("random", "genetic", "ours", "ours-output")
-HELD = ("random", "genetic", "ours")  # rows whose skipped calls hold the prediction
+HELD = ("random", "genetic", "ours")  # rows whose skipped calls hold the prediction, besides those that say so
 
 
 def search_prompts() -> list[str]:
@@ -93,22 +98,30 @@ def cell_name(steps: int, budget: float, row: str) -> str:
     return f"{steps}-{budget:g}-{row}"
 
 
+def reuse_of(row: str) -> str:
+    """Return what a row's skipped calls hold on to."""
+    return "prediction" if row in HELD or row.endswith(WITH_HELD) else "output"
+
+
+def schedule_file(work: Path, steps: int, budget: float, row: str) -> Path:
+    """Return where a row's schedule is kept."""
+    return work / "schedules" / f"{cell_name(steps, budget, row.removesuffix(WITH_HELD))}.json"
+
+
 def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Made | None:
     """Return a row's rival; searches are done once and kept. None: its trained scores are not there."""
     if row in ("ddim", "dpm"):
         found = fewer_steps(pipe, grid, budget, DPMSolverMultistepScheduler if row == "dpm" else None)
         return Made(found, {"steps": found.steps})
-    file = work / "schedules" / f"{cell_name(grid.steps, budget, row)}.json"
+    file = schedule_file(work, grid.steps, budget, row)
     if not file.is_file():
-        schedule = _schedule(pipe, grid, budget, row, scores)
+        schedule = _schedule(pipe, grid, budget, row.removesuffix(WITH_HELD), scores)
         if schedule is None:
             return None
         file.parent.mkdir(parents=True, exist_ok=True)
         schedule.save(file)
     schedule = Schedule.load(file)
-    return Made(
-        reusing(schedule, "prediction" if row in HELD else "output"), {"schedule": schedule.to_dict()}
-    )
+    return Made(reusing(schedule, reuse_of(row)), {"schedule": schedule.to_dict()})
 
 
 def _schedule(pipe, grid: Grid, budget: float, row: str, scores: Path) -> Schedule | None:
@@ -123,7 +136,7 @@ def _schedule(pipe, grid: Grid, budget: float, row: str, scores: Path) -> Schedu
 
 
 def _searched(pipe, grid: Grid, budget: float, row: str) -> Schedule:
-    reuse = "prediction" if row in HELD else "output"
+    reuse = reuse_of(row)
     evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, reuse=reuse)
     evaluator(grid.full())  # the unpruned latents are drawn outside the clock: all searches need them
     evaluator.images = 0

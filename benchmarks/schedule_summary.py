@@ -12,7 +12,6 @@ from schedule_rows import (
     BUDGETS,
     EXTRA,
     GUIDANCE,
-    HELD,
     IMAGES,
     MODEL,
     ROWS,
@@ -22,6 +21,8 @@ from schedule_rows import (
     N,
     cell_name,
     held_out,
+    reuse_of,
+    schedule_file,
     search_prompts,
     shown,
 )
@@ -97,7 +98,7 @@ def record(path: Path, work: Path) -> None:
             _budget(pipe, work, steps, budget, distances, data["cells"], sheet, kept)
     data |= {"sheet_rows": len(sheet), "sheet": path.with_suffix(".webp").name}
     for budget in STRIP:
-        found = _schedule_of(work, cell_name(STEPS[0], budget, "ours"), budget, STEPS[0])
+        found = _schedule_of(work, "ours", budget, STEPS[0])
         if "rows" in found:
             data["strip"].append(
                 {"steps": STEPS[0], "budget": budget, "row": "ours", "reuse": "prediction", **found}
@@ -125,7 +126,7 @@ def _budget(
         with safe_open(file, "pt") as opened:
             made = json.loads(opened.metadata()["made"])
         cell = {"steps": steps, "budget": budget, "row": row, "macs_ratio": made, "sheet_row": len(sheet)}
-        cell |= _schedule_of(work, name, budget, steps) | {"reuse": "prediction" if row in HELD else "output"}
+        cell |= _schedule_of(work, row, budget, steps) | {"reuse": reuse_of(row)}
         cell |= {key: bootstrap_interval(found[key]).to_dict() for key in FIGURES}
         cell |= {key: _around(*spread[row][key]) for key in DISTANCES}
         if row == "deepcache":
@@ -180,9 +181,9 @@ def package_difference(pipe, steps: int, schedule: dict) -> float | None:
         return (latents() - theirs).abs().max().item()
 
 
-def _schedule_of(work: Path, name: str, budget: float, steps: int) -> dict:
+def _schedule_of(work: Path, row: str, budget: float, steps: int) -> dict:
     """Return a cell's table as texts, and where it comes from."""
-    file = work / "schedules" / f"{name}.json"
+    file = schedule_file(work, steps, budget, row)
     if not file.is_file():  # fewer steps
         return {"num_inference_steps": int(steps * budget + 1e-9)}
     schedule = json.loads(file.read_text("utf-8"))

@@ -83,7 +83,7 @@ def comparison_explorer(
     """
     data, cells = record["data"], Cells(record["data"])
     tiles, things = recorded_tiles(source), data["shown"]
-    rows, unpruned = cells.rows(steps), data["unpruned"][str(steps)]
+    rows, unpruned = cells.methods(steps), data["unpruned"][str(steps)]
     budgets = sorted(data["budgets"], reverse=True)
     images, found = [], []
     for place in range(len(things)):

@@ -35,6 +35,10 @@ class Cells:
         budgets = self.data["budgets"]
         return [row for row in self.names if all((steps, row, b) in self._cells for b in budgets)]
 
+    def methods(self, steps: int) -> list[str]:
+        """Return those rows of `rows` that are methods on their own, and no variations of another row."""
+        return [row for row in self.rows(steps) if row in self.data["methods"]]
+
     def at(self, steps: int, row: str, budget: float) -> Cell:
         """Return one cell.
 
@@ -59,9 +63,9 @@ def against_budget(
         cells: of the record.
         steps: denoising steps of the unpruned model.
         figures: name in the record -> name of the vertical axis.
-        rows: which to draw. Default: all.
+        rows: which to draw. Default: all methods.
     """
-    rows = list(rows or cells.rows(steps))
+    rows = list(rows or cells.methods(steps))
     first = next(iter(figures))
     least = min(cells.data["budgets"])
     last = {cells.names[row]: cells.at(steps, row, least)[first]["value"] for row in rows}

@@ -10,7 +10,7 @@ from IPython.display import HTML
 from .comparison_plots import Cells
 from .page import table
 
-__all__ = ["percent", "quality_table", "search_table", "speed_table", "spread"]
+__all__ = ["held_table", "percent", "quality_table", "search_table", "speed_table", "spread"]
 
 
 def spread(found: Mapping[str, float], digits: int = 3) -> str:
@@ -48,6 +48,30 @@ def quality_table(cells: Cells, steps: int, budget: float, rows: Sequence[str]) 
         ["method", "MACs kept", "SSIM", "Fréchet, unpruned", "Fréchet, real", "CLIP score"], lines,
         caption=f"{steps} steps, at most {percent(budget)} of the MACs, n = {data['n']}; means and distances with 95 % "
         "intervals. Fréchet distances and CLIP scores are the mini CLIP's.",
+    )  # fmt: skip
+
+
+def held_table(cells: Cells, steps: int, pairs: Sequence[tuple[str, str]]) -> HTML:
+    """Return what holding the prediction instead of the output does to the SSIM of the same schedules, by budget.
+
+    Args:
+        cells: of the record `schedule_comparison`.
+        steps: denoising steps of the unpruned model.
+        pairs: rows that hold the output, each with the row that holds the prediction.
+    """
+    budgets = sorted(cells.data["budgets"], reverse=True)
+
+    def mean(row: str, budget: float) -> str:
+        return f"{cells.at(steps, row, budget)['ssim']['value']:.3f}"
+
+    lines = [
+        [cells.names[plain], *(f"{mean(plain, b)} \u2192 {mean(held, b)}" for b in budgets)]
+        for plain, held in pairs
+    ]
+    return table(
+        ["schedule", *(f"{percent(b)} of the MACs" for b in budgets)], lines,
+        caption=f"Mean SSIM to the unpruned picture, {steps} steps, n = {cells.data['n']}: with the output held, and "
+        "with the prediction held.",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pruning_lib.show.comparison_plots import (
     timelines,
     toy_holding,
 )
-from pruning_lib.show.comparison_tables import quality_table, search_table, speed_table
+from pruning_lib.show.comparison_tables import held_table, quality_table, search_table, speed_table
 from pruning_lib.steps.fewer_steps import FewerSteps
 from pruning_lib.steps.grid import Grid
 from pruning_lib.steps.reuse import HeldPrediction
@@ -61,8 +61,8 @@ def made_up() -> dict:
             cells.append(cell)
             place += 1
     return {
-        "budgets": list(BUDGETS), "rows": ROWS, "cells": cells, "shown": ["lion", "pizza"], "n": 8,
-        "prompts": ["lion", "pizza"],
+        "budgets": list(BUDGETS), "rows": ROWS, "methods": list(ROWS), "cells": cells, "n": 8,
+        "shown": ["lion", "pizza"], "prompts": ["lion", "pizza"],
         "unpruned": {"4": {"sheet_row": 0, "clip_score": interval(80), "frechet_real": interval(3)}},
     }  # fmt: skip
 
@@ -85,7 +85,9 @@ def test_rows_are_those_judged_at_every_budget() -> None:
     data = made_up()
     assert Cells(data).rows(4) == list(ROWS) and Cells(data).rows(50) == []
     data["cells"] = [c for c in data["cells"] if (c["row"], c["budget"]) != ("uniform", 0.25)]
-    assert Cells(data).rows(4) == ["ddim", "ours"]
+    assert Cells(data).rows(4) == Cells(data).methods(4) == ["ddim", "ours"]
+    data["methods"] = ["ours"]
+    assert Cells(data).rows(4) == ["ddim", "ours"] and Cells(data).methods(4) == ["ours"]
     with pytest.raises(KeyError, match="no cell of 'uniform'"):
         Cells(data).at(4, "uniform", 0.25)
 
@@ -161,6 +163,8 @@ def test_tables_hold_the_record_s_numbers() -> None:
     assert "uniform reuse" not in text and "0.100 (0.090 to 0.110)" in text and "25.0 %" in text
     assert "80.00 (79.99 to 80.01)" in text and "n = 8" in text
     assert speed_table(Cells(data), 4, ["ours"]) is None
+    text = held_table(Cells(data), 4, [("uniform", "ours")]).data
+    assert "0.150 \u2192 0.200" in text and "0.075 \u2192 0.100" in text and "output held" in text
     timed = {kind: {"median_ms": 100, "times_as_fast": interval(3.5)} for kind in ("denoising", "generation")}
     stamp = {"hardware": "a machine", "n": 5}
     data["speed"] = {"times": {"4-unpruned": timed, "4-0.25-ours": timed}, "pictures": 4, "passport": stamp}
