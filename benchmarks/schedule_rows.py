@@ -52,7 +52,6 @@ WITH_HELD = "-held"  # ends the name of a row with the schedule of another one, 
 # further rows: what one ingredient is worth
 EXTRA = {
     "uniform-held": "uniform reuse, prediction held",
-    "deepcache-held": "DeepCache, prediction held",
     "dip-go-held": "DiP-GO, prediction held",
     "dip-go-best": "DiP-GO's scores, our recipe",
     "dip-go-best-held": "DiP-GO's scores, our recipe, prediction held",

@@ -55,15 +55,16 @@ class Cells:
 
 
 def against_budget(
-    cells: Cells, steps: int, figures: Mapping[str, str], rows: Sequence[str] | None = None
-) -> Figure:
-    """Draw figures of quality against the share of MACs kept, one panel each, one curve per row.
+    cells: Cells, steps: int, figures: Mapping[str, str], rows: Sequence[str] | None = None, log: Sequence[str] = ()
+) -> Figure:  # fmt: skip
+    """Draw figures of quality against the share of MACs kept, one panel each, two side by side, one curve per row.
 
     Args:
         cells: of the record.
         steps: denoising steps of the unpruned model.
         figures: name in the record -> name of the vertical axis.
         rows: which to draw. Default: all methods.
+        log: figures on a logarithmic axis; there, an SSIM is drawn as 1 - SSIM.
     """
     rows = list(rows or cells.methods(steps))
     first = next(iter(figures))
@@ -74,29 +75,41 @@ def against_budget(
     alt += f"{100 * least:.0f} %: {order[0]} {last[order[0]]:.3g}"
     alt += f", {order[1]} {last[order[1]]:.3g}, …" if len(order) > 2 else ""
     alt += f", {order[-1]} {last[order[-1]]:.3g}."
-    figure, axes = new_figure(3.35 * len(figures) + 0.2, 3.6, alt, ncols=len(figures))
-    for ax, (key, label) in zip(axes[0], figures.items(), strict=True):
+    figure, axes = _panels(len(figures), 3.7, 2.9, alt, room=0.7)
+    for ax, (key, label) in zip(axes, figures.items(), strict=True):
+        flip = key == "ssim" and key in log
         for index, row in enumerate(rows):
             found = cells.over_budgets(steps, row)
             x = [100 * cell["macs_ratio"] for cell in found]
-            y = [cell[key]["value"] for cell in found]
-            bars = [[cell[key]["value"] - cell[key]["low"] for cell in found],
-                    [cell[key]["high"] - cell[key]["value"] for cell in found]]  # fmt: skip
+            low, y, high = ([abs(flip - cell[key][end]) for cell in found] for end in ("low", "value", "high"))
+            bars = [[abs(end - value) for end, value in zip(ends, y, strict=True)]
+                    for ends in ((high, low) if flip else (low, high))]  # fmt: skip
             ours = row.startswith("ours")
             ax.errorbar(
                 x, y, yerr=bars, color=INK if ours else COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)], linestyle=STYLES[index // len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)], linestyle="-" if ours else STYLES[index // len(COLOURS)],
                 markersize=5, linewidth=2.2 if ours else 1.1, elinewidth=0.8,
                 label=cells.names[row], zorder=3 if ours else 2,
             )  # fmt: skip
+        if key in log:
+            ax.set_yscale("log")
         ax.set_xlabel("MACs kept, %")
-        ax.set_title(label, fontsize=9, color=INK, loc="left")
+        ax.set_title(label, fontsize=10, color=INK, loc="left")
         ax.grid(alpha=0.25)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=min(4, len(rows))
+        handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=min(3, len(rows))
     )
     return figure
+
+
+def _panels(count: int, width: float, height: float, alt: str, room: float, **grid) -> tuple[Figure, list]:
+    """Return a figure of `count` panels, two side by side, each so wide and high in inches, and room for a legend."""
+    rows = (count + 1) // 2
+    figure, axes = new_figure(min(count, 2) * width, rows * height + room, alt, nrows=rows, ncols=min(count, 2), **grid)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
 
 
 def differences(
@@ -118,10 +131,8 @@ def differences(
     total = len(figures) * len(rows) * len(budgets)
     alt = f"Ours minus {len(rows)} rivals at {len(budgets)} budgets, {steps} steps, {len(figures)} figures of quality."
     alt += f" A rival is clearly better in {worse} of {total} comparisons."
-    figure, axes = new_figure(
-        2.7 * len(figures) + 1.4, 0.55 * len(rows) + 1.4, alt, ncols=len(figures), sharey=True
-    )
-    for ax, (key, (title, sign)) in zip(axes[0], figures.items(), strict=True):
+    figure, axes = _panels(len(figures), 3.9, 0.52 * len(rows) + 0.6, alt, room=0.4, sharey=True)
+    for ax, (key, (title, sign)) in zip(axes, figures.items(), strict=True):
         for place, row in enumerate(rows):
             for index, budget in enumerate(budgets):
                 found = cells.at(steps, row, budget)["ours_minus"][key]
@@ -139,13 +150,12 @@ def differences(
         ]
         ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         ax.minorticks_off()
-        ax.set_title(title, fontsize=9, color=INK, loc="left")
-        ax.tick_params(axis="x", labelsize=7)
+        ax.set_title(title, fontsize=10, color=INK, loc="left")
         ax.grid(axis="x", alpha=0.25)
-    axes[0, 0].set_yticks(range(len(rows)), [cells.names[row] for row in rows], fontsize=9)
-    axes[0, 0].invert_yaxis()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=len(budgets))
+    axes[0].set_yticks(range(len(rows)), [cells.names[row] for row in rows])
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=3)
     return figure
 
 

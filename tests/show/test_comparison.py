@@ -71,6 +71,11 @@ def test_figures_say_what_is_in_them() -> None:
     cells = Cells(made_up())
     names = {"ssim": "SSIM", "frechet_real": "Fréchet"}
     assert "25 %: ours 0.1, uniform reuse 0.075, …, fewer steps 0.05." in against_budget(cells, 4, names).alt
+    lost, distance = against_budget(cells, 4, names, ["ours"], log=["ssim"]).axes
+    assert lost.get_yscale() == "log" and distance.get_yscale() == "linear"
+    line, _, (bars,) = lost.containers[0]
+    assert line.get_ydata() == pytest.approx([1 - 0.4 * b for b in BUDGETS])
+    assert bars.get_segments()[0][:, 1] == pytest.approx([1 - 0.2 - 0.01, 1 - 0.2 + 0.01])
     figure = differences(cells, 4, METRICS, ["ddim", "uniform"])
     assert "clearly better in 0 of 16" in figure.alt
     assert (
@@ -160,8 +165,8 @@ def test_the_explorer_reads_the_record(tmp_path, timed) -> None:
 def test_tables_hold_the_record_s_numbers() -> None:
     data = made_up()
     text = quality_table(Cells(data), 4, 0.25, ["ddim", "ours"]).data
-    assert "uniform reuse" not in text and "0.100 (0.090 to 0.110)" in text and "25.0 %" in text
-    assert "80.00 (79.99 to 80.01)" in text and "n = 8" in text
+    assert "uniform reuse" not in text and "0.100<br><small>(0.090 to 0.110)" in text and "25.0 %" in text
+    assert "80.00<br><small>(79.99 to 80.01)" in text and "n = 8" in text
     assert speed_table(Cells(data), 4, ["ours"]) is None
     text = held_table(Cells(data), 4, [("uniform", "ours")]).data
     assert "0.150 \u2192 0.200" in text and "0.075 \u2192 0.100" in text and "output held" in text
@@ -169,7 +174,7 @@ def test_tables_hold_the_record_s_numbers() -> None:
     stamp = {"hardware": "a machine", "n": 5}
     data["speed"] = {"times": {"4-unpruned": timed, "4-0.25-ours": timed}, "pictures": 4, "passport": stamp}
     text = speed_table(Cells(data), 4, ["ddim", "ours"]).data
-    assert text.count("3.50 (3.49 to 3.51)") == 2 and "4.00" in text and "fewer steps" not in text
+    assert text.count("3.50<br><small>(3.49 to 3.51)") == 2 and "4.00" in text and "fewer steps" not in text
     row = {
         "method": "a",
         "budget": 0.2,
