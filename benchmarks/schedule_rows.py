@@ -114,7 +114,7 @@ def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) ->
         return Made(found, {"steps": found.steps})
     file = schedule_file(work, grid.steps, budget, row)
     if not file.is_file():
-        schedule = _schedule(pipe, grid, budget, row.removesuffix(WITH_HELD), scores)
+        schedule = _schedule(pipe, grid, budget, row.removesuffix(WITH_HELD), work, scores)
         if schedule is None:
             return None
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,18 +123,30 @@ def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) ->
     return Made(reusing(schedule, reuse_of(row)), {"schedule": schedule.to_dict()})
 
 
-def _schedule(pipe, grid: Grid, budget: float, row: str, scores: Path) -> Schedule | None:
+def _schedule(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Schedule | None:
     if row == "uniform":
         return uniform(grid, budget)
     if row == "deepcache":
         return deepcache(grid, keep_macs=budget)
     if row in SCORES:
-        file = scores / f"pruner_scores_{SCORES[row]}-{grid.steps}.safetensors"
-        return TrainedPruner.load(file).schedule(keep_macs=budget) if file.is_file() else None
-    return _searched(pipe, grid, budget, row)
+        return _trained(grid, budget, SCORES[row], scores)
+    return _searched(pipe, grid, budget, row, _starts(grid, budget, row, work, scores))
 
 
-def _searched(pipe, grid: Grid, budget: float, row: str) -> Schedule:
+def _trained(grid: Grid, budget: float, recipe: str, scores: Path) -> Schedule | None:
+    file = scores / f"pruner_scores_{recipe}-{grid.steps}.safetensors"
+    return TrainedPruner.load(file).schedule(keep_macs=budget) if file.is_file() else None
+
+
+def _starts(grid: Grid, budget: float, row: str, work: Path, scores: Path) -> list[Schedule]:
+    """Return what a search of ours may begin with besides simple schedules: trained scores, and its smaller budget."""
+    smaller = [schedule_file(work, grid.steps, b, row) for b in sorted(BUDGETS, reverse=True) if b < budget]
+    found = [Schedule.load(file) for file in smaller if file.is_file()][:1]
+    trained = _trained(grid, budget, "best", scores)
+    return found + ([trained] if trained is not None else [])
+
+
+def _searched(pipe, grid: Grid, budget: float, row: str, starts: list[Schedule]) -> Schedule:
     reuse = reuse_of(row)
     evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, reuse=reuse)
     evaluator(grid.full())  # the unpruned latents are drawn outside the clock: all searches need them
@@ -142,6 +154,7 @@ def _searched(pipe, grid: Grid, budget: float, row: str) -> Schedule:
     search: Callable = {"random": random_search, "genetic": genetic_search}.get(row, local_search)
     more = {}
     if search is local_search:
+        more["starts"] = starts
         more["worth"] = lambda on: cell_worth(
             pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, reuse=reuse
         )

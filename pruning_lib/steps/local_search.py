@@ -102,19 +102,21 @@ def local_search(
         worth_every: changes that are tried between two calls of `worth`.
 
     Returns:
-        The best, with its loss, start and accepted moves in its provenance.
+        The best, with its loss and accepted moves in its provenance, and "start", the label of what it began with, or
+        "simple".
 
     Raises:
         ValueError: too few images for one schedule, or a budget below the first call.
     """
     tally = Tally(grid, keep_macs, evaluator, images)
     state = _State(grid, tally, torch.Generator().manual_seed(seed), worth)
-    tables = simple_starts(grid, keep_macs) + [s.on for s in starts]
-    start_loss, idle = float("inf"), 0
+    tables = [("simple", on) for on in simple_starts(grid, keep_macs)] + [(s.label, s.on) for s in starts]
+    start, start_loss, idle = "simple", float("inf"), 0
     try:
-        for on in tables:
-            if tally.fits(on):
-                tally.ask(on)
+        for name, on in tables:
+            before = tally.loss
+            if tally.fits(on) and tally.ask(on) < before:
+                start = name
         start_loss = tally.loss
         for turn in range(1_000_000):
             if worth is not None and turn % worth_every == 0:
@@ -125,7 +127,7 @@ def local_search(
     except Spent:
         pass
     kept = {"start_loss": min(start_loss, tally.loss) if start_loss == float("inf") else start_loss}
-    return tally.schedule("local search", seed, moves=state.accepted, **kept)
+    return tally.schedule("local search", seed, moves=state.accepted, start=start, **kept)
 
 
 class _State:

@@ -99,9 +99,11 @@ def test_local_search_is_no_worse_than_its_starts(grid) -> None:
     good = genetic_search(grid, 0.4, Staleness(grid), images=80)
     found = local_search(grid, 0.4, Staleness(grid), images=80, starts=[good, grid.full()])
     assert found.provenance["loss"] <= found.provenance["start_loss"] <= good.provenance["loss"]
+    assert found.provenance["start"] == good.label
     evaluator = Staleness(grid)
     found = local_search(grid, 0.4, evaluator, images=80)
     assert found.provenance["loss"] <= found.provenance["start_loss"] <= evaluator(uniform(grid, 0.4))
+    assert found.provenance["start"] == "simple"
 
 
 def test_worth_is_asked_and_charged(grid) -> None:
