@@ -110,7 +110,8 @@ def local_search(
     """
     tally = Tally(grid, keep_macs, evaluator, images)
     state = _State(grid, tally, torch.Generator().manual_seed(seed), worth)
-    tables = [("simple", on) for on in simple_starts(grid, keep_macs)] + [(s.label, s.on) for s in starts]
+    # Given starts come first: with few images they are not left out.
+    tables = [(s.label, s.on) for s in starts] + [("simple", on) for on in simple_starts(grid, keep_macs)]
     start, start_loss, idle = "simple", float("inf"), 0
     try:
         for name, on in tables:
