@@ -69,8 +69,9 @@ def against_budget(
     rows = list(rows or cells.methods(steps))
     first = next(iter(figures))
     least = min(cells.data["budgets"])
-    last = {cells.names[row]: cells.at(steps, row, least)[first]["value"] for row in rows}
-    order = sorted(last, key=last.get, reverse=True)
+    flip = first == "ssim" and first in log
+    last = {cells.names[row]: abs(flip - cells.at(steps, row, least)[first]["value"]) for row in rows}
+    order = sorted(last, key=last.get, reverse=not flip)
     alt = f"{len(figures)} charts against MACs kept, {steps} steps, {len(rows)} methods. {figures[first]} at "
     alt += f"{100 * least:.0f} %: {order[0]} {last[order[0]]:.3g}"
     alt += f", {order[1]} {last[order[1]]:.3g}, …" if len(order) > 2 else ""

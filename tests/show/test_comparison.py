@@ -71,6 +71,8 @@ def test_figures_say_what_is_in_them() -> None:
     cells = Cells(made_up())
     names = {"ssim": "SSIM", "frechet_real": "Fréchet"}
     assert "25 %: ours 0.1, uniform reuse 0.075, …, fewer steps 0.05." in against_budget(cells, 4, names).alt
+    figure = against_budget(cells, 4, {"ssim": "1 - SSIM", "frechet_real": "Fréchet"}, log=["ssim"])
+    assert "1 - SSIM at 25 %: ours 0.9, uniform reuse 0.925, …, fewer steps 0.95." in figure.alt
     lost, distance = against_budget(cells, 4, names, ["ours"], log=["ssim"]).axes
     assert lost.get_yscale() == "log" and distance.get_yscale() == "linear"
     line, _, (bars,) = lost.containers[0]
