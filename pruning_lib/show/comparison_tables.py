@@ -36,13 +36,13 @@ def quality_table(cells: Cells, steps: int, budget: float, rows: Sequence[str]) 
     data = cells.data
     whole = data["unpruned"][str(steps)]
     lines = [
-        ["unpruned", "100 %", "1", "0", spread(whole["frechet_real"], 2), spread(whole["clip_score"], 2)]
+        ["unpruned", "100 %", "1", "0", spread(whole["frechet_real"], 2), spread(whole["clip_score"], 1)]
     ]
     for row in rows:
         cell = cells.at(steps, row, budget)
         lines.append([
             cells.names[row], percent(cell["macs_ratio"], 1), spread(cell["ssim"]), spread(cell["frechet_unpruned"], 2),
-            spread(cell["frechet_real"], 2), spread(cell["clip_score"], 2),
+            spread(cell["frechet_real"], 2), spread(cell["clip_score"], 1),
         ])  # fmt: skip
     return table(
         ["method", "MACs kept", "SSIM", "Fréchet, unpruned", "Fréchet, real", "CLIP score"], lines,
@@ -69,7 +69,7 @@ def held_table(cells: Cells, steps: int, pairs: Sequence[tuple[str, str]]) -> HT
         for plain, held in pairs
     ]
     return table(
-        ["schedule", *(f"{percent(b)} of the MACs" for b in budgets)], lines,
+        ["MACs kept at most", *(percent(b) for b in budgets)], lines,
         caption=f"Mean SSIM to the unpruned picture, {steps} steps, n = {cells.data['n']}: with the output held, and "
         "with the prediction held.",
     )  # fmt: skip
@@ -84,15 +84,16 @@ def search_table(search: Mapping[str, Any]) -> HTML:
     lines = [
         [
             search["names"][row["method"]], percent(1 - row["budget"]),
-            f"{row['images']}" if row["images"] else f"{row['images_with_gradient']}, once, with gradients",
-            f"{row['cpu_seconds']:.0f}", f"{row['latent_mse']:.4f}", spread(row["ssim"]), spread(row["clip_score"], 2),
+            f"{row['images']}" if row["images"] else f"{row['images_with_gradient']} *",
+            f"{row['cpu_seconds']:.0f}", f"{row['latent_mse']:.4f}", spread(row["ssim"]), spread(row["clip_score"], 1),
         ]
         for row in search["rows"]
     ]  # fmt: skip
     return table(
         ["method", "removed", "images", "seconds of one core", "latent error", "SSIM", "CLIP score"], lines,
         caption=f"{search['steps']} steps, n = {search['n']} held-out prompts. Unpruned CLIP score: "
-        f"{spread(search['unpruned_clip_score'], 2)}. A backward pass of a search is charged as four images.",
+        f"{spread(search['unpruned_clip_score'], 1)}. A backward pass of a search is charged as four images. "
+        "*: with gradients, once for all budgets.",
     )  # fmt: skip
 
 
@@ -102,8 +103,7 @@ def speed_table(cells: Cells, steps: int, rows: Sequence[str]) -> HTML | None:
     if not speed or f"{steps}-unpruned" not in speed["times"]:
         return None
     times, stamp, kinds = speed["times"], speed["passport"], ("denoising", "generation")
-    whole = times[f"{steps}-unpruned"]
-    lines = [["unpruned", "100 %", "1.00", *(f"{whole[kind]['median_ms']:.0f} ms" for kind in kinds)]]
+    lines = []
     for budget in sorted(cells.data["budgets"], reverse=True):
         for row in rows:
             cell, timed = cells.at(steps, row, budget), times.get(f"{steps}-{budget:g}-{row}")
@@ -114,6 +114,6 @@ def speed_table(cells: Cells, steps: int, rows: Sequence[str]) -> HTML | None:
                 ])  # fmt: skip
     return table(
         ["method", "MACs kept", "promised", "denoising", "whole generation"], lines,
-        caption=f"Times as fast as the unpruned generation of {speed['pictures']} pictures in {steps} steps, whose own "
-        f"times stand in the first row. {stamp['hardware']}, one thread, {stamp['n']} rounds, all in turn.",
+        caption=f"Times as fast as the unpruned generation of {speed['pictures']} pictures in {steps} steps. "
+        f"{stamp['hardware']}, one thread, {stamp['n']} rounds, the schedules of a method in turn with the unpruned.",
     )  # fmt: skip
