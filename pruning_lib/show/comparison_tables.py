@@ -97,23 +97,30 @@ def search_table(search: Mapping[str, Any]) -> HTML:
     )  # fmt: skip
 
 
-def speed_table(cells: Cells, steps: int, rows: Sequence[str]) -> HTML | None:
-    """Return promised and measured speed-ups at every budget; None if they were not measured."""
+def speed_table(cells: Cells, steps: int, rows: Sequence[str], kind: str = "denoising") -> HTML | None:
+    """Return the measured speed-ups of every method at every budget; None if they were not measured.
+
+    Args:
+        cells: of the record `schedule_comparison`.
+        steps: denoising steps of the unpruned model.
+        rows: the methods.
+        kind: "denoising", or "generation" with the text encoder and decoding.
+    """
     speed = cells.data.get("speed")
     if not speed or f"{steps}-unpruned" not in speed["times"]:
         return None
-    times, stamp, kinds = speed["times"], speed["passport"], ("denoising", "generation")
-    lines = []
-    for budget in sorted(cells.data["budgets"], reverse=True):
-        for row in rows:
-            cell, timed = cells.at(steps, row, budget), times.get(f"{steps}-{budget:g}-{row}")
-            if timed:
-                lines.append([
-                    cells.names[row], percent(cell["macs_ratio"], 1), f"{1 / cell['macs_ratio']:.2f}",
-                    *(spread(timed[kind]["times_as_fast"], 2) for kind in kinds),
-                ])  # fmt: skip
+    times, stamp = speed["times"], speed["passport"]
+    budgets = sorted(cells.data["budgets"], reverse=True)
+
+    def measured(row: str, budget: float) -> str:
+        timed = times.get(f"{steps}-{budget:g}-{row}")
+        return spread(timed[kind]["times_as_fast"], 2) if timed else "not measured"
+
+    lines = [["promised, at least", *(f"{1 / budget:.2f}" for budget in budgets)]]
+    lines += [[cells.names[row], *(measured(row, budget) for budget in budgets)] for row in rows]
+    what = {"denoising": "Denoising alone", "generation": "Whole generations, prompt and decoding included"}[kind]
     return table(
-        ["method", "MACs kept", "promised", "denoising", "whole generation"], lines,
-        caption=f"Times as fast as the unpruned generation of {speed['pictures']} pictures in {steps} steps. "
+        ["MACs kept at most", *(percent(budget) for budget in budgets)], lines,
+        caption=f"{what}: times as fast as the unpruned, {speed['pictures']} pictures, {steps} steps. "
         f"{stamp['hardware']}, one thread, {stamp['n']} rounds, the schedules of a method in turn with the unpruned.",
     )  # fmt: skip
