@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from pruner_training import GUIDANCE, MODEL, RESULTS, Judge, pruner_prompts
 
 import pruning_lib as pl
 from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import PrunerCollapseError
+from pruning_lib.steps.rows import to_table
 
 STEPS, BUDGET = 10, 0.3
 BASE = {"recipe": "published", "iterations": 16, "accumulation": 1, "width": 128}
@@ -40,7 +40,7 @@ def run(path: Path, work: Path) -> None:
             pipe, pruner_prompts(), steps=STEPS, guidance_scale=GUIDANCE, on_collapse="go on",
             folder=work / name.replace(" ", "-"), **how,
         )  # fmt: skip
-        on = torch.tensor([[cell == "1" for cell in row] for row in trained.history[-1]["rows"]])
+        on = to_table(trained.history[-1]["rows"])
         figures = judge(trained.grid.schedule(on, method="gates"))
         found.append({"name": name, "settings": what, "history": trained.history, "at_last": figures})
         print(name, [round(line["macs_ratio"], 2) for line in trained.history], flush=True)

@@ -20,6 +20,7 @@ from pruning_lib.measure import bootstrap_interval, ssim
 from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import SuperNet, TrainedPruner, grid_of
 from pruning_lib.steps.budget import evenly
+from pruning_lib.steps.rows import to_table
 from pruning_lib.zoo.assemble import contact_sheet
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
@@ -121,7 +122,7 @@ def record(path: Path, work: Path) -> None:
                 sheet.append(_tiles(judge.wanted))
             last = len(trained.history) - 1
             for at in sorted({round(i * last / (STRIP - 1)) for i in range(STRIP)}):
-                on = torch.tensor([[c == "1" for c in row] for row in trained.history[at]["rows"]])
+                on = to_table(trained.history[at]["rows"])
                 moments.append({"step": at + 1, "row": len(sheet), "macs_ratio": grid.macs_ratio(on)})
                 sheet.append(_tiles(judge.draw(grid.schedule(on, method="gates"), SHOWN)[1]))
         by_budget = [_judged(work, f"{name}-{b}", judge, trained.schedule(b)) for b in BUDGETS]

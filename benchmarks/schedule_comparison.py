@@ -104,25 +104,30 @@ def speed(path: Path, repeats: int) -> None:
             cells = [cell for cell in judged_here if cell["row"] == row]
             if not cells:
                 continue
-            rivals = {"unpruned": grid.full()}
+            # A shared machine is faster now and slower then: each row has the unpruned generation beside it.
+            rivals = {f"{steps}-unpruned": grid.full()}
             rivals |= {cell_name(steps, cell["budget"], row): rival_of(cell, grid) for cell in cells}
             for what in ("denoising", "generation"):
-                # A shared machine is faster now and slower then: each row has the unpruned generation beside it.
-                calls = {name: _call(pipe, rival, prompts, what) for name, rival in rivals.items()}
-                calls["unpruned"]()
-                measured = pl.measure_latency(calls, repeats=repeats, warmup=0, device="cpu")
-                whole = measured["unpruned"]
-                for name, latency in measured.items():
-                    timed = times.setdefault(f"{steps}-unpruned" if name == "unpruned" else name, {})
-                    timed[what] = {
-                        **latency.to_dict(), "times_as_fast": pl.measure.ratio(whole, latency).to_dict(),
-                    }  # fmt: skip
+                for name, timed in _timed(pipe, rivals, prompts, what, repeats).items():
+                    times.setdefault(name, {})[what] = timed
             print(steps, row, flush=True)
     data = {**found["data"], "speed": {
         "times": times, "pictures": TIMED, "threads": 1,
         "passport": pl.passport(seeds=[NOISE], n=repeats, device="cpu"),
     }}  # fmt: skip
     print(pl.save_record(path, "schedule_comparison", data, found["passport"]))
+
+
+def _timed(pipe, rivals: dict, prompts: list[str], what: str, repeats: int) -> dict[str, dict]:
+    """Return each rival's latency, and how many times as fast as the first it is."""
+    calls = {name: _call(pipe, rival, prompts, what) for name, rival in rivals.items()}
+    first = next(iter(calls))
+    calls[first]()
+    measured = pl.measure_latency(calls, repeats=repeats, warmup=0, device="cpu")
+    return {
+        name: {**latency.to_dict(), "times_as_fast": pl.measure.ratio(measured[first], latency).to_dict()}
+        for name, latency in measured.items()
+    }
 
 
 def _call(pipe, rival, prompts: list[str], what: str):

@@ -26,12 +26,12 @@ import pruning_lib as pl
 from pruning_lib.measure import bootstrap_interval, ssim
 from pruning_lib.measure.record import check_writable
 from pruning_lib.show.painter_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
-from pruning_lib.show.painter_table import to_rows
 from pruning_lib.show.sparsity import GUIDANCE, spread_captions
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
 from pruning_lib.steps import Grid, Schedule, grid_of
 from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.local_search import local_search
+from pruning_lib.steps.rows import to_rows
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 BUDGETS = (0.5, 0.35, 0.2)

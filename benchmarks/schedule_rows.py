@@ -130,7 +130,7 @@ def _schedule(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Pat
         return deepcache(grid, keep_macs=budget)
     if row in SCORES:
         return _trained(grid, budget, SCORES[row], scores)
-    return _searched(pipe, grid, budget, row, _starts(grid, budget, row, work, scores))
+    return _searched(pipe, grid, budget, row, work, scores)
 
 
 def _trained(grid: Grid, budget: float, recipe: str, scores: Path) -> Schedule | None:
@@ -146,7 +146,7 @@ def _starts(grid: Grid, budget: float, row: str, work: Path, scores: Path) -> li
     return found + ([trained] if trained is not None else [])
 
 
-def _searched(pipe, grid: Grid, budget: float, row: str, starts: list[Schedule]) -> Schedule:
+def _searched(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Schedule:
     reuse = reuse_of(row)
     evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, reuse=reuse)
     evaluator(grid.full())  # the unpruned latents are drawn outside the clock: all searches need them
@@ -154,7 +154,7 @@ def _searched(pipe, grid: Grid, budget: float, row: str, starts: list[Schedule])
     search: Callable = {"random": random_search, "genetic": genetic_search}.get(row, local_search)
     more = {}
     if search is local_search:
-        more["starts"] = starts
+        more["starts"] = _starts(grid, budget, row, work, scores)
         more["worth"] = lambda on: cell_worth(
             pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, reuse=reuse
         )

@@ -69,22 +69,17 @@ def against_budget(
     rows = list(rows or cells.methods(steps))
     first = next(iter(figures))
     least = min(cells.data["budgets"])
-    flip = first == "ssim" and first in log
-    last = {cells.names[row]: abs(flip - cells.at(steps, row, least)[first]["value"]) for row in rows}
-    order = sorted(last, key=last.get, reverse=not flip)
+    order = sorted(rows, key=lambda row: cells.at(steps, row, least)[first]["value"], reverse=True)
+    last = [f"{cells.names[row]} {_ends(cells.at(steps, row, least), first, log)[1]:.3g}" for row in order]
     alt = f"{len(figures)} charts against MACs kept, {steps} steps, {len(rows)} methods. {figures[first]} at "
-    alt += f"{100 * least:.0f} %: {order[0]} {last[order[0]]:.3g}"
-    alt += f", {order[1]} {last[order[1]]:.3g}, …" if len(order) > 2 else ""
-    alt += f", {order[-1]} {last[order[-1]]:.3g}."
+    alt += f"{100 * least:.0f} %: {last[0]}{f', {last[1]}, …' if len(last) > 2 else ''}, {last[-1]}."
     figure, axes = _panels(len(figures), 3.7, 2.9, alt, room=0.7)
     for ax, (key, label) in zip(axes, figures.items(), strict=True):
-        flip = key == "ssim" and key in log
         for index, row in enumerate(rows):
             found = cells.over_budgets(steps, row)
             x = [100 * cell["macs_ratio"] for cell in found]
-            low, y, high = ([abs(flip - cell[key][end]) for cell in found] for end in ("low", "value", "high"))
-            bars = [[abs(end - value) for end, value in zip(ends, y, strict=True)]
-                    for ends in ((high, low) if flip else (low, high))]  # fmt: skip
+            low, y, high = torch.tensor([_ends(cell, key, log) for cell in found], dtype=torch.float64).T
+            bars = torch.stack([y - low, high - y])
             ours = row.startswith("ours")
             ax.errorbar(
                 x, y, yerr=bars, color=INK if ours else COLOURS[index % len(COLOURS)],
@@ -102,6 +97,12 @@ def against_budget(
         handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=min(3, len(rows))
     )
     return figure
+
+
+def _ends(cell: Cell, key: str, log: Sequence[str]) -> tuple[float, float, float]:
+    """Return a figure's lower end, value and upper end as they are drawn."""
+    low, value, high = (cell[key][end] for end in ("low", "value", "high"))
+    return (1 - high, 1 - value, 1 - low) if key == "ssim" and key in log else (low, value, high)
 
 
 def _panels(count: int, width: float, height: float, alt: str, room: float, **grid) -> tuple[Figure, list]:

@@ -94,13 +94,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
 
     def cell(tag: str, text: Any, where: str, more: str = "") -> str:
         style = "text-align:right" if where == "r" else "text-align:left"
-        if "col" not in more:  # a number and its spread stay on one line; longer texts do not become towers
-            style += ";white-space:nowrap" if len(str(text)) <= NO_BREAK else ";min-width:10em"
-        shown, spread = html.escape(str(text)), _SPREAD.fullmatch(str(text))
-        if spread and wide:
+        shown, spread = html.escape(str(text)), _SPREAD.fullmatch(str(text)) if wide else None
+        if spread:
             value, interval = map(html.escape, spread.groups())
             shown = f"{value}<br><small>({interval})</small>"
-            style = style.replace("min-width:10em", "white-space:nowrap")
+        if "col" not in more:  # a number and its spread stay on one line; longer texts do not become towers
+            style += ";white-space:nowrap" if spread or len(str(text)) <= NO_BREAK else ";min-width:10em"
         return f'<{tag}{more} style="{style}">{shown}</{tag}>'
 
     head = "".join(cell("th", h, a, ' scope="col"') for h, a in zip(header, align, strict=True))

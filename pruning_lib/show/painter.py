@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .._text import place
 from ..measure.record import RecordError, record_path
+from ..steps.rows import to_table
 from .painter_fallback import painter_fallback
-from .painter_table import grid_data, to_table
+from .painter_grid import grid_data
 from .recorded import load_pictured, save_pictured
 from .sprites import Sheet
 from .twin import TwinWidget, passport_line

@@ -54,7 +54,7 @@ def painter_fallback(painter: SchedulePainter) -> str:
 
 def drawn_table(painter: SchedulePainter) -> str:
     """Return the table shown first as a picture: filled where computed, crossed where dead work, empty where reused."""
-    from .painter_table import short_name
+    from .painter_grid import short_name
 
     on = painter.tables[painter.start["stop"]]
     live, stop = painter.grid.live(on).numpy(), painter.stops[painter.start["stop"]]

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..measure.quality import ssim
 from ..steps import Grid, Schedule
 from ..steps.baselines import deepcache, every
+from ..steps.rows import to_table
 from .painter import SchedulePainter
-from .painter_table import to_table
 from .sparsity import FIRST_SEED, MODEL, STEPS, draw
 from .sprites import to_pil
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .figure import COLOURS, INK, MARKERS, new_figure
-from .painter_table import short_name
+from .painter_grid import short_name
 
 __all__ = ["budget_curves", "gradients", "kept_curves", "memory_curves", "score_map", "training_curves"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..measure.record import RecordError, check_writable, load_record, record_path, save_record
 from .sprites import Sheet
 
-__all__ = ["load_pictured", "load_sheet", "save_pictured", "save_sheet"]
+__all__ = ["load_pictured", "save_pictured"]
 
 
 def save_pictured(
@@ -31,7 +31,7 @@ def save_pictured(
         RecordError: the place cannot be written to.
     """
     path = check_writable(path)
-    return save_record(path, experiment, {**save_sheet(path, sheet, quality), **data}, passport)
+    return save_record(path, experiment, {**_save_sheet(path, sheet, quality), **data}, passport)
 
 
 def load_pictured(
@@ -53,10 +53,10 @@ def load_pictured(
     missing = [key for key in (*fields, "tile", "sheet") if key not in data]
     if missing:
         raise RecordError(f"{path} is no record of {kind}: its data lack {', '.join(missing)}.")
-    return data, load_sheet(path, data, count(data)), found["passport"]
+    return data, _load_sheet(path, data, count(data)), found["passport"]
 
 
-def save_sheet(path: Path, sheet: Sheet, quality: int | None = None) -> dict[str, Any]:
+def _save_sheet(path: Path, sheet: Sheet, quality: int | None = None) -> dict[str, Any]:
     """Write a record's sheet beside the place of the record, and return what the record says about it.
 
     Args:
@@ -69,12 +69,12 @@ def save_sheet(path: Path, sheet: Sheet, quality: int | None = None) -> dict[str
     return {"tile": [sheet.width, sheet.height], "sheet": {"file": file.name, "sha256": _checksum(file)}}
 
 
-def load_sheet(path: Path, data: Mapping[str, Any], count: int) -> Sheet:
+def _load_sheet(path: Path, data: Mapping[str, Any], count: int) -> Sheet:
     """Read the sheet of the record at `path`, which must be the one it was written with.
 
     Args:
         path: the record's file.
-        data: of the record; holds what `save_sheet` returned.
+        data: of the record; holds what `_save_sheet` returned.
         count: pictures in the sheet.
 
     Raises:

@@ -16,7 +16,7 @@ from matplotlib.patches import Arc, Patch
 from torch import Tensor
 
 from .figure import COLOURS, INK, new_figure
-from .painter_table import short_name
+from .painter_grid import short_name
 
 if TYPE_CHECKING:
     from ..steps import Schedule, Units

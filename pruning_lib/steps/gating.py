@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .budget import evenly
 from .grid import Grid
 from .pruner import GateTable, PrunerNetwork, keep_probability, straight_through
+from .rows import to_rows
 from .sparsity import cell_shares, own_shares, sparsity_loss, within_budget
 from .train_config import PrunerConfig
 
@@ -79,7 +80,7 @@ class Gating(nn.Module):
         figures = {
             "macs_ratio": macs_ratio, "open": on[1:].float().mean().item(), "budget": budget,
             "collapsed": not bool(self.grid.live(on)[1:].any()),
-            "rows": ["".join("1" if cell else "0" for cell in row) for row in on.tolist()],
+            "rows": to_rows(on),
         }  # fmt: skip
         return Open(gates, on, cost, figures)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._files import check_place
 from .grid import Grid
+from .rows import to_rows
 from .run import Replay, applied
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ class Schedule:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values; rows as texts of 1 (computed) and 0 (reused)."""
-        rows = ["".join("1" if on else "0" for on in row) for row in self.on.tolist()]
-        return {"format": _FORMAT, **self.grid.to_dict(), "rows": rows, "provenance": self.provenance}
+        return {"format": _FORMAT, **self.grid.to_dict(), "rows": to_rows(self.on), "provenance": self.provenance}
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pruning_lib.show.painter_table import to_rows
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
 from pruning_lib.steps import Grid, Wiring
+from pruning_lib.steps.rows import to_rows
 
 __all__ = ["NAMES", "PROMPTS", "TABLES", "colour", "grid", "painter", "random_grid", "random_table"]
 

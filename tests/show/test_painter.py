@@ -11,8 +11,9 @@ from painter_samples import NAMES, PROMPTS, TABLES, colour, grid, painter
 from PIL import Image
 
 from pruning_lib.measure.record import RecordError, passport
-from pruning_lib.show.painter_table import short_name, to_rows, to_table
+from pruning_lib.show.painter_grid import short_name
 from pruning_lib.show.widgets import PaintedStop, SchedulePainter
+from pruning_lib.steps.rows import to_rows, to_table
 
 
 def stop(name: str = "a", on=("1111",) * 4, ssim=(1.0, 1.0)) -> PaintedStop:

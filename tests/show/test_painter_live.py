@@ -11,8 +11,8 @@ import torch
 import pruning_lib as pl
 from pruning_lib.show import painter_live, sparsity
 from pruning_lib.show.painter_live import presets, schedule_painter, scheduled_pictures
-from pruning_lib.show.painter_table import to_table
 from pruning_lib.steps import Schedule, grid_of
+from pruning_lib.steps.rows import to_table
 
 CAPTIONS = ["lion", "pizza", "pizza pie 1"]
 STEPS = 4

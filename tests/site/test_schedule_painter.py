@@ -8,9 +8,10 @@ from painter_samples import NAMES, PROMPTS, colour, grid, painter, random_grid, 
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from pruning_lib.show.painter_table import grid_data, to_rows, to_table
+from pruning_lib.show.painter_grid import grid_data
 from pruning_lib.show.sprites import data_url
 from pruning_lib.show.twin import module_source
+from pruning_lib.steps.rows import to_rows, to_table
 from visits import AXE, PHONE
 
 pytestmark = pytest.mark.browser

@@ -1,36 +1,15 @@
-"""What the schedule painter needs to know about a grid, and tables of cells as text."""
+"""What the schedule painter shows of a grid."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from ..steps.grid import Grid
 
-__all__ = ["grid_data", "short_name", "to_rows", "to_table"]
+__all__ = ["grid_data", "short_name"]
 
 _SAMPLER = {"downsamplers": "\u2193", "upsamplers": "\u2191"}
-
-
-def to_rows(on: Tensor) -> list[str]:
-    """Return a boolean table `[T, N]` as strings of "1" and "0", one per step."""
-    return ["".join("1" if cell else "0" for cell in row) for row in on.tolist()]
-
-
-def to_table(rows: Sequence[str]) -> Tensor:
-    """Return the boolean table `[T, N]` of `to_rows`.
-
-    Raises:
-        ValueError: rows of different lengths, or other characters than "0" and "1".
-    """
-    if not rows or len({len(row) for row in rows}) > 1 or not all(re.fullmatch("[01]+", row) for row in rows):
-        raise ValueError(f"A table is strings of 0 and 1, all equally long; these are {list(rows)[:3]!r} …")
-    return torch.tensor([[digit == "1" for digit in row] for row in rows])
 
 
 def short_name(name: str) -> str:
