@@ -103,7 +103,8 @@ def loss_and_gradient(
     for scale in _SCALES if denoiser.dtype == torch.float16 else (1.0,):
         gates.grad = None
         with explains_out_of_memory(len(prompts), net.checkpointing, bf16), torch.enable_grad():
-            with torch.autocast(denoiser.device.type, torch.bfloat16, enabled=bf16):
+            # The denoiser's own device is where its weights wait if they are offloaded.
+            with torch.autocast(net.pipe._execution_device.type, torch.bfloat16, enabled=bf16):
                 wanted = net.reference(prompts, seeds) if wanted is None else wanted
                 value = consistency(loss, net, net.latents(gates, prompts, seeds), wanted).mean()
             (scale * value).backward()

@@ -8,7 +8,8 @@ hooks sit in diffusers' registry, offloading, LoRA, ControlNet and compiled mode
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,10 +76,12 @@ class Attached:
         """Take all hooks off, so that the denoiser runs as before."""
         for module in self._modules:
             registry = HookRegistry.check_if_exists_or_initialize(module)
-            registry.remove_hook(HOOK, recurse=False)
+            with _inside_offloading(module) as offloaded:
+                registry.remove_hook(HOOK, recurse=False)
             if not registry.hooks:  # leave no attribute behind that was not there before
                 del module._diffusers_hook
-                if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+                own = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
+                if own and not offloaded:
                     del module.forward
         if self._modules and hasattr(self._denoiser, "_diffusers_hook"):  # another's hook is still there
             self._denoiser._diffusers_hook.invalidate_child_registries_cache()
@@ -125,15 +128,37 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Atta
                 hook = (
                     _LastHook(control, index, unit.kind) if position == last else _InnerHook(control, index)
                 )
-                HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+                with _inside_offloading(module):
+                    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
                 attached._modules.append(module)
-        registry.register_hook(_DenoiserHook(control), HOOK)
+        with _inside_offloading(denoiser):
+            registry.register_hook(_DenoiserHook(control), HOOK)
         attached._modules.append(denoiser)
         registry.invalidate_child_registries_cache()
     except BaseException:
         attached.remove()
         raise
     return attached
+
+
+@contextmanager
+def _inside_offloading(module: nn.Module) -> Iterator[bool]:
+    """Put hooks on, or take them off, below accelerate's.
+
+    Offloading keeps the forward that it found and puts that back, and a pipeline does so after every run, to offload
+    anew. A hook above it would be thrown away with it, and from the second run on nobody would ask the control.
+
+    Yields:
+        Whether the module is offloaded.
+    """
+    if "_old_forward" not in vars(module):
+        yield False
+        return
+    offloading, module.forward = module.forward, module._old_forward
+    try:
+        yield True
+    finally:
+        module._old_forward, module.forward = module.forward, offloading
 
 
 class _Context(BaseState):

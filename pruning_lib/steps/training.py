@@ -83,7 +83,8 @@ def train_pruner(
         >>> schedule = trained.schedule(keep_macs=0.25)
     """
     processes = Processes.of(accelerator)
-    device = processes.device or denoiser_of(pipe)[1].device
+    denoiser_of(pipe)  # a pipeline it must be
+    device = processes.device or pipe._execution_device
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
         raise ValueError(
             f"steps={steps!r}; it must be a whole number >= 2: the first step is always computed."

@@ -104,6 +104,19 @@ def test_an_interrupted_run_goes_on_to_the_same_result(pipe, trained, recipe, tm
         small_run(recipe, pipe, folder=tmp_path)
 
 
+def test_an_offloaded_pipeline_is_trained_alike():
+    """A pipeline takes its offloading off and puts it on again after every run; the gates must survive that."""
+    found = []
+    for offload in (False, True):
+        pipe = pipe_of("text")
+        if offload:
+            pipe.enable_model_cpu_offload(device="cpu")
+        found.append(small_run("best", pipe, iterations=2, keep_macs=(0.5,)))
+        assert not offload or hasattr(pipe.unet, "_hf_hook"), "it is still offloaded"
+    assert [line["loss"] for line in found[0].history] == [line["loss"] for line in found[1].history]
+    assert same(*found)
+
+
 def test_seeds_decide(pipe, trained):
     assert same(small_run("best", pipe), trained["best"])
     assert not torch.equal(small_run("best", pipe, seed=1).tables, trained["best"].tables)
@@ -241,7 +254,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
         more = {
             "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1,
-            "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{HERE.parent / 'operators'}",
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{HERE.parent / 'operators'}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
         environment = os.environ | {name: str(value) for name, value in more.items()}
         command = [sys.executable, str(HERE / "train_small.py"), str(tmp_path)]
