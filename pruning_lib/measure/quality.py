@@ -76,7 +76,9 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     line = (line / line.sum()).to(a.device, a.dtype)
 
     def blur(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+        # Variances are small differences of squares. Under autocast a convolution would round them to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
 
     a, b = a.reshape(n * channels, 1, height, width), b.reshape(n * channels, 1, height, width)
     mean_a, mean_b = blur(a), blur(b)

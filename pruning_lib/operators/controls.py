@@ -89,7 +89,7 @@ def contributions(
     operators = find_operators(denoiser) if operators is None else operators
     with _Meter(denoiser, operators) as meter:
         sampler.draw()
-    return {path: meter.total[path] / max(meter.count[path], 1) for path in operators.paths}
+    return {path: float(meter.total[path]) / max(meter.count[path], 1) for path in operators.paths}
 
 
 class _Meter:
@@ -114,7 +114,7 @@ class _Meter:
                 difference = (_tensor(output).float() - _tensor(cheap(*args, **kwargs)).float()).abs()
             finally:
                 self._busy = False
-            self.total[path] += difference.sum(dtype=torch.float64).item()
+            self.total[path] += difference.sum(dtype=torch.float64)  # read at the end: each reading waits
             self.count[path] += difference.numel()
 
         return compare

@@ -118,7 +118,7 @@ class Turn:
                 f"{type(scheduler).__name__} predicts velocities but has no alphas_cumprod, so its noise levels are "
                 "not known. Use reuse='output', or a scheduler such as DDIMScheduler."
             )
-        return cls(torch.as_tensor(levels).double())
+        return cls(torch.as_tensor(levels).to("cpu", torch.float64))  # where reading costs no wait
 
     def angle(self, timestep: object) -> float:
         """Return the angle f of a timestep, in radians: 0 without noise, pi/2 without signal."""

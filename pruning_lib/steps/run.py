@@ -30,7 +30,7 @@ class _Kept:
     batch: int | None = None
     values: dict[int, list[Tensor]] = field(default_factory=dict)
     output: object = None
-    asked: tuple[Tensor, object] | None = None  # sample and timestep of the call that gave the output
+    asked: tuple[Tensor, float] | None = None  # sample and timestep of the call that gave the output
 
 
 class Replay(Control):
@@ -71,13 +71,13 @@ class Replay(Control):
         if begins or kept.batch != len(sample):  # nothing kept fits: compute all, as at a first call
             kept.values, kept.output, kept.batch = {}, None, len(sample)
         if not self.calls[kept.row] and kept.output is not None:
-            return kept.output if self.turn is None else self.turn(*kept.asked, kept.output, timestep)
+            return kept.output if self.turn is None else self.turn(*kept.asked, kept.output, self.timesteps[row])
         self._now = kept
         self._off = [not is_live and unit in kept.values for unit, is_live in enumerate(self.live[kept.row])]
         self.called += 1
         kept.output = forward()
         if self.turn is not None:
-            kept.asked = sample, timestep
+            kept.asked = sample, self.timesteps[row]  # not the tensor: reading it would make an accelerator wait
         return kept.output
 
     def skips(self, index: int) -> bool:

@@ -174,7 +174,8 @@ class SuperNet:
             )
         if tuple(gates.shape) != self.grid.shape:
             raise ValueError(f"gates has shape {tuple(gates.shape)}; this grid needs {self.grid.shape}.")
-        self._gates.begin(gates)
+        # All at once: gates elsewhere would be copied cell by cell, and so would their gradients, with a wait for each.
+        self._gates.begin(gates.to(self.pipe._execution_device))
         return self.unroll.latents(prompts, seeds)
 
     def pictures(self, latents: Tensor) -> Tensor:

@@ -39,14 +39,14 @@ def note_run(path: Path, told: dict[str, object], differs: str, processes: Proce
     return folder
 
 
-def read_checkpoint(path: Path, device: str = "cpu") -> dict:
-    """Return what a checkpoint holds.
+def read_checkpoint(path: Path) -> dict:
+    """Return what a checkpoint holds, on the CPU.
 
     Raises:
         ValueError: the file is damaged; it is left as it is.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -81,7 +81,7 @@ def restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[int
     path = folder / "checkpoint.pt"
     if not path.is_file():
         return 0, 0.0
-    saved = read_checkpoint(path, config.device)
+    saved = read_checkpoint(path)  # on the CPU, where the optimiser counts its steps; the rest is copied over
     may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every", "validate_every"}
     now = asdict(config)
     wrong = {
