@@ -9,6 +9,7 @@ sd-2.1             | Stability AI 2022, the 768 pixel model, latent 96
 sdxl               | Podell et al. 2023, the base model, 1024 pixels, latent 128
 dit-xl-2-256       | Peebles and Xie 2023, DiT-XL/2 at 256 pixels, latent 32
 pixart-alpha       | Chen et al. 2023, PixArt-XL-2-1024-MS, latent 128
+sd-3-medium        | Esser et al. 2024, an MMDiT with flow matching, 1024 pixels, latent 128
 ldm-celebahq-256   | Rombach et al. 2022, unconditional, latent 64
 """
 

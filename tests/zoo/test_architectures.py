@@ -55,6 +55,9 @@ def test_configurations_are_those_published():
         ), name
         assert (found["patch_size"], found["sample_size"]) == (2, size), name
     assert config("ldm-celebahq-256")["block_out_channels"] == [224, 448, 672, 896]
+    # Esser et al. 2024: depth 24 and width 64 x 24, two billion parameters.
+    assert (config("sd-3-medium")["num_layers"], config("sd-3-medium")["num_attention_heads"]) == (24, 24)
+    assert sum(p.numel() for p in denoiser_on_meta("sd-3-medium").parameters()) == 2_028_328_000
 
 
 def test_folders_of_a_pipeline_and_of_a_denoiser(tmp_path):

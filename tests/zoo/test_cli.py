@@ -56,7 +56,7 @@ def test_an_unwritable_run_folder_fails_before_any_work(folders, tmp_path, data)
 def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(folders, tmp_path):
     command = [sys.executable, "-m", "pruning_lib", "zoo", "train", "vae", *folders, "--steps", "100000",
                "--batch", "2", "--threads", "1", "--checkpoint-every", "50"]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
     log, checkpoint = tmp_path / "run/vae/log.jsonl", tmp_path / "run/vae/checkpoint.pt"
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 120

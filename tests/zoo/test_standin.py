@@ -48,6 +48,17 @@ def test_the_seed_decides_and_leaves_the_global_one_alone():
     assert not torch.equal(a.unet.conv_in.weight.half(), c.unet.conv_in.weight)
 
 
+def test_weights_are_drawn_where_the_pipeline_goes():
+    pipe, same = (stand_in(seed=4, dtype=torch.bfloat16, device="cpu") for _ in range(2))
+    weights = dict(pipe.unet.named_parameters())
+    assert {name: p.shape for name, p in stand_in().unet.named_parameters()} == {n: p.shape for n, p in weights.items()}
+    assert all(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in weights.values())
+    assert all(torch.equal(p, weights[name]) for name, p in same.unet.named_parameters())
+    assert (weights["conv_norm_out.weight"] == 1).all() and (weights["conv_norm_out.bias"] == 0).all()
+    assert abs(weights["mid_block.resnets.0.conv1.weight"].float().std() - 0.02) < 0.002
+    assert pipe("lion", num_inference_steps=1, output_type="pt").images.isfinite().all()
+
+
 def test_it_draws():
     images = stand_in()(["lion", "pizza"], num_inference_steps=1, output_type="pt").images
     assert images.shape == (2, 3, 64, 64) and images.isfinite().all()
@@ -57,6 +68,7 @@ def test_it_draws():
     ("options", "words"),
     [
         ({"name": "sd-1.6"}, "no stand-in for 'sd-1.6'.*sd-1.5"),
+        ({"device": "tpu"}, "Unknown device 'tpu'"),
         ({"scale": 0}, "scale=0"),
         ({"scale": 2}, "scale=2"),
     ],
