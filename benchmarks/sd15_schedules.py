@@ -2,18 +2,16 @@
 
     python benchmarks/sd15_schedules.py --stage speed
     python benchmarks/sd15_schedules.py --stage training
-    python benchmarks/sd15_schedules.py --stage speed --device cuda
-    python benchmarks/sd15_schedules.py --stage training --device cuda
 
 The UNet and the decoder have the published sizes and random weights, because no hub is needed then: time and memory do
 not depend on what the weights are, and no picture means anything. There are no trained scores either, so the schedules
 are three kinds that bound what a search may find: whole calls (uniform), DeepCache's pattern, and single units
-scattered by chance. On a GPU: 512 x 512 pixels, 50 steps, guidance, half precision. On a CPU: 256 x 256 pixels, ten
-steps, no guidance, single precision; speed about six minutes on one quiet core, training about eight, and 12 GB.
+scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision, on a CPU; speed about six minutes on
+one quiet core, training about eight, and 12 GB. What a GPU does is measured by `python -m benchmarks gpu`.
 
-Each stage replaces its part of book/results/sd15_schedules.json for its kind of device and keeps all others, so the
-four commands can be run on different days. Every training step runs in a process of its own, so that its peak of memory
-is its own, and is kept beside the record until all are done: an interrupted stage goes on.
+Each stage replaces its part of book/results/sd15_schedules.json and keeps the other. Every training step runs in a
+process of its own, so that its peak of memory is its own, and is kept beside the record until all are done: an
+interrupted stage goes on.
 """
 
 from __future__ import annotations
@@ -28,46 +26,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 
 import pruning_lib as pl
 from pruning_lib.measure import measure_latency, ratio
-from pruning_lib.measure.device import check_device, synchronise
+from pruning_lib.measure.device import synchronise
 from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import Grid, Schedule, SuperNet, grid_of
 from pruning_lib.steps.baselines import deepcache, uniform
 from pruning_lib.steps.losses import consistency
 from pruning_lib.steps.search import from_scores
-from pruning_lib.zoo.standin import stand_in
+from pruning_lib.zoo.standin import drawn, stand_in
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
 PROMPT = "a photograph of a lion"  # to random weights it means nothing
 REMOVED = (0.7, 0.8)
-# device -> how it is run, unless the command line says otherwise
-SETTINGS = {
-    "cpu": {"side": 32, "steps": 10, "guidance": 1.0, "dtype": "float32", "repeats": 3, "warmup": 1},
-    "cuda": {"side": 64, "steps": 50, "guidance": 7.5, "dtype": "float16", "repeats": 5, "warmup": 1},
-}
+# How it is run, unless the command line says otherwise.
+SETTINGS = {"side": 32, "steps": 10, "guidance": 1.0, "dtype": "float32", "repeats": 3, "warmup": 1}
 # What is trained: (loss, checkpointing). Without checkpointing all calls' activations are kept.
-TRAINING = {"cpu": (("latent", True), ("latent", False), ("ssim", True)),
-            "cuda": (("latent", True), ("ssim", True))}  # fmt: skip
+TRAINING = (("latent", True), ("latent", False), ("ssim", True))
 
 
 def build(how: dict, device: torch.device):
-    """Return the pipeline: UNet and decoder of the published sizes, random weights, a small text encoder."""
-    dtype = getattr(torch, how["dtype"])
-    pipe = stand_in("sd-1.5", scale=1, sample_size=how["side"], dtype=dtype)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
-    )  # fmt: skip
-    vae.encoder = None  # a generation decodes only
-    pipe.vae = torch.nn.Module.to(vae.eval(), dtype)
+    """Return the pipeline: UNet and decoder of the published sizes, random weights, a small text encoder.
+
+    Args:
+        how: "side" of the latents and "dtype"; "scale" below 1 makes both networks narrower.
+        device: where the weights are drawn.
+    """
+    dtype, scale = getattr(torch, how["dtype"]), how.get("scale", 1)
+    pipe = stand_in("sd-1.5", scale=scale, sample_size=how["side"], dtype=dtype, device=device)
+    config = {
+        "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4,
+        "layers_per_block": 2, "norm_num_groups": 32 if scale == 1 else 8, "sample_size": 512,
+        "block_out_channels": [max(8, round(width * scale / 8) * 8) for width in (128, 256, 512, 512)],
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }  # fmt: skip
+    pipe.vae = drawn(config, device=device, dtype=dtype)
+    pipe.vae.encoder = None  # a generation decodes only
     pipe.vae_scale_factor = 8
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        torch.nn.Module.to(part, device)
     return pipe
 
 
@@ -138,10 +134,8 @@ def speed(how: dict, device: torch.device) -> dict:
     }  # fmt: skip
 
 
-def memory_mib(device: torch.device) -> float:
-    """Return the most memory used so far: of the GPU's tensors, or of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def memory_mib() -> float:
+    """Return the most memory that the whole process used so far."""
     status = Path("/proc/self/status")  # ru_maxrss is inherited from the process that started this one
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -150,14 +144,14 @@ def memory_mib(device: torch.device) -> float:
 
 
 def training_step(how: dict, device: torch.device, loss: str, checkpointing: bool) -> dict:
-    """Take one step: unpruned latents, gated generation, loss, gradient of all gates. Once to warm up on a GPU."""
+    """Take one step: unpruned latents, gated generation, loss, gradient of all gates."""
     pipe = build(how, device)
     if loss != "latent":
         pipe.vae.train()  # diffusers checkpoints in training only
         pipe.vae.enable_gradient_checkpointing()
     grid = grid_of(pipe, how["steps"])
     gates = torch.full(grid.shape, 0.5, device=device, requires_grad=True)
-    before = memory_mib(device)
+    before = memory_mib()
     options = {"height": 8 * how["side"], "width": 8 * how["side"]}
     net = SuperNet(pipe, grid, guidance_scale=how["guidance"], options=options, checkpointing=checkpointing)
     seconds = {}
@@ -170,16 +164,14 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
         return result
 
     with net:
-        for _ in range(2 if device.type == "cuda" else 1):  # a GPU chooses its algorithms at the first
-            gates.grad = None
-            wanted = timed("reference", lambda: net.reference([PROMPT], [0]))
-            latents = timed("forward", lambda: net.latents(gates, [PROMPT], [0]))
-            value = timed("loss", lambda made=latents, ref=wanted: consistency(loss, net, made, ref).mean())
-            timed("backward", value.backward)
+        wanted = timed("reference", lambda: net.reference([PROMPT], [0]))
+        latents = timed("forward", lambda: net.latents(gates, [PROMPT], [0]))
+        value = timed("loss", lambda: consistency(loss, net, latents, wanted).mean())
+        timed("backward", value.backward)
     return {
         "loss": loss, "checkpointing": checkpointing, "shape": list(grid.shape),
         "macs": grid.total_macs // grid.shape[0],
-        "seconds": seconds, "total_seconds": sum(seconds.values()), "peak_mib": memory_mib(device),
+        "seconds": seconds, "total_seconds": sum(seconds.values()), "peak_mib": memory_mib(),
         "before_mib": before, "gates_with_gradient": int((gates.grad != 0).sum()),
         "finite": bool(gates.grad.isfinite().all()),
     }  # fmt: skip
@@ -188,12 +180,12 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
 def training(how: dict, device: torch.device, work: Path) -> dict:
     """Run every training step in a process of its own; what is done already is read."""
     rows = []
-    for loss, checkpointing in TRAINING[device.type]:
+    for loss, checkpointing in TRAINING:
         kept = (
             work / f"{device.type}-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
         )
         if not kept.is_file():
-            command = [sys.executable, __file__, "--stage", "training-step", "--device", str(device), "--loss", loss,
+            command = [sys.executable, __file__, "--stage", "training-step", "--loss", loss,
                        "--out", str(kept), "--how", json.dumps(how)]  # fmt: skip
             subprocess.run(command + ["--checkpointing"] * checkpointing, check=True)
         rows.append(json.loads(kept.read_text("utf-8")))
@@ -208,7 +200,6 @@ def main() -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--stage", choices=("speed", "training", "training-step"), required=True)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", type=int, help="of the latents")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeats", type=int)
@@ -220,7 +211,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="in a single training step")
     parser.add_argument("--how", help="settings of a single training step, JSON")
     args = parser.parse_args()
-    device = check_device(args.device)
+    device = torch.device("cpu")
     if args.stage == "training-step":
         found = training_step(json.loads(args.how), device, args.loss, args.checkpointing)
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +219,7 @@ def main() -> None:
         return
     out = check_writable(args.out)
     given = {name: getattr(args, name) for name in ("side", "steps", "repeats")}
-    how = {**SETTINGS[device.type], **{name: value for name, value in given.items() if value is not None}}
+    how = {**SETTINGS, **{name: value for name, value in given.items() if value is not None}}
     work = args.work or out.with_suffix(".parts")
     found = speed(how, device) if args.stage == "speed" else training(how, device, work)
     stamp = found["passport"] = pl.passport(

@@ -2,14 +2,13 @@
 
     python benchmarks/sd15_scoring.py --stage operators
     python benchmarks/sd15_scoring.py --stage scoring
-    python benchmarks/sd15_scoring.py --stage scoring --device cuda
 
 The first stage counts on structures without weights, about three minutes on one CPU core, and writes
 book/results/big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is
 needed, and no picture means anything), scores operators and compares the time with the floor of k + 1 generations; it
-writes book/results/sd15_scoring.json, replacing the run on the same kind of device and keeping the other. On a CPU it
-takes a handful of operators, latents of 32 x 32, two steps and no guidance, about three minutes on a quiet core and
-6 GB of memory; on a GPU every default operator at 64 x 64, in half precision.
+writes book/results/sd15_scoring.json. It takes a handful of operators, latents of 32 x 32, two steps and no guidance,
+about three minutes on a quiet core and 6 GB of memory. On a GPU the same function is called by the stage
+"sd15_operators" of `python -m benchmarks gpu`, at 64 x 64 and in half precision.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ import argparse
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from judged import spread
 
 import pruning_lib as pl
-from pruning_lib.measure.device import check_device, synchronise
+from pruning_lib.measure.device import synchronise
 from pruning_lib.measure.record import check_writable
 from pruning_lib.operators import KINDS, find_operators, reductions, score_operators
 from pruning_lib.operators.generate import LatentSampler
@@ -42,11 +43,8 @@ HANDFUL = (
     "up_blocks.3.resnets.2",
 )
 PROMPTS = ("a photograph of a lion", "a bowl of soup")  # two texts; to random weights they mean nothing
-# device -> how the scoring is run, unless the command line says otherwise
-SETTINGS = {
-    "cpu": {"size": 32, "latents": 2, "steps": 2, "guidance": 1.0, "batch": 2, "dtype": "float32"},
-    "cuda": {"size": 64, "latents": 16, "steps": 10, "guidance": 7.5, "batch": 8, "dtype": "float16"},
-}
+# How the scoring is run, unless the command line says otherwise.
+SETTINGS = {"size": 32, "latents": 2, "steps": 2, "guidance": 1.0, "batch": 2, "dtype": "float32", "scale": 1}
 
 
 def kinds_of(name: str) -> dict:
@@ -79,13 +77,21 @@ def memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def scoring(device: torch.device, how: dict, paths: list[str] | None) -> dict:
-    """Score operators of full-size SD-1.5 with random weights; return times and memory."""
-    pipe = stand_in("sd-1.5", scale=1, sample_size=how["size"], dtype=getattr(torch, how["dtype"])).to(device)
+def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict:
+    """Score operators of SD-1.5 with random weights; return times and memory.
+
+    Args:
+        device: where.
+        how: as `SETTINGS`; "scale" 1 is the full size.
+        paths: of the operators; or how many, spread evenly over a call.
+    """
+    dtype = getattr(torch, how["dtype"])
+    pipe = stand_in("sd-1.5", scale=how["scale"], sample_size=how["size"], dtype=dtype, device=device)
     sampling = {"num_latents": how["latents"], "steps": how["steps"], "batch": how["batch"]}
     sampling["guidance_scale"] = how["guidance"]
     operators = find_operators(pipe.unet, sample_size=how["size"])
-    paths = operators.paths if paths is None else paths
+    if isinstance(paths, int):
+        paths = [operators.paths[i] for i in spread(paths, len(operators))]
 
     def generation() -> float:
         started = time.perf_counter()
@@ -123,7 +129,6 @@ def main() -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--stage", choices=("operators", "scoring"), required=True)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=int, help="side of the latents")
     parser.add_argument("--latents", type=int)
     parser.add_argument("--steps", type=int)
@@ -136,14 +141,11 @@ def main() -> None:
         data = {"models": [kinds_of(name) for name in MODELS]}
         print(pl.save_record(out, "big_operators", data, pl.passport(seeds=[], n=len(MODELS))))
         return
-    device = check_device(args.device)
     given = {"size": args.size, "latents": args.latents, "steps": args.steps}
-    how = {**SETTINGS[device.type], **{name: value for name, value in given.items() if value is not None}}
-    handful = device.type == "cpu" or args.operators
-    run = scoring(device, how, list(HANDFUL[: args.operators]) if handful else None)
-    run["passport"] = pl.passport(seeds=[0], n=how["latents"], device=device)
-    others = pl.load_record(out)["data"]["runs"] if out.is_file() else []
-    runs = [r for r in others if r["device"] != device.type] + [run]
+    how = {**SETTINGS, **{name: value for name, value in given.items() if value is not None}}
+    run = scoring(torch.device("cpu"), how, HANDFUL[: args.operators])
+    run["passport"] = pl.passport(seeds=[0], n=how["latents"], device="cpu")
+    runs = [run]
     print({name: run[name] for name in ("seconds", "floor_seconds", "of_floor", "peak_scoring_mib")})
     print(pl.save_record(out, "sd15_scoring", {"runs": runs}, run["passport"]))
 

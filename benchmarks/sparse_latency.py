@@ -9,8 +9,9 @@ writes book/results/sparse_latency.json. Needs a quiet machine, about 8 minutes 
 - structured: a dense layer with fewer outputs, so that as many weights are left.
 
 Single layers have the shapes of emoji-sd and of Stable Diffusion 1.5 with random weights: time depends on shapes and on
-how many zeros there are, not on what the weights are. The whole UNet is emoji-sd's own. Float32 on the CPU; where there
-is a CUDA GPU, linear layers in float16 are added: dense, with zeros in the 2:4 pattern, and in PyTorch's 2:4 form.
+how many zeros there are, not on what the weights are. The whole UNet is emoji-sd's own. Float32 on the CPU. On a GPU
+the same layers are timed in half precision, with PyTorch's 2:4 form besides, by the stage "zeros" of
+`python -m benchmarks gpu`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,17 @@ LAYERS = (
     Layer("SD-1.5", "linear 768 to 1280, 77 tokens", lambda: nn.Linear(768, 1280), (1, 77, 768)),
 )
 
+GPU_LAYERS = (
+    *(layer for layer in LAYERS if layer.model == "SD-1.5"),
+    Layer("SD-1.5", "linear 1280 to 10240, 2 × 256 tokens", lambda: nn.Linear(1280, 10240), (2, 256, 1280)),
+    Layer("any", "linear 8192 to 8192, 8192 tokens", lambda: nn.Linear(8192, 8192), (1, 8192, 8192)),
+)
+TOY_LAYERS = (
+    Layer("toy", "conv 3×3, 16 channels, 8×8", lambda: nn.Conv2d(16, 16, 3, padding=1), (1, 16, 8, 8)),
+    Layer("toy", "linear 64 to 32, 16 tokens", lambda: nn.Linear(64, 32), (1, 16, 64)),
+)
+HALF_SPARSITIES = (0.5, 0.9, 0.99)
+
 
 def narrower(layer: nn.Module, share: float) -> nn.Module:
     """Return a layer of the same kind with this share of the outputs removed, at random weights."""
@@ -84,9 +96,10 @@ def pruned(layer: nn.Module, sparsity: float) -> nn.Module:
 
 
 def timed(
-    calls: Mapping[str, Callable], spare: Callable, macs: Mapping[str, float], repeats: int, device: str
-) -> dict:
-    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as the one named dense.
+    calls: Mapping[str, Callable], spare: Callable, macs: Mapping[str, float], repeats: int,
+    device: str | torch.device, base: str = "dense",
+) -> dict:  # fmt: skip
+    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as the one named `base`.
 
     The rounds go to and fro, so the first and the last of a round run twice in a row and find their weights in the
     cache. So `spare`, which has weights of its own, stands at both ends, and its times are thrown away.
@@ -94,7 +107,7 @@ def timed(
     found = pl.measure_latency(
         {"": spare, **calls, " ": spare}, repeats=repeats, warmup=WARMUP, device=device
     )
-    return {name: _row(found["dense"], found[name], macs["dense"], macs[name]) for name in calls}
+    return {name: _row(found[base], found[name], macs[base], macs[name]) for name in calls}
 
 
 def _row(base: Latency, latency: Latency, base_macs: float, macs: float) -> dict:
@@ -181,37 +194,41 @@ def unet_rows(repeats: int) -> list[dict]:
     return [{**about[name], **row} for name, row in found.items()]
 
 
-def gpu_rows(repeats: int) -> dict:
-    """Time linear layers on a GPU: dense, zeros in the 2:4 pattern, 2:4 form; or say that there is none."""
-    if not torch.cuda.is_available():
-        return {"measured": False, "because": "torch saw no CUDA GPU when this record was made", "layers": []}
-    layers = []
-    for name, build, shape in (
-        ("SD-1.5 linear 1280 to 320, 2 × 4096 tokens", lambda: nn.Linear(1280, 320), (2, 4096, 1280)),
-        ("SD-1.5 linear 1280 to 10240, 2 × 256 tokens", lambda: nn.Linear(1280, 10240), (2, 256, 1280)),
-        ("linear 8192 to 8192, 8192 tokens", lambda: nn.Linear(8192, 8192), (8192, 8192)),
-    ):
-        torch.manual_seed(0)
-        dense, x = build().to("cuda", torch.float16), torch.randn(shape, device="cuda", dtype=torch.float16)
-        zeros = copy.deepcopy(dense)
-        prune_nm(zeros).finish()
-        packed = copy.deepcopy(zeros)
+def half_rows(spec: Layer, repeats: int, device: torch.device) -> dict:
+    """Time one layer in half precision in every form that `device` can run; forms it refuses are named with the reason.
+
+    The pattern of 2:4 has a sparsity of one half; CSR and fewer outputs are timed at several.
+    """
+    torch.manual_seed(0)
+    dense = spec.build().eval().to(device, torch.float16)
+    x = torch.randn(spec.inputs).to(device, torch.float16)
+    positions = dense(x).numel() // dense.weight.shape[0]
+    macs, refused = {"dense 0": dense.weight.numel() * positions}, {}
+    calls = {"dense 0": lambda: dense(x)}
+    zeros = copy.deepcopy(dense)
+    prune_nm(zeros).finish()
+    calls["zeros 0.5"], macs["zeros 0.5"] = lambda: zeros(x), macs["dense 0"]
+    packed = copy.deepcopy(zeros)
+    try:
+        left = to_semi_structured(packed)
+        assert not left and torch.allclose(packed(x), zeros(x), atol=0.05, rtol=0.05), (spec.name, left)
+        calls["2:4 0.5"], macs["2:4 0.5"] = lambda: packed(x), macs["dense 0"] / 2
+    except (ValueError, RuntimeError) as error:
+        refused["2:4"] = str(error).partition("\n")[0]
+    for s in HALF_SPARSITIES:
+        csr, narrow = pruned(dense, s), narrower(dense, s).to(device, torch.float16)
         try:
-            left = to_semi_structured(packed)
-        except ValueError as error:
-            return {"measured": False, "because": str(error), "layers": []}
-        assert not left and torch.allclose(packed(x), zeros(x), atol=0.05), (name, left)
-        macs = dense.weight.numel() * x.numel() // x.shape[-1]
-        calls = {
-            "dense": lambda m=dense, x=x: m(x),
-            "zeros": lambda m=zeros, x=x: m(x),
-            "2:4": lambda m=packed, x=x: m(x),
-        }
-        done = {"dense": macs, "zeros": macs, "2:4": macs / 2}
-        found = timed(calls, lambda m=copy.deepcopy(dense), x=x: m(x), done, repeats, "cuda")  # noqa: B008
-        rows = [{"form": form, **row} for form, row in found.items()]
-        layers.append({"name": name, "dtype": "float16", "rows": rows})
-    return {"measured": True, "device": torch.cuda.get_device_name(), "layers": layers}
+            to_csr(csr)
+            csr(x)
+            calls[f"csr {s}"], macs[f"csr {s}"] = lambda m=csr: m(x), int(csr.weight.count_nonzero()) * positions
+        except (ValueError, RuntimeError) as error:
+            refused["csr"] = str(error).partition("\n")[0]
+        calls[f"structured {s}"], macs[f"structured {s}"] = lambda m=narrow: m(x), narrow.weight.numel() * positions
+    spare = copy.deepcopy(dense)
+    with torch.no_grad():
+        found = timed(calls, lambda: spare(x), macs, repeats, device, base="dense 0")
+    rows = [{"form": name.split()[0], "sparsity": float(name.split()[1]), **row} for name, row in found.items()]
+    return {"model": spec.model, "n": repeats, "rows": rows, "refused": refused}
 
 
 if __name__ == "__main__":
@@ -231,7 +248,7 @@ if __name__ == "__main__":
                 layer_rows(spec, options.repeats * (MORE if spec.model == "emoji-sd" else 1))
                 for spec in tqdm(LAYERS, desc="layers", unit="layer")
             ],
-            "unet": unet_rows(options.unet_repeats), "gpu": gpu_rows(options.unet_repeats),
+            "unet": unet_rows(options.unet_repeats),
         }  # fmt: skip
     data["unet_break_even"] = break_even(data["unet"], "csr")
     passport = pl.passport(seeds=[0], n=options.repeats, device="cpu")

@@ -33,7 +33,9 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         Plain JSON types: `hardware` (name of the processor that did the work), `device`, `cpu_threads`, `os`,
         `python`, `versions` (package -> version), `seeds`, `n`, `date` (UTC, ISO 8601), `commit` (of the repository
         this package runs from, or that it was installed from; "uncommitted" where neither is known) and `dirty` (True
-        if a tracked file of that repository was changed since; None where unknown).
+        if a tracked file of that repository was changed since; None where unknown). On an NVIDIA GPU also `gpu`:
+        driver, CUDA's version, memory in MiB, compute capability, and clocks in MHz and power limit in W where
+        `nvidia-smi` tells them.
 
     Raises:
         TypeError: seeds that are no whole numbers.
@@ -47,6 +49,7 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
     commit, dirty = _commit()
     return {
         "hardware": _hardware(device),
+        **({"gpu": _gpu(device)} if device.type == "cuda" else {}),
         "device": str(device),
         "cpu_threads": torch.get_num_threads(),
         "os": _system(),
@@ -74,6 +77,28 @@ def _hardware(device: torch.device) -> str:
         or platform.machine()
     )
     return f"{name}, {os.cpu_count()} logical cores"
+
+
+# what nvidia-smi is asked for -> what the passport calls it
+_READ_OFF = {
+    "driver_version": "driver", "clocks.sm": "sm_clock_mhz", "clocks.max.sm": "sm_clock_max_mhz",
+    "clocks.mem": "memory_clock_mhz", "power.limit": "power_limit_w",
+}  # fmt: skip
+
+
+def _gpu(device: torch.device) -> dict[str, object]:
+    """Describe a CUDA GPU: what PyTorch knows of it, and what `nvidia-smi` says now."""
+    known = torch.cuda.get_device_properties(device)
+    found: dict[str, object] = {
+        "cuda": torch.version.cuda, "memory_mib": known.total_memory // 2**20,
+        "capability": f"{known.major}.{known.minor}",
+    }  # fmt: skip
+    index = torch.cuda.current_device() if device.index is None else device.index
+    asked = (f"--query-gpu={','.join(_READ_OFF)}", "--format=csv,noheader,nounits", f"--id={index}")
+    said = [value.strip() for value in _output("nvidia-smi", *asked).split(",")]
+    if len(said) == len(_READ_OFF):  # else there is no nvidia-smi, or it does not know one of these words
+        found |= {name: value for name, value in zip(_READ_OFF.values(), said, strict=True) if "N/A" not in value}
+    return found
 
 
 def _system() -> str:

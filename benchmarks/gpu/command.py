@@ -1,0 +1,304 @@
+"""The command `python -m benchmarks gpu`: options, the worker's supervisor, the archive and the summary.
+
+The supervisor does not import torch, which takes a while twice. It starts a worker, shows and keeps what that says,
+ends it in time, and starts another one for the stages that are left when a worker dies. After every stage it renews the
+archive, because a machine that is only lent may go at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from . import summary
+from .stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "book" / "results"
+WORK = ROOT / "_build" / "gpu"
+DONE, NO_GPU, USAGE, OUT_OF_TIME, STOPPED = 0, 2, 2, 3, 130
+GRACE = 5  # seconds before the limit at which the worker is ended
+SOURCES = ("pruning_lib", "benchmarks", "tests/gpu")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.imported:
+            return _import(options)
+        if options.worker:
+            return _worker(options)
+        return _supervise(options)
+    except ValueError as error:
+        print(f"gpu: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, help="end in this time; the same command goes on later")
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE", help="keep records, gpu.md and log in this .tar.gz"
+    )
+    parser.add_argument(
+        "--import", dest="imported", type=Path, metavar="FILE", help="put an archive into these records"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="every stage on the CPU, at toy shapes")
+    parser.add_argument("--only", metavar="NAMES", help="these stages, separated by commas")
+    parser.add_argument("--again", metavar="NAMES", default="", help="measure these stages anew")
+    parser.add_argument("--list", action="store_true", help="name the stages, with their times")
+    parser.add_argument("--out", type=Path, help="folder of the records; default: book/results")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of single parts, the log and gpu.md")
+    parser.add_argument("--worker", metavar="DEADLINE", type=float, help=argparse.SUPPRESS)
+    return parser
+
+
+# --- the worker ------------------------------------------------------------------------------------------------------
+
+
+def _worker(options: argparse.Namespace) -> int:
+    """Run the stages that were asked for, in this process."""
+    # Blocks that grow: without, the large and changing sizes of training leave gaps that count as memory.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    from .worker import Run, run_stages
+
+    if options.dry_run:
+        device, hardware = torch.device("cpu"), "dry run"
+    elif torch.cuda.is_available():
+        device, hardware = torch.device("cuda"), torch.cuda.get_device_name(0)
+    else:
+        reason = (
+            "this PyTorch was built without CUDA"
+            if torch.version.cuda is None
+            else "PyTorch finds no CUDA GPU"
+        )
+        print(
+            f"gpu: {reason} (torch {torch.__version__}), so nothing was measured. Run it on a machine with an NVIDIA "
+            "GPU and a CUDA build of PyTorch; --dry-run tries every stage on the CPU."
+        )
+        return NO_GPU
+    (options.work / "hardware").write_text(hardware, "utf-8")
+    folder = options.work / summary.slug(hardware)
+    again, done = options.again.split(","), summary.finished(options.out, hardware)
+    for name in filter(None, again):
+        shutil.rmtree(folder / "parts" / name, ignore_errors=True)
+    wanted = [stage for stage in STAGES if stage.name in options.only.split(",")]
+    todo = [stage for stage in wanted if stage.name in again or stage.name not in done]
+    print(f"# {hardware}, torch {torch.__version__}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
+    if known := [stage.name for stage in wanted if stage not in todo]:
+        print(
+            f"Recorded before on this GPU: {', '.join(known)} (--again NAME measures one anew).", flush=True
+        )
+    run = Run(
+        device, hardware, folder, options.work / "running", options.out, options.worker, options.dry_run
+    )
+    return run_stages(run, todo)
+
+
+# --- the supervisor --------------------------------------------------------------------------------------------------
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    started, names = time.time(), [stage.name for stage in STAGES]
+    if options.minutes is not None and not 0 < options.minutes < 10_000:
+        raise ValueError(f"--minutes {options.minutes:g}; give a number above 0, such as 8.")
+    if options.list:
+        print("\n".join(f"{stage.name:16} about {stage.seconds:4} s  {stage.what}" for stage in STAGES))
+        return DONE
+    only, again = (_names(asked, names) for asked in (options.only, options.again))
+    # What a dry run finds means nothing, so it never comes near the records.
+    options.work = (options.work / "dry-run" if options.dry_run else options.work).resolve()
+    options.out = (options.out or (options.work if options.dry_run else RESULTS)).resolve()
+    for place in (options.out, options.work, *([options.archive.parent] if options.archive else [])):
+        _check_place(place)
+    return _Runner(options, started).run([n for n in names if n in only or not only], again)
+
+
+def _names(asked: str | None, names: list[str]) -> list[str]:
+    found = [name for name in (asked or "").split(",") if name]
+    for name in found:
+        if name not in names:
+            raise ValueError(f"There is no stage {name!r}. Stages: {', '.join(names)}.")
+    return found
+
+
+def _check_place(folder: Path) -> None:
+    """Make a folder and a file in it, before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"Nothing can be written to {folder}: {error.strerror or error}. Nothing was measured. Give another folder "
+            "with --out (records), --work (parts and log) or --archive."
+        ) from error
+
+
+class _Runner:
+    """Starts workers until nothing is left to do, time is up, or somebody stops it."""
+
+    def __init__(self, options: argparse.Namespace, started: float):
+        self.options, self.work, self.running = options, options.work, options.work / "running"
+        self.deadline = started + 60 * options.minutes - GRACE if options.minutes else time.time() + 10**7
+        self.log = (self.work / "log.txt").open("a", encoding="utf-8")
+
+    def run(self, todo: list[str], again: list[str]) -> int:
+        """Measure `todo`; returns the exit status."""
+        status = DONE
+        self.running.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken back: as Ctrl-C
+        try:
+            while todo:
+                code = self.worker(todo, again)
+                if code == NO_GPU:
+                    return code
+                if not self.running.is_file():
+                    if code not in (DONE, OUT_OF_TIME):
+                        self.say(f"The process ended with {code} before it began with a stage.")
+                    status = code
+                    break
+                name = self.running.read_text("utf-8")
+                if code == OUT_OF_TIME:
+                    self.say(f"   {name}: ended in the middle, because time was up")
+                    status = code
+                    break
+                self.running.unlink()
+                self.say(f"   {name}: the process ended with {code}; another one runs the stages after it")
+                todo = todo[todo.index(name) + 1 :]
+                again = [other for other in again if other in todo]
+        except KeyboardInterrupt:
+            status = STOPPED
+        # Somebody may press Ctrl-C twice: what follows takes a moment and must not be cut off.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.running.unlink(missing_ok=True)
+        self.keep()
+        self.tell(status)
+        signal.signal(signal.SIGINT, before)
+        return status
+
+    def worker(self, todo: list[str], again: list[str]) -> int:
+        """Run one worker to its end, and return what it ended with."""
+        command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", str(self.deadline), "--only", ",".join(todo),
+                   "--again", ",".join(again), "--out", str(self.options.out), "--work", str(self.work)]  # fmt: skip
+        command += ["--dry-run"] * self.options.dry_run
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", start_new_session=True,
+        )  # fmt: skip
+        late = threading.Event()
+
+        def out_of_time() -> None:
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(max(0.1, self.deadline - time.time()), out_of_time)
+        timer.daemon = True
+        timer.start()
+        try:
+            for line in process.stdout:
+                self.say(line.rstrip("\n"))
+                if line.startswith("=="):
+                    self.keep()  # what the stage before it left
+            return OUT_OF_TIME if (code := process.wait()) and late.is_set() else code
+        except KeyboardInterrupt:
+            _kill(process)
+            raise
+        finally:
+            timer.cancel()
+
+    def say(self, text: str) -> None:
+        """Write to the terminal and to the log."""
+        print(text, flush=True)
+        self.log.write(text + "\n")
+        self.log.flush()
+
+    def keep(self) -> None:
+        """Renew gpu.md and the archive."""
+        text = summary.markdown(self.options.out, dry=self.options.dry_run)
+        (self.work / "gpu.md").write_text(text, "utf-8")
+        if self.options.archive:
+            pack(self.options.archive, self.options.out, self.work)
+
+    def tell(self, status: int) -> None:
+        """Print the summary and how to go on."""
+        file = self.work / "hardware"
+        hardware = file.read_text("utf-8") if file.is_file() else ""
+        self.say("\n" + summary.table(self.options.out, hardware))
+        done = summary.finished(self.options.out, hardware)
+        left = [stage.name for stage in STAGES if stage.name not in done]
+        told = {OUT_OF_TIME: "Time is up. ", STOPPED: "Stopped. "}.get(status, "")
+        if left:
+            told += f"Not complete: {', '.join(left)}. The same command goes on with them."
+        self.say(
+            f"\n{told or 'All stages are recorded.'}\nRecords: {self.options.out}. Summary and log: {self.work}."
+        )
+        if self.options.archive:
+            self.say(
+                f"Archive: {self.options.archive}; `python -m benchmarks gpu --import FILE` puts it into a checkout."
+            )
+        self.log.close()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End a worker and what it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()
+    process.wait()
+
+
+# --- archive and import ----------------------------------------------------------------------------------------------
+
+
+def pack(archive: Path, records: Path, work: Path) -> None:
+    """Write records, parts, gpu.md and the log into one file, whole or not at all."""
+    part = archive.with_name(f".{archive.name}.part")
+    note = json.dumps({"sources": summary.sources_hash(ROOT, SOURCES)})
+    with tarfile.open(part, "w:gz") as tar, tempfile.TemporaryDirectory() as place:
+        (Path(place) / "note.json").write_text(note, "utf-8")
+        tar.add(Path(place) / "note.json", "note.json")
+        for path in sorted(records.glob("gpu_*.json")):
+            tar.add(path, f"records/{path.name}")
+        for path in (work / "log.txt", work / "gpu.md", *sorted(work.glob("*/parts/*/*.json"))):
+            tar.add(path, f"work/{path.relative_to(work).as_posix()}")
+    os.replace(part, archive)
+
+
+def _import(options: argparse.Namespace) -> int:
+    """Put an archive's records beside those that are there, and its parts where the command goes on from."""
+    out = options.out or RESULTS
+    _check_place(out)
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            with tarfile.open(options.imported, "r:gz") as tar:
+                tar.extractall(place, filter="data")
+            note = json.loads((Path(place) / "note.json").read_text("utf-8"))
+            commit = summary.commit_of(ROOT, SOURCES, note["sources"])
+            names = summary.merge(Path(place) / "records", out, commit)
+            shutil.copytree(Path(place) / "work", options.work, dirs_exist_ok=True)
+    except (OSError, tarfile.TarError, KeyError, EOFError) as error:
+        raise ValueError(
+            f"{options.imported} is no archive of this command: {error}. Give the file that --archive wrote."
+        ) from error
+    told = f"measured with the sources of commit {commit[:10]}" if commit else (
+        "measured with other sources than these, or with changes that are not committed: their passports name no commit"
+    )  # fmt: skip
+    print(f"Imported {', '.join(names) or 'nothing'} into {out}; {told}.")
+    return DONE

@@ -1,0 +1,241 @@
+"""The stages about Stable Diffusion 1.5: its published sizes and random weights.
+
+No hub is needed then: time and memory do not depend on what the weights are, and no picture means anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import pruning_lib as pl
+from benchmarks import sd15_schedules, sd15_scoring
+from benchmarks.big_schedules import cache_bytes
+from pruning_lib.measure import backward_bytes, example_inputs, kept_for_backward
+from pruning_lib.measure.skeleton import skeleton
+from pruning_lib.operators import find_operators, reductions, remove_operators
+from pruning_lib.operators.budget import choose
+from pruning_lib.steps import grid_of
+from pruning_lib.weights import narrow_widths
+from pruning_lib.zoo.standin import drawn
+
+from .ways import compared, timed_ways, ways_at
+from .worker import Run
+
+PROMPTS = ("a photograph of a lion", "a bowl of soup", "a red bicycle", "a lighthouse in a storm")
+GUIDANCE = 7.5
+KEEPS = (0.5, 0.3, 0.2)
+SHALLOW = {
+    "_class_name": "UNet2DConditionModel", "block_out_channels": [16, 32], "layers_per_block": 1,
+    "attention_head_dim": 4, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+
+
+def build(run: Run, dtype: str = "float16"):
+    """Return the pipeline: UNet and decoder of the published sizes."""
+    return sd15_schedules.build({"side": run.at(64, 8), "dtype": dtype, "scale": run.at(1, 0.1)}, run.device)
+
+
+def drawing(pipe, run: Run, batch: int) -> Callable[[int], object]:
+    """Return a generation of `batch` latents from the same noise."""
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
+    side = 8 * run.at(64, 8)
+
+    def draw(steps: int) -> object:
+        noise = [torch.Generator().manual_seed(i) for i in range(batch)]
+        return pipe(
+            prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, height=side, width=side, generator=noise,
+            output_type="latent",
+        )  # fmt: skip
+
+    return draw
+
+
+def speed(run: Run) -> None:
+    pipe = build(run)
+    settings = ((50, 1, 3, 45), (20, 1, 5, 30), (50, 4, 3, 60), (20, 4, 3, 25))
+    for steps, batch, repeats, seconds in run.at(settings, ((20, 2, 2, 1),)):
+        facts = {
+            "steps": run.at(steps, 4),
+            "batch": batch,
+            "guidance": GUIDANCE,
+            "side": run.at(64, 8),
+            "dtype": "float16",
+        }
+        grid = grid_of(pipe, facts["steps"])
+
+        def work(grid=grid, batch=batch, repeats=repeats) -> dict:
+            draw, keeps = drawing(pipe, run, batch), run.at(KEEPS, (0.5,))
+            return timed_ways(pipe, grid, draw, keeps, repeats=run.at(repeats, 2), device=run.device)
+
+        run.part(f"{steps} steps, batch {batch}", seconds, work, **facts)
+
+
+def compiled(run: Run) -> None:
+    steps = run.at(20, 4)
+    for batch in run.at((1, 4), (1,)):
+        facts = {
+            "steps": steps,
+            "batch": batch,
+            "guidance": GUIDANCE,
+            "side": run.at(64, 8),
+            "dtype": "float16",
+        }
+        run.part(f"20 steps, batch {batch}", 120, lambda batch=batch: _compiled(run, steps, batch), **facts)
+
+
+def _compiled(run: Run, steps: int, batch: int) -> dict:
+    """Time a compiled UNet under schedules, beside the one that is not compiled."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    pipe, eager = build(run), build(run)
+    if run.dry:  # a CPU compiles a UNet of this depth for minutes
+        for one in (pipe, eager):
+            one.unet = drawn({**one.unet.config, **SHALLOW}, device=run.device, dtype=one.unet.dtype)
+    grid, backend = grid_of(pipe, steps), run.at("inductor", "eager")
+    draw, plain = drawing(pipe, run, batch), drawing(eager, run, batch)
+    keeps, wanted = run.at((0.5, 0.2), (0.5,)), ("fewer steps", "uniform", "DeepCache", "searched-like")
+    # Every unit becomes a graph of its own where a schedule is applied; the default limit of eight would give them up.
+    limits = {"recompile_limit": 512, "accumulated_recompile_limit": 4096}
+    with torch._dynamo.config.patch(limits), torch.no_grad():
+        pipe.unet = torch.compile(pipe.unet, backend=backend, dynamic=False)
+        started = time.time()
+        draw(steps)
+        whole = time.time() - started
+        for keep in keeps:  # every way once, which compiles what it needs
+            for _, _, applied, count in ways_at(pipe, grid, keep, wanted):
+                with applied():
+                    draw(count)
+        draw(steps)
+        compiling = time.time() - started
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        found = timed_ways(
+            pipe, grid, draw, keeps, repeats=3, warmup=1, device=run.device, wanted=wanted,
+            more={"eager_unpruned": torch.no_grad()(lambda: plain(steps))},
+        )  # fmt: skip
+        late = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+    return {
+        **found, "first_call_seconds": whole, "compile_seconds": compiling, "graphs": graphs, "late_graphs": late,
+        "backend": backend,
+    }  # fmt: skip
+
+
+# (steps, recipe, type of the denoiser, checkpointing, seconds). What fits a T4 first; what may not fit anything last.
+TRAININGS = (
+    (50, "best", "float16", True, 12), (50, "published", "float16", True, 15), (20, "best", "float16", True, 6),
+    (20, "published", "float16", True, 8), (50, "best", "bfloat16", True, 12), (20, "best", "float16", False, 6),
+    (20, "published", "float16", False, 6), (50, "best", "float16", False, 12),
+)  # fmt: skip
+
+
+def training(run: Run) -> None:
+    pipes: dict[str, object] = {}
+    for steps, recipe, dtype, checkpointing, seconds in run.at(TRAININGS, (*TRAININGS[2:4], TRAININGS[5])):
+        loss = {"best": "latent", "published": "ssim"}[recipe]
+        name = f"{steps} steps, {recipe}, {dtype}, {'checkpoints' if checkpointing else 'all is kept'}"
+        facts = {
+            "steps": run.at(steps, 2),
+            "recipe": recipe,
+            "loss": loss,
+            "dtype": dtype,
+            "checkpointing": checkpointing,
+            "side": run.at(64, 8),
+            "guidance": GUIDANCE,
+        }
+        if dtype not in pipes:
+            pipes.clear()  # one model at a time
+            run.tidy()
+            pipes[dtype] = build(run, dtype)
+        facts["counted_mib"] = _counted(pipes[dtype], facts["steps"], loss, checkpointing) / 2**20
+        run.part(name, seconds, lambda f=facts: _training(run, pipes[f["dtype"]], f), **facts)
+
+
+def _training(run: Run, pipe, facts: dict) -> dict:
+    """Take three iterations of `pl.train_pruner`; the first warms up."""
+    ended, side = [], 8 * run.at(64, 8)
+    run.tidy()
+    before = torch.cuda.memory_allocated(run.device) / 2**20 if run.device.type == "cuda" else 0.0
+    started = time.time()
+    pl.train_pruner(
+        pipe, PROMPTS, steps=facts["steps"], recipe=facts["recipe"], guidance_scale=GUIDANCE,
+        options={"height": side, "width": side}, iterations=3, batch=1, accumulation=1,
+        checkpointing=facts["checkpointing"], loss=facts["loss"], callback=lambda look: ended.append(time.time()),
+        on_collapse="go on",  # with random weights it may; what an iteration costs stays the same
+        **({"keep_macs": (0.5,)} if facts["recipe"] == "best" else {}),
+    )  # fmt: skip
+    seconds = [b - a for a, b in zip([started, *ended], ended, strict=False)]
+    return {
+        "seconds_per_iteration": min(seconds[1:]), "seconds": seconds, "before_mib": before, "peak_mib": run.peak_mib(),
+    }  # fmt: skip
+
+
+def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
+    """Return the bytes that chapter 15's formula counts: weights, caches, one call's or all calls' activations."""
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+    weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+    side, dtype, decode = pipe.unet.config.sample_size, pipe.unet.dtype, 0
+    call = backward_bytes(pipe.unet, sample_size=side, batch=2, dtype=dtype)
+    caches = cache_bytes(pipe.unet, side)
+    if loss == "ssim":
+        vae = nn.Module.to(skeleton(pipe.vae), dtype).requires_grad_(False)
+        latent = torch.empty(1, 4, side, side, device="meta", dtype=dtype, requires_grad=True)
+        decode = kept_for_backward(lambda: vae.decode(latent), vae.parameters())
+    if checkpointing:
+        return weights + steps * caches + max(call + caches, decode)
+    return weights + steps * (call + caches) + decode
+
+
+def operators(run: Run) -> None:
+    how = {"size": run.at(64, 8), "latents": run.at(8, 2), "steps": run.at(10, 2), "guidance": GUIDANCE,
+           "batch": run.at(8, 2), "dtype": "float16", "scale": run.at(1, 0.1)}  # fmt: skip
+    count = run.at(24, 3)
+    run.part("scoring", 45, lambda: sd15_scoring.scoring(run.device, how, count))
+    run.part("cut", 25, lambda: _cut(run), dtype="float16")
+
+
+def _cut(run: Run) -> dict:
+    """Remove operators worth 30 % of the MACs, in an order drawn by chance, and time single calls."""
+    pipe = build(run)
+    operators = find_operators(pipe.unet)
+    order = torch.randperm(len(operators), generator=torch.Generator().manual_seed(0)).tolist()
+    plan = choose([operators.paths[i] for i in order], operators, pipe.unet, macs_ratio=0.3)
+    small = remove_operators(pipe, plan)
+    removed, rows = reductions(pipe.unet, plan)[0], []
+    for batch in (1, 8):
+        inputs = example_inputs(pipe.unet, batch=2 * batch, device=run.device, dtype=torch.float16)
+        calls = {"whole": lambda x=inputs: pipe.unet(**x), "cut": lambda x=inputs: small.unet(**x)}
+        with torch.no_grad():
+            times = pl.measure_latency(calls, repeats=run.at(30, 2), warmup=run.at(5, 1), device=run.device)
+        row = compared(times["whole"], times["cut"], 1 - removed)
+        rows.append({"batch": batch, "whole": times["whole"].to_dict(), "cut": row.pop("latency"), **row})
+    return {"removed": 0.3, "macs_ratio": 1 - removed, "operators": len(plan.paths), "rows": rows}
+
+
+def fewer_channels(run: Run) -> dict:
+    """Time UNets with fewer channels. Their shapes are what `prune_structured` leaves; time asks for no more."""
+    pipe = build(run)
+    config, batch = dict(pipe.unet.config), 2
+    config |= {
+        "_class_name": "UNet2DConditionModel",
+        "time_embedding_dim": 4 * config["block_out_channels"][0],
+    }
+    base, models, kept = pl.count_macs(pipe.unet).macs, {"whole": pipe.unet}, {}
+    for share in (0.25, 0.5):
+        small = drawn(
+            {**config, "block_out_channels": narrow_widths(pipe.unet, share)},
+            device=run.device,
+            dtype=torch.float16,
+        )
+        models[str(share)], kept[share] = small, pl.count_macs(small).macs / base
+    inputs = example_inputs(pipe.unet, batch=batch, device=run.device, dtype=torch.float16)
+    calls = {name: lambda m=model: m(**inputs) for name, model in models.items()}
+    with torch.no_grad():
+        times = pl.measure_latency(calls, repeats=run.at(30, 2), warmup=run.at(5, 1), device=run.device)
+    rows = [
+        {"ratio": r, "macs_ratio": k, **compared(times["whole"], times[str(r)], k)} for r, k in kept.items()
+    ]
+    return {"batch": batch, "unpruned": times["whole"].to_dict(), "rows": rows}

@@ -1,0 +1,143 @@
+"""Ways to run a pipeline faster, timed side by side: what the stages about speed share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from DeepCache import DeepCacheSDHelper
+
+import pruning_lib as pl
+from pruning_lib.measure import Latency, ratio
+from pruning_lib.steps import FewerSteps, Grid, Schedule, deepcache, uniform
+from pruning_lib.steps.local_search import simple_starts
+from pruning_lib.steps.rows import to_table
+
+Draw = Callable[[int], object]  # a generation with so many steps
+
+FOUND = "schedule_comparison"  # the record that holds what our search found for emoji-sd
+WAYS = ("fewer steps", "uniform", "DeepCache", "deepcache package", "searched-like")
+
+
+def searched_like(grid: Grid, keep: float) -> Schedule:
+    """Return a schedule of the kind that search finds.
+
+    Where the units and steps are those of emoji-sd, as in Stable Diffusion 1.5, it is the table that search found for
+    emoji-sd, and its share of MACs is what that table keeps here. Elsewhere: a few whole calls, and calls of the
+    outermost units between them, as close to the budget as such mixtures come.
+    """
+    for cell in pl.load_record(FOUND)["data"]["cells"]:
+        if cell["row"] == "ours" and (cell["steps"], cell["budget"]) == (grid.steps, keep):
+            on = to_table(cell["rows"])
+            if tuple(on.shape) == grid.shape:
+                return grid.schedule(on, method="searched-like", found_for="emoji-sd")
+    starts = [on for on in simple_starts(grid, keep) if (grid.live(on).any(1) & ~grid.live(on).all(1)).any()]
+    return grid.schedule(max(starts or simple_starts(grid, keep), key=grid.macs_of), method="searched-like")
+
+
+@contextmanager
+def by_the_package(pipe, interval: int, branch: int) -> Iterator[None]:
+    """Let the `deepcache` package decide."""
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=branch)
+    helper.enable()
+    try:
+        yield
+    finally:
+        helper.disable()
+
+
+def ways_at(
+    pipe, grid: Grid, keep: float, wanted: Sequence[str] = WAYS
+) -> Iterator[tuple[str, dict, Callable, int]]:
+    """Yield (way, its counts, a context in which the pipeline runs so, steps) for every way that fits the budget."""
+
+    def counted(schedule) -> dict:
+        return {
+            "keep": keep, "macs_ratio": schedule.macs_ratio(), "calls": int(grid.calls(schedule.on).sum()),
+            "cells": int(schedule.live().sum()), "provenance": schedule.provenance,
+        }  # fmt: skip
+
+    for way in wanted:
+        if way == "fewer steps":
+            calls = int(keep * grid.shape[0])
+            fewer = FewerSteps(grid, calls, calls)
+            counts = {
+                "keep": keep,
+                "macs_ratio": fewer.macs_ratio(),
+                "calls": calls,
+                "cells": calls * grid.shape[1],
+            }
+            yield way, counts, lambda f=fewer: f.applied(pipe), calls
+            continue
+        make = {"uniform": uniform, "searched-like": searched_like}.get(
+            way, lambda g, k: deepcache(g, keep_macs=k)
+        )
+        try:
+            schedule = make(grid, keep)
+        except ValueError as error:
+            print(f"    {way} at {keep:g}: {error}", flush=True)
+            continue
+        applied = lambda s=schedule: s.applied(pipe)  # noqa: E731
+        if way == "deepcache package":
+            pattern = schedule.provenance
+            applied = lambda p=pattern: by_the_package(pipe, p["interval"], p["branch"])  # noqa: E731
+        yield way, counted(schedule), applied, grid.steps
+
+
+def timed_ways(
+    pipe, grid: Grid, draw: Draw, keeps: Sequence[float], *, repeats: int, device: torch.device,
+    wanted: Sequence[str] = WAYS, more: Mapping[str, Callable[[], object]] | None = None, warmup: int = 1,
+) -> dict:  # fmt: skip
+    """Time the unpruned generation and every way at every budget in turn.
+
+    Args:
+        pipe, grid: a pipeline and its grid.
+        draw: generates with a number of steps.
+        keeps: shares of MACs.
+        repeats, warmup: rounds of `measure_latency`.
+        device: to wait for.
+        wanted: which of `WAYS`.
+        more: further calls to time beside them; name -> call.
+
+    Returns:
+        "unpruned" and the names of `more` -> latency, "rows" -> one row per way and budget: expected beside measured.
+    """
+
+    def run(context: Callable[[], AbstractContextManager], steps: int) -> Callable[[], None]:
+        def call() -> None:
+            with torch.no_grad(), context():
+                draw(steps)
+
+        return call
+
+    calls = {"unpruned": run(nullcontext, grid.steps), **(more or {})}
+    counts = {}
+    for keep in keeps:
+        for way, found, context, steps in ways_at(pipe, grid, keep, wanted):
+            name = f"{way}, {keep:g}"
+            calls[name], counts[name] = run(context, steps), {"way": way, **found}
+    times = pl.measure_latency(calls, repeats=repeats, warmup=warmup, device=device)
+    rows = [
+        {**found, **compared(times["unpruned"], times[name], found["macs_ratio"])}
+        for name, found in counts.items()
+    ]
+    for row in rows:
+        print(f"    {row['way']}, {row['keep']:g}: {row['times_as_fast']['value']:.2f} times as fast, "
+              f"{row['reached']:.2f} of the promise", flush=True)  # fmt: skip
+    return {
+        "unpruned": times["unpruned"].to_dict(),
+        "rows": rows,
+        **{name: times[name].to_dict() for name in more or {}},
+    }
+
+
+def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
+    """Return measured beside promised speed."""
+    faster = ratio(base, latency) if base.n > 1 else None
+    value = faster.value if faster else base.median_ms / latency.median_ms
+    return {
+        "latency": latency.to_dict(), "times_as_fast": faster.to_dict() if faster else {"value": value},
+        "promised": 1 / macs_ratio, "reached": value * macs_ratio,
+    }  # fmt: skip

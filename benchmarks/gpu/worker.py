@@ -1,0 +1,210 @@
+"""Runs stages one after the other and keeps every part the moment it is there.
+
+A stage is a function of a `Run`. It measures in parts; each part is a file in the work folder, so whatever stops the
+run costs one part. When a stage ends, its parts go into its record. One process runs them all, because importing and
+starting CUDA takes longer than some stages; a part that leaves the GPU unusable ends the process, and the supervisor in
+`command` starts another one for what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import pruning_lib as pl
+from pruning_lib.measure.device import synchronise
+
+from .summary import slug
+
+if TYPE_CHECKING:
+    from .stages import Stage
+
+DONE, NO_GPU, OUT_OF_TIME, BROKEN = 0, 2, 3, 4  # what the process ends with
+
+
+class OutOfTime(Exception):
+    """The next part would not end in time."""
+
+
+class Incomplete(Exception):
+    """Something failed; what did not is kept, and the stage is tried again."""
+
+
+class Run:
+    """What a stage is given.
+
+    Attributes:
+        device: where it measures.
+        dry: True for toy shapes.
+        hardware: what the record calls this machine.
+        work: folder of its parts.
+        running: a file that holds the name of the stage that is under way, for the supervisor.
+        out: folder of the records.
+        deadline: when to be done, in seconds since 1970.
+    """
+
+    def __init__(
+        self, device: torch.device, hardware: str, work: Path, running: Path, out: Path, deadline: float, dry: bool
+    ):  # fmt: skip
+        self.device, self.hardware, self.work, self.running, self.out = device, hardware, work, running, out
+        self.deadline, self.dry = deadline, dry
+        self.stage = ""
+        self.failed: list[str] = []
+        self.pace = 1.0  # how many times as long as on a data-centre GPU the last part took
+
+    def at(self, real: object, toy: object) -> object:
+        """Return a setting: the one that counts, or in a dry run the toy one."""
+        return toy if self.dry else real
+
+    def part(self, name: str, seconds: float, work: Callable[[], dict], **facts: object) -> dict:
+        """Measure one part, or read it if it was measured before.
+
+        Args:
+            name: of the part, as the record has it.
+            seconds: what it takes on a data-centre GPU, roughly. It does not begin with less time left, and on a slower
+                GPU, as the part before it told, with so much less.
+            work: returns what was found, JSON types.
+            facts: what is known beforehand; part of the result, also where memory ran out.
+
+        Raises:
+            OutOfTime: too little time is left.
+        """
+        path = self._path(name)
+        if path.is_file():
+            kept = json.loads(path.read_text("utf-8"))
+            if "error" not in kept:
+                return kept
+        if time.time() + (0 if self.dry else seconds * self.pace) > self.deadline:
+            raise OutOfTime(name)
+        started = time.time()
+        try:
+            found = work()
+        except Exception as error:  # noted, and the next part is run
+            if not out_of_memory(error):
+                traceback.print_exc()
+                self.failed.append(name)
+                found = {"error": one_line(error)}
+            else:
+                found = {"out_of_memory": one_line(error)}
+        else:
+            self.pace = max(1.0, (time.time() - started) / seconds)
+        self.tidy()
+        found = {
+            "name": name,
+            **facts,
+            **found,
+            "took_seconds": round(time.time() - started, 2),
+            "ended": time.time(),
+        }
+        write(path, json.dumps(found, indent=1))
+        note = found.get("error") or found.get("out_of_memory") or ""
+        print(f"  {name}: {found['took_seconds']:.1f} s{', ' + note if note else ''}", flush=True)
+        if "error" in found:
+            self.check_alive()
+        return found
+
+    def forget(self, name: str) -> None:
+        """Let a part be measured again."""
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.work / "parts" / self.stage / f"{slug(name)}.json"
+
+    def tidy(self) -> None:
+        """Give memory back, so that a part's peak is its own."""
+        gc.collect()
+        if self.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # a broken device is found by `check_alive`
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self.device)
+
+    def check_alive(self) -> None:
+        """End the process if the GPU answers no more: an illegal access breaks every later call as well."""
+        try:
+            synchronise(self.device)
+            torch.ones(1, device=self.device).item()
+        except RuntimeError as error:
+            print(f"The GPU is unusable in this process: {one_line(error)}", flush=True)
+            os._exit(BROKEN)
+
+    def peak_mib(self) -> float:
+        """Return the most that tensors took on the GPU since the last `tidy`; on a CPU, which does not say, 0."""
+        return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else 0.0
+
+    def parts(self, stage: str) -> dict[str, dict]:
+        """Return what is kept of a stage, in the order in which it was measured."""
+        found = [json.loads(path.read_text("utf-8")) for path in (self.work / "parts" / stage).glob("*.json")]
+        return {part["name"]: part for part in sorted(found, key=lambda part: part["ended"])}
+
+
+def run_stages(run: Run, stages: Sequence[Stage]) -> int:
+    """Run stages, each to its record. Returns what the process ends with."""
+    from .measures import MEASURES  # these need a `Run`
+
+    late = False
+    for stage in stages:
+        run.stage, run.failed = stage.name, []
+        write(run.running, stage.name)
+        print(f"== {stage.name}: {stage.what} (about {stage.seconds} s)", flush=True)
+        started, unfinished = time.time(), ""
+        try:
+            MEASURES[stage.name](run)
+            if run.failed:
+                raise Incomplete(f"failed: {', '.join(run.failed)}")
+        except OutOfTime as error:
+            late, unfinished = True, f"no time was left for {error}; the same command goes on from there"
+        except Incomplete as error:
+            unfinished = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            unfinished = one_line(error)
+        record(run, stage, unfinished)
+        run.running.unlink(missing_ok=True)
+        print(f"   {time.time() - started:.0f} s{'; ' + unfinished if unfinished else ''}", flush=True)
+        run.tidy()
+        run.check_alive()
+    return OUT_OF_TIME if late else DONE
+
+
+def record(run: Run, stage: Stage, unfinished: str) -> None:
+    """Put what is known of a stage into its record, in place of an earlier run on the same kind of machine."""
+    passport = pl.passport(seeds=[0], n=stage.n, device=run.device)
+    path = run.out / f"gpu_{stage.name}.json"
+    others = pl.load_record(path)["data"]["runs"] if path.is_file() else []
+    mine = {
+        "hardware": run.hardware, "passport": passport, "unfinished": unfinished, "dry": run.dry,
+        "parts": run.parts(stage.name),
+    }  # fmt: skip
+    runs = [other for other in others if other["hardware"] != run.hardware] + [mine]
+    pl.save_record(path, f"gpu_{stage.name}", {"runs": runs}, passport)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, on a GPU or as this package explains it."""
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        error = error.__cause__
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, with its kind."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
