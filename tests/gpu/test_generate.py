@@ -1,0 +1,73 @@
+"""Loading, drawing and removing operators, on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from on_gpu import draw, relative, same, state
+
+import pruning_lib as pl
+
+# Mean absolute difference of pictures in [0, 1], to those of a CPU in float32.
+TOLERANCES = {
+    # Only the order of additions differs: 1e-7 of each sum, over some hundred layers and five steps.
+    "float32": 1e-4,
+    # 11 bits: on a CPU 0.0004 was measured. Allowed: 0.002, half a level of an 8-bit picture.
+    "float16": 2e-3,
+    # What CUDA does to convolutions in float32 by itself: factors of 11 bits, as in float16.
+    "float32, TF32": 2e-3,
+    # 8 bits, so eight times as coarse; 0.0033 was measured.
+    "bfloat16": 1.6e-2,
+}
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.Tensor:
+    """A picture that the CPU draws in float32."""
+    return draw(pl.load("emoji-sd"), output_type="pt")
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+def test_the_picture_is_that_of_a_cpu(kind, shared, reference, device, monkeypatch):
+    dtype = getattr(torch, kind.partition(",")[0])
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", "TF32" in kind)
+    pipe = shared(dtype)
+    drawn = draw(pipe, output_type="pt")
+    assert drawn.device.type == device.type and drawn.dtype == dtype
+    away = (drawn.float().cpu() - reference).abs().mean()
+    assert away <= TOLERANCES[kind]
+    assert away > 0 or dtype == torch.float32, "half precision was not used"
+    assert torch.equal(draw(pipe, output_type="pt"), drawn), "drawing repeats bit for bit"
+
+
+def test_every_part_goes_to_the_device(device):
+    pipe = pl.load("emoji-sd", device=device)
+    weights = [w for part in (pipe.unet, pipe.vae, pipe.text_encoder) for w in part.parameters()]
+    wanted = torch.float16 if device.type == "cuda" else torch.float32
+    assert {(w.device.type, w.dtype) for w in weights} == {(device.type, wanted)}
+
+
+@pytest.mark.parametrize("precision", ["float32", "half"])
+def test_score_remove_save_load(precision, shared, half, device, tmp_path):
+    pytest.importorskip("accelerate")
+    dtype = half if precision == "half" else torch.float32
+    pipe = shared(dtype)
+    before, plain = state(pipe.unet), draw(pipe)
+    operators = pl.find_operators(pipe.unet, ["resnet", "cross-attention"])[::9]
+    how = {"operators": operators, "num_latents": 2, "steps": 2, "guidance_scale": 3.0, "progress": False}
+    scores = pl.score_operators(pipe, ["lion", "pizza"], **how)
+    assert len(scores) == len(operators) and all(
+        0 < score < float("inf") for score in scores.values().values()
+    )
+    # The first step is shared by all; without sharing everything runs, to the same bits.
+    alone = pl.score_operators(pipe, ["lion", "pizza"], share_mib=0, **how)
+    assert alone.values() == scores.values()
+    small = pl.remove_operators(pipe, scores.lowest(2))
+    sizes = [sum(w.numel() for w in model.unet.parameters()) for model in (small, pipe)]
+    assert sizes[0] < sizes[1]
+    cut = draw(small)
+    assert cut.device.type == device.type and cut.isfinite().all() and relative(cut, plain) > 1e-3
+    small.save_pretrained(tmp_path)
+    again = pl.load_pruned(tmp_path, dtype=dtype).to(device)
+    assert torch.equal(draw(again), cut)
+    assert same(pipe.unet, before) and torch.equal(draw(pipe), plain), "the pipeline itself is whole"
