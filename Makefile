@@ -15,14 +15,16 @@ export TORCH_INDEX PIP_ARGS
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup book test unit site-tests lint pair lock serve clean distclean
+.PHONY: help setup book test unit site-tests lint pair gpu gpu-wheels lock serve clean distclean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+FIND_PYTHON = command -v "$(PYTHON)" >/dev/null || { echo "There is no Python at '$(PYTHON)'. Install Python 3.11 or later" \
+	"(Debian, Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+
 setup: ## Make .venv with the pinned versions (done once; quick when nothing changed)
-	@command -v "$(PYTHON)" >/dev/null || { echo "There is no Python at '$(PYTHON)'. Install Python 3.11 or later" \
-		"(Debian, Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(FIND_PYTHON)
 	@"$(PYTHON)" scripts/setup_env.py
 
 book: setup ## Execute the chapters, build the site, say where it is
@@ -53,6 +55,22 @@ test: setup ## Everything: lint, unit tests, the strict book build, tests of the
 
 pair: setup ## Write each chapter's .ipynb from its .md
 	@$(VENV_PYTHON) scripts/pair.py
+
+# MINUTES=8, ARCHIVE=gpu.tar.gz, and GPU="any other option of python -m benchmarks gpu".
+# WHEELS=folder: measure with PYTHON as it is, in no environment of ours, without a network.
+GPU_OPTIONS = $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(GPU)
+gpu: $(if $(WHEELS),,setup) ## Measure on this machine's GPU and write book/results/gpu_*.json
+ifdef WHEELS
+	@$(FIND_PYTHON)
+	@"$(PYTHON)" scripts/gpu.py run --wheels "$(WHEELS)" -- $(GPU_OPTIONS)
+else
+	@$(VENV_PYTHON) -m benchmarks gpu $(GPU_OPTIONS)
+endif
+
+gpu-wheels: ## Collect what `make gpu WHEELS=folder` needs, for PYTHON_VERSION
+	@$(FIND_PYTHON)
+	@test -n "$(WHEELS)" || { echo "Name a folder: make gpu-wheels WHEELS=folder PYTHON_VERSION=3.12" >&2; exit 2; }
+	@"$(PYTHON)" scripts/gpu.py collect "$(WHEELS)" $(if $(PYTHON_VERSION),--python "$(PYTHON_VERSION)")
 
 lock: ## Write requirements.lock from requirements.in (needs uv)
 	@"$(PYTHON)" scripts/lock.py

@@ -31,7 +31,7 @@ def both(tmp_path_factory) -> list[dict]:
         more = {
             "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1,
-            "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}",
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
         command = [sys.executable, str(HERE / "score_in_processes.py"), str(out)]
         environment = os.environ | {name: str(value) for name, value in more.items()}

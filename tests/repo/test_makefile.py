@@ -95,6 +95,37 @@ def test_a_missing_python_is_named(checkout: Checkout) -> None:
     assert not checkout.log.exists()
 
 
+def test_gpu_runs_in_the_environment_and_passes_options(checkout: Checkout) -> None:
+    result = checkout.make("gpu", "MINUTES=8", "ARCHIVE=my gpu.tar.gz", "GPU=--only tests")
+    assert result.returncode == 0, result.stderr
+    first, second = checkout.log.read_text().splitlines()
+    assert "setup_env.py" in first
+    assert second.startswith("-m benchmarks gpu --minutes 8 --archive my gpu.tar.gz --only tests ")
+
+
+def test_gpu_with_wheels_takes_the_python_as_it_is(checkout: Checkout) -> None:
+    shutil.rmtree(checkout.folder / ".venv")
+    result = checkout.make("gpu", "WHEELS=my wheels", "MINUTES=8")
+    assert result.returncode == 0, result.stderr
+    (asked,) = checkout.log.read_text().splitlines()
+    assert asked.startswith("scripts/gpu.py run --wheels my wheels -- --minutes 8 ")
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_gpu_wheels_asks_for_a_folder_and_passes_the_version(checkout: Checkout) -> None:
+    result = checkout.make("gpu-wheels")
+    assert result.returncode != 0 and "make gpu-wheels WHEELS=folder" in result.stderr
+    assert not checkout.log.exists()
+    assert checkout.make("gpu-wheels", "WHEELS=my wheels", "PYTHON_VERSION=3.12").returncode == 0
+    assert checkout.asked()[-1].startswith("scripts/gpu.py collect my wheels --python 3.12 ")
+
+
+@pytest.mark.parametrize("target", ["gpu", "gpu-wheels"])
+def test_a_missing_python_is_named_for_the_gpu_too(checkout: Checkout, target: str) -> None:
+    result = checkout.make(target, "WHEELS=wheels", "PYTHON=/no/such/python")
+    assert result.returncode != 0 and "no Python at '/no/such/python'" in result.stderr
+
+
 def test_distclean_leaves_a_torchvision_of_yours(checkout: Checkout) -> None:
     mine = checkout.folder / "mine"
     mine.mkdir()

@@ -27,7 +27,7 @@ def launch(folder: Path, batch: int, steps: int, count: int = 2) -> list[dict]:
         more = {
             "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1,
-            "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
         command = [sys.executable, str(HERE / "shared_run.py"), str(folder), str(batch), str(steps)]
         environment = os.environ | {name: str(value) for name, value in more.items()}
