@@ -69,8 +69,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _worker(options: argparse.Namespace) -> int:
     """Run the stages that were asked for, in this process."""
-    # Blocks that grow: without, the large and changing sizes of training leave gaps that count as memory.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
