@@ -71,13 +71,16 @@ class Replay(Control):
         if begins or kept.batch != len(sample):  # nothing kept fits: compute all, as at a first call
             kept.values, kept.output, kept.batch = {}, None, len(sample)
         if not self.calls[kept.row] and kept.output is not None:
-            return kept.output if self.turn is None else self.turn(*kept.asked, kept.output, self.timesteps[row])
+            if self.turn is None:
+                return kept.output
+            return self.turn(*kept.asked, kept.output, self.timesteps[row])
         self._now = kept
         self._off = [not is_live and unit in kept.values for unit, is_live in enumerate(self.live[kept.row])]
         self.called += 1
         kept.output = forward()
         if self.turn is not None:
-            kept.asked = sample, self.timesteps[row]  # not the tensor: reading it would make an accelerator wait
+            # The number, not the tensor: reading that would make an accelerator wait.
+            kept.asked = sample, self.timesteps[row]
         return kept.output
 
     def skips(self, index: int) -> bool:

@@ -103,7 +103,7 @@ class SuperNet:
         control: gates that do something else at a call, such as `held_gradient.HeldGates`. Default: `SoftGates`.
 
     Raises:
-        TypeError, ValueError: a pipeline without denoiser, or a grid of another denoiser.
+        TypeError, ValueError: a pipeline without denoiser, or offloaded; or a grid of another denoiser.
 
     Example:
         >>> net = SuperNet(pipe, 10, guidance_scale=3)
@@ -119,6 +119,7 @@ class SuperNet:
         options: Mapping[str, object] | None = None, checkpointing: bool = True, control: SoftGates | None = None,
     ):  # fmt: skip
         _, self._denoiser = denoiser_of(pipe)
+        _check_at_hand(pipe, self._denoiser)
         self.pipe, self.checkpointing = pipe, checkpointing
         self.grid = grid if isinstance(grid, Grid) else grid_of(pipe, grid)
         if structure_of(self._denoiser) != self.grid.structure:
@@ -181,6 +182,16 @@ class SuperNet:
     def pictures(self, latents: Tensor) -> Tensor:
         """Decode latents to floats in [0, 1], `[n, 3, h, w]`, differentiably."""
         return self.unroll.pictures(latents)
+
+
+def _check_at_hand(pipe: DiffusionPipeline, denoiser: nn.Module) -> None:
+    """Refuse an offloaded pipeline: the backward pass needs weights that were put away after the forward pass."""
+    if getattr(pipe, "_all_hooks", None) or denoiser.device.type == "meta":
+        raise ValueError(
+            "The pipeline is offloaded (enable_model_cpu_offload or enable_sequential_cpu_offload), which puts weights "
+            "away before the backward pass comes by. Call pipe.remove_all_hooks() and pipe.to('cuda') first; "
+            "checkpointing=True, half precision and loss='latent' save memory. A schedule that is found runs offloaded."
+        )
 
 
 @contextmanager
