@@ -104,7 +104,7 @@ def explorer(rows: list[dict], whole: dict, folder: Path) -> SweepExplorer:
 
     metrics = [
         Metric("macs", [100 * row["macs_ratio"] for row in each], label="MACs removed", unit="%", digits=1),
-        judged("ssim", f"SSIM to the unpruned, {N} pictures", 2),
+        judged("ssim", f"SSIM to the unpruned, {N} pictures", 3),
         judged("clip_score", "CLIP score", 1),
         Metric("count", [row["count"] for row in each], label="operators changed", digits=0),
     ]

@@ -45,14 +45,14 @@ ROWS = {
     "deepcache": "DeepCache",
     "random": "random search",
     "genetic": "genetic search",
-    "dip-go": "DiP-GO, as published",
+    "dip-go": "DiP-GO's recipe, shortened",
     "ours": "ours",
 }
 WITH_HELD = "-held"  # ends the name of a row with the schedule of another one, but the prediction held
 # further rows: what one ingredient is worth
 EXTRA = {
     "uniform-held": "uniform reuse, prediction held",
-    "dip-go-held": "DiP-GO, prediction held",
+    "dip-go-held": "DiP-GO's recipe, shortened, prediction held",
     "dip-go-best": "DiP-GO's scores, our recipe",
     "dip-go-best-held": "DiP-GO's scores, our recipe, prediction held",
     "ours-output": "ours, searched and run with the output held",

@@ -41,7 +41,9 @@ def score_operators(
     operators: Operators | Iterable[str] | None = None, kinds: Sequence[str] | None = None,
     how: Mapping[str, str] | None = None, sample_size: int | tuple[int, int] | None = None, folder=None, **sampling,
 ) -> Scores:  # fmt: skip
-    """Score every operator alone, Equation (eq-score): low means that little would be lost with it.
+    """Score every operator alone, by LD-Pruner's score: low means that little would be lost with it.
+
+    The score is how far the average and the standard deviation of the latents move, in Euclidean length (chapter 7).
 
     Under `accelerate launch` each process scores its share, and all of them return the whole.
 

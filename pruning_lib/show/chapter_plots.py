@@ -116,7 +116,7 @@ def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figu
 def heat(
     matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: str, form: str = "{:.2f}"
 ) -> Figure:
-    """Draw a table of similarities as coloured squares with the numbers in them.
+    """Draw a table of similarities as coloured squares with the numbers in them; dark is high.
 
     Args:
         matrix: `[rows, columns]`.
@@ -136,11 +136,11 @@ def heat(
         alt += f"Highest, itself left out: {rows[i]} and {columns[j]}."
     figure, axes = new_figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
     ax = axes[0, 0]
-    shown = ax.imshow(table, cmap="cividis", aspect="auto")
+    shown = ax.imshow(table, cmap="cividis_r", aspect="auto")
     middle = (table.min() + table.max()) / 2
     for i, j in np.ndindex(*table.shape):
         ax.text(j, i, form.format(table[i, j]), ha="center", va="center", fontsize=8,
-                color="white" if table[i, j] < middle else "black")  # fmt: skip
+                color="white" if table[i, j] > middle else "black")  # fmt: skip
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=9)
     ax.set_yticks(range(len(rows)), rows, fontsize=9)
     figure.colorbar(shown, ax=ax, label=what, shrink=0.9).ax.tick_params(labelsize=8)

@@ -12,10 +12,21 @@ from torch import Tensor
 
 from .figure import COLOURS, INK, MARKERS, new_figure
 
-__all__ = ["Cells", "against_budget", "differences", "search_traces", "timelines", "toy_holding"]
+__all__ = ["Cells", "against_budget", "differences", "search_traces", "shown_names", "timelines", "toy_holding"]
 
 Cell = Mapping[str, Any]
 STYLES = ("-", "--")
+PALETTE, SHAPES = (*COLOURS, "#7b4b12"), f"{MARKERS}X"  # one more: there are seven rivals
+# Names that say more than those in the records: the runs are far shorter than the authors'.
+SHOWN_NAMES = {
+    "dip-go": "DiP-GO's recipe, shortened",
+    "dip-go-held": "DiP-GO's recipe, shortened, prediction held",
+}
+
+
+def shown_names(recorded: Mapping[str, str]) -> dict[str, str]:
+    """Return how pages call the rows: as the record does, but for `SHOWN_NAMES`."""
+    return {row: SHOWN_NAMES.get(row, name) for row, name in recorded.items()}
 
 
 class Cells:
@@ -27,7 +38,7 @@ class Cells:
 
     def __init__(self, data: Mapping[str, Any]):
         self.data = data
-        self.names: dict[str, str] = dict(data["rows"])
+        self.names = shown_names(data["rows"])
         self._cells = {(c["steps"], c["row"], c["budget"]): c for c in data["cells"]}
 
     def rows(self, steps: int) -> list[str]:
@@ -82,9 +93,9 @@ def against_budget(
             bars = torch.stack([y - low, high - y])
             ours = row.startswith("ours")
             ax.errorbar(
-                x, y, yerr=bars, color=INK if ours else COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)], linestyle="-" if ours else STYLES[index // len(COLOURS)],
-                markersize=5, linewidth=2.2 if ours else 1.1, elinewidth=0.8,
+                x, y, yerr=bars, color=INK if ours else PALETTE[index % len(PALETTE)],
+                marker=SHAPES[index % len(SHAPES)], linestyle="-" if ours else STYLES[index // len(PALETTE)],
+                markersize=7, linewidth=2.2 if ours else 1.1, elinewidth=0.8,
                 label=cells.names[row], zorder=3 if ours else 2,
             )  # fmt: skip
         if key in log:
@@ -141,7 +152,7 @@ def differences(
                 y = place + 0.15 * (index - (len(budgets) - 1) / 2)
                 low, value, high = sorted(sign * found[end] for end in ("low", "value", "high"))
                 ax.plot([low, high], [y, y], color=COLOURS[index], linewidth=1.4)
-                ax.plot(value, y, MARKERS[index], color=COLOURS[index], markersize=4,
+                ax.plot(value, y, MARKERS[index], color=COLOURS[index], markersize=6,
                         label=f"{100 * budget:.0f} % of the MACs" if place == 0 else None)  # fmt: skip
         ax.axvline(0, color=INK, linewidth=0.8)
         linear = _linear(cells, steps, rows, budgets, key)

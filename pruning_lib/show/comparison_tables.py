@@ -7,7 +7,7 @@ from typing import Any
 
 from IPython.display import HTML
 
-from .comparison_plots import Cells
+from .comparison_plots import Cells, shown_names
 from .page import table
 
 __all__ = ["held_table", "percent", "quality_table", "search_table", "speed_table", "spread"]
@@ -81,9 +81,10 @@ def search_table(search: Mapping[str, Any]) -> HTML:
     Args:
         search: data of the record `schedule_search`.
     """
+    names = shown_names(search["names"])
     lines = [
         [
-            search["names"][row["method"]], percent(1 - row["budget"]),
+            names[row["method"]], percent(1 - row["budget"]),
             f"{row['images']}" if row["images"] else f"{row['images_with_gradient']} *",
             f"{row['cpu_seconds']:.0f}", f"{row['latent_mse']:.4f}", spread(row["ssim"]), spread(row["clip_score"], 1),
         ]

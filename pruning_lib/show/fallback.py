@@ -149,7 +149,7 @@ def _operator_drawing(explorer: OperatorExplorer, measure: Mapping[str, Any]) ->
         box = f'x="{cell.x:.1f}" y="{cell.y:.1f}" height="{cell.height:.1f}" rx="3"'
         full = cell.width * measure["fill"][cell.operator]
         parts.append(
-            f'<rect {box} width="{full:.1f}" fill="var(--pl-bar)"/>'
+            f'<rect {box} width="{full:.1f}" fill="var(--pl-fill)"/>'
             f'<rect {box} width="{cell.width:.1f}" fill="none" stroke="var(--pl-edge)"/>'
             f'<text x="{cell.x + cell.width / 2:.1f}" y="{cell.y + cell.height / 2 + 4:.1f}" text-anchor="middle">'
             f"{escape(cell.label)}</text>"

@@ -161,7 +161,7 @@ def memory_curves(rows: Sequence[Mapping]) -> Figure:
     )
     figure, axes = new_figure(6.0, 3.4, f"Peak memory against steps. {ends}.")
     ax = axes[0, 0]
-    for (name, points), colour, marker in zip(parts.items(), COLOURS[1::-1], MARKERS, strict=False):
+    for (name, points), colour, marker in zip(parts.items(), COLOURS, MARKERS, strict=False):
         ax.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
     ax.set(xlabel="denoising steps", ylabel="peak memory, MiB", ylim=(0, None), xlim=(0, None))
     ax.grid(alpha=0.25)

@@ -146,4 +146,4 @@ def _percent(share: float) -> str:
 
 
 def _spread(found: Data) -> str:
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .figure import COLOURS, INK, MARKERS, new_figure
+from .painter_grid import short_name
 
 __all__ = ["changes", "likeness_and_harm", "rivals", "similarity_maps", "toy_paths"]
 
@@ -75,7 +76,7 @@ def changes(panels: Mapping[str, Sequence[Sequence[float]]], units: Sequence[str
         panels: title -> relative changes `[N, T - 1]`.
         units: names of the N units.
     """
-    tables = {name: np.array(rows) for name, rows in panels.items()}
+    tables, units = {name: np.array(rows) for name, rows in panels.items()}, [short_name(unit) for unit in units]
     words = "; ".join(
         f"{name}: mean {t.mean():.3f}, most {units[int(t.mean(1).argmax())]}, least {units[int(t.mean(1).argmin())]}"
         for name, t in tables.items()

@@ -104,12 +104,15 @@ class SweepExplorer(TwinWidget):
         self.histogram_places = self.histogram.fit(self.axes) if self.histogram else []
 
     @classmethod
-    def from_record(cls, record: str | Path, name: str, **options: Any) -> SweepExplorer:
+    def from_record(
+        cls, record: str | Path, name: str, *, digits: Mapping[str, int] | None = None, **options: Any
+    ) -> SweepExplorer:  # fmt: skip
         """Make an explorer from a record that `save` wrote.
 
         Args:
             record: the record's name or file, as `measure.load_record` takes it; the sheet lies beside it.
             name: as for the class.
+            digits: metric -> decimals to show, where they are not to be the recorded ones.
             options: as for the class; `passport` comes from the record.
 
         Raises:
@@ -118,7 +121,10 @@ class SweepExplorer(TwinWidget):
         """
         data, sheet, passport = load_pictured(record, "a sweep", ("axes", "metrics"), _combinations)
         options.setdefault("passport", passport)
-        return cls(name, data["axes"], sheet, data["metrics"], **options)
+        metrics = [dict(metric) for metric in data["metrics"]]
+        for key, count in (digits or {}).items():
+            metrics[place(key, [metric["name"] for metric in metrics], "metric")]["digits"] = count
+        return cls(name, data["axes"], sheet, metrics, **options)
 
     def save(self, path: str | Path, experiment: str, passport: Mapping, **more: Any) -> Path:
         """Write axes, metrics and pictures as a record, `<path>.json`, and a sheet beside it.

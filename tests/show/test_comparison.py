@@ -10,10 +10,12 @@ from pruning_lib.measure import passport, save_record
 from pruning_lib.show.comparison_claims import METRICS, as_fast_as_macs_say, beaten, best_or_tied
 from pruning_lib.show.comparison_explorer import comparison_explorer, rival_of
 from pruning_lib.show.comparison_plots import (
+    SHOWN_NAMES,
     Cells,
     against_budget,
     differences,
     search_traces,
+    shown_names,
     timelines,
     toy_holding,
 )
@@ -162,6 +164,23 @@ def test_the_explorer_reads_the_record(tmp_path, timed) -> None:
     assert explorer.reading("fast", **at).value == (3.5 if timed else None)
     assert explorer.reading("fast", **{**at, "removed": 0}).value == 1
     assert len(explorer.combinations) == 2 * 3 * 3
+
+
+def test_rows_are_called_by_what_they_are_whatever_a_record_says() -> None:
+    recorded = {"dip-go": "DiP-GO, as published", "dip-go-held": "held", "ours": "ours"}
+    shown = shown_names(recorded)
+    assert shown == {**SHOWN_NAMES, "ours": "ours"} and Cells({"rows": recorded, "cells": []}).names == shown
+
+
+def test_eight_rows_have_eight_looks() -> None:
+    rows = {f"r{i}": f"rival {i}" for i in range(7)} | {"ours": "ours"}
+    cells = [
+        {"steps": 4, "budget": b, "row": row, "macs_ratio": b, "ssim": interval(0.5)} for row in rows for b in BUDGETS
+    ]
+    data = {"budgets": list(BUDGETS), "rows": rows, "methods": list(rows), "cells": cells}
+    (ax,) = against_budget(Cells(data), 4, {"ssim": "SSIM"}).axes
+    lines = [container[0] for container in ax.containers]
+    assert len({line.get_color() for line in lines}) == len(rows)
 
 
 def test_tables_hold_the_record_s_numbers() -> None:

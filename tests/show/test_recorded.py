@@ -57,3 +57,12 @@ def test_nothing_is_written_where_nothing_may_be_written(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="Cannot write"):
         sweep().save(tmp_path / "file" / "steps.json", "steps", passport(seeds=[0], n=5, device="cpu"))
+
+
+def test_more_digits_than_recorded_can_be_shown(saved, sweep):
+    first, *others = [metric.name for metric in sweep().metrics]
+    read = SweepExplorer.from_record("steps", "steps", digits={first: 5}, title="t")
+    assert read.metrics[0].digits == 5
+    assert [m.digits for m in read.metrics[1:]] == [m.digits for m in sweep().metrics[1:]] and others
+    with pytest.raises(ValueError, match="no metric 'spped'"):
+        SweepExplorer.from_record("steps", "steps", digits={"spped": 1}, title="t")

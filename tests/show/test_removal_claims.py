@@ -39,7 +39,7 @@ def changed(data: dict, **parts) -> dict:
 
 def test_preserved_weights_must_lead_beyond_chance_and_always():
     ruling, because = preserved_beat_scratch(TRAINING)
-    assert ruling == "holds" and "0.40 (0.30 to 0.50)" in because and "4 of 4" in because
+    assert ruling == "holds" and "0.400 (0.300 to 0.500)" in because and "4 of 4" in because
     once = [TRAINING["runs"][0], run("scratch-0.35", [[90, 90], [50, 4.1]])]
     ruling, because = preserved_beat_scratch(changed(TRAINING, runs=once))
     assert ruling == "holds in part" and "3 of 4" in because

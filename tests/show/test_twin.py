@@ -49,6 +49,20 @@ def test_a_module_shared_by_two_is_put_in_once(monkeypatch):
     assert module_source.__wrapped__("top").split() == "const b = 1; const a = b; export default a + b;".split()
 
 
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize(("place", "ink"), [(0, "#222832"), (0, "#1f2933"), (1, "#ced6dd"), (1, "#cccccc")])
+def test_text_on_a_filled_cell_can_be_read_in_both_themes(place, ink):
+    """The inks are those of the book's theme, and of editors."""
+    fill = re.findall(r"--pl-fill: (#\w{6})", twin.static_text("twin.css"))[place]
+    darker, lighter = sorted(map(_luminance, (fill, ink)))
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
 def test_json_cannot_end_its_element_and_survives():
     data = {"text": "</script><!-- <script> \u2028 & é '\""}
     written = json_for_html(data)

@@ -91,6 +91,18 @@ def test_a_chart_point_can_be_chosen(opened) -> None:
     assert page.get_by_role("slider").input_value() == "0"
 
 
+def test_a_place_that_all_prompts_share_is_drawn_once(opened) -> None:
+    """A mean over pictures is the same for each prompt; below the path there is no other stop."""
+    axes = [Axis("prompt", ["a", "b", "c"]), Axis("method", ["x", "y"]), Axis("steps", [2, 4])]
+    images = [Image.new("RGB", (8, 6))] * 12
+    metrics = [Metric("ms", [10, 20, 30, 20] * 3, unit="ms"), Metric("ssim", [0.5, 0.75, 0.6, 0.8] * 3, digits=2)]
+    page = opened(SweepExplorer("shared", axes, images, metrics, title="Shared"))
+    assert page.locator(".chart > svg circle.dot").count() == page.locator(".chart > svg circle.other").count() == 2
+    alone = [Metric("ms", [10, 20] * 6, unit="ms"), Metric("ssim", [0.5, 0.75] * 6, digits=2)]
+    page = opened(SweepExplorer("shared", axes, images, alone, title="Shared"))
+    assert page.locator("circle.other").count() == 0 and "other stops" not in page.locator(".legend").text_content()
+
+
 def test_the_histogram_follows_the_slider_and_says_what_python_says(opened) -> None:
     explorer = weighed()
     page = opened(explorer)

@@ -69,7 +69,7 @@ figcaption b { display: block; color: var(--pl-ink); }
 .stage.top { align-items: start; }
 .block { cursor: pointer; }
 .block .ground { fill: var(--pl-ground); }
-.block .fill { fill: var(--pl-bar); }
+.block .fill { fill: var(--pl-fill); }
 .block .edge { fill: none; stroke: var(--pl-edge); }
 .block text { font-size: 11px; fill: var(--pl-ink); font-variant-numeric: tabular-nums; }
 .block.chosen .edge { stroke: var(--pl-accent); stroke-width: 3; }
@@ -81,7 +81,7 @@ figcaption b { display: block; color: var(--pl-ink); }
 .drawing svg:focus-visible { outline: 3px solid var(--pl-focus); outline-offset: 4px; border-radius: 6px; }
 .cell { cursor: pointer; }
 .cell .ground { fill: var(--pl-ground); }
-.cell .fill { fill: var(--pl-bar); }
+.cell .fill { fill: var(--pl-fill); }
 .cell .edge { fill: none; stroke: var(--pl-edge); }
 .cell text, .size { font-size: 10.5px; fill: var(--pl-ink); }
 .size { fill: var(--pl-muted); }

@@ -64,10 +64,14 @@ export function scatter(x, y, pick) {
   ];
 
   function draw({ trace, current, reference, describe, traceName }) {
-    const path = trace.filter((i) => known[i]), rest = x.values.map((_, i) => i).filter((i) => known[i] && !trace.includes(i));
+    const path = trace.filter((i) => known[i]), spot = (i) => at(i).map((v) => v.toFixed(1)).join(",");
+    // A mean over pictures is the same for every prompt: each place is drawn once, and none below the path.
+    const places = new Map(x.values.map((_, i) => i).filter((i) => known[i]).map((i) => [spot(i), i]));
+    path.forEach((i) => places.delete(spot(i)));
+    const rest = [...places.values()];
     moving.replaceChildren(...[
       rest.map((i) => h("svg:circle", { class: "other", cx: at(i)[0], cy: at(i)[1], r: 3 })),
-      h("svg:polyline", { class: "trace", points: path.map((i) => at(i).map((v) => v.toFixed(1)).join(",")).join(" ") }),
+      h("svg:polyline", { class: "trace", points: path.map(spot).join(" ") }),
       path.map((i) => spread(i, "spread")),
       path.map((i) => h("svg:circle", { class: "dot", cx: at(i)[0], cy: at(i)[1], r: 3 })),
       reference !== null && known[reference]
