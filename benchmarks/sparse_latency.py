@@ -194,14 +194,15 @@ def unet_rows(repeats: int) -> list[dict]:
     return [{**about[name], **row} for name, row in found.items()]
 
 
-def half_rows(spec: Layer, repeats: int, device: torch.device) -> dict:
-    """Time one layer in half precision in every form that `device` can run; forms it refuses are named with the reason.
+@torch.no_grad()
+def rows_on(device: torch.device, spec: Layer, repeats: int, dtype: torch.dtype = torch.float16) -> dict:
+    """Time one layer in every form that `device` can run in this type; forms it refuses are named with the reason.
 
     The pattern of 2:4 has a sparsity of one half; CSR and fewer outputs are timed at several.
     """
     torch.manual_seed(0)
-    dense = spec.build().eval().to(device, torch.float16)
-    x = torch.randn(spec.inputs).to(device, torch.float16)
+    dense = spec.build().eval().to(device, dtype)
+    x = torch.randn(spec.inputs).to(device, dtype)
     positions = dense(x).numel() // dense.weight.shape[0]
     macs, refused = {"dense 0": dense.weight.numel() * positions}, {}
     calls = {"dense 0": lambda: dense(x)}
@@ -216,7 +217,7 @@ def half_rows(spec: Layer, repeats: int, device: torch.device) -> dict:
     except (ValueError, RuntimeError) as error:
         refused["2:4"] = str(error).partition("\n")[0]
     for s in HALF_SPARSITIES:
-        csr, narrow = pruned(dense, s), narrower(dense, s).to(device, torch.float16)
+        csr, narrow = pruned(dense, s), narrower(dense, s).to(device, dtype)
         try:
             to_csr(csr)
             csr(x)
@@ -225,8 +226,7 @@ def half_rows(spec: Layer, repeats: int, device: torch.device) -> dict:
             refused["csr"] = str(error).partition("\n")[0]
         calls[f"structured {s}"], macs[f"structured {s}"] = lambda m=narrow: m(x), narrow.weight.numel() * positions
     spare = copy.deepcopy(dense)
-    with torch.no_grad():
-        found = timed(calls, lambda: spare(x), macs, repeats, device, base="dense 0")
+    found = timed(calls, lambda: spare(x), macs, repeats, device, base="dense 0")
     rows = [{"form": name.split()[0], "sparsity": float(name.split()[1]), **row} for name, row in found.items()]
     return {"model": spec.model, "n": repeats, "rows": rows, "refused": refused}
 

@@ -189,10 +189,12 @@ BIG = (
 
 def _zeros(run: Run) -> None:
     for spec in run.at(sparse_latency.GPU_LAYERS, sparse_latency.TOY_LAYERS):
-        facts = {"layer": spec.name, "dtype": "float16"}
-        run.part(
-            spec.name, 4, lambda spec=spec: sparse_latency.half_rows(spec, run.at(50, 2), run.device), **facts
-        )
+        dtype = run.at(torch.float16, torch.float32)  # a CPU multiplies no CSR in half precision
+
+        def work(spec=spec, dtype=dtype) -> dict:
+            return sparse_latency.rows_on(run.device, spec, run.at(50, 2), dtype)
+
+        run.part(spec.name, 4, work, layer=spec.name, dtype=str(dtype).removeprefix("torch."))
     run.part("UNet with fewer channels", 20, lambda: sd15.fewer_channels(run))
 
 
@@ -216,7 +218,7 @@ def _training_speed(run: Run, part: str, bf16: bool) -> dict:
         if part == "vae":
             train_vae(data, config, place, batch)
         else:
-            pipe = pl.load("emoji-sd", device=run.device)
+            pipe = pl.load("emoji-sd", device=run.device, dtype=torch.float32)  # on a GPU the default is half
             train_unet(data, pipe.vae, pipe.text_encoder, pipe.tokenizer, config, place, batch)
         seconds = {line["step"]: line["seconds"] for line in read_log(place)}
     took = max(seconds[steps] - seconds[warm], 0.1)  # the log counts tenths
