@@ -16,7 +16,7 @@ import pruning_lib as pl
 from pruning_lib.steps import grid_of
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # the tests share on_gpu.py
+sys.path.append(str(HERE))  # the tests share on_gpu.py
 # cuBLAS repeats its sums in the same order only with this; it reads it once, when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
