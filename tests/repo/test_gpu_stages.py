@@ -67,7 +67,9 @@ def test_every_stage_runs_to_its_record(dry: Path) -> None:
     assert ways == {"fewer steps", "uniform", "DeepCache", "deepcache package", "searched-like"}
     recipes = {(p["recipe"], p["checkpointing"]) for p in found["sd15_training"]["parts"].values()}
     assert {("best", True), ("published", True), ("best", False)} <= recipes
-    assert found["tests"]["parts"]["pytest"]["passed"] == 1 and found["tests"]["parts"]["pytest"]["failed"] == []
+    assert (
+        found["tests"]["parts"]["pytest"]["passed"] == 1 and found["tests"]["parts"]["pytest"]["failed"] == []
+    )
     for part in found["sd15_training"]["parts"].values():
         assert part["seconds_per_iteration"] > 0 and part["counted_mib"] > 0
     zeros = found["zeros"]["parts"]["linear 64 to 32, 16 tokens"]
@@ -122,7 +124,9 @@ def test_the_summary_and_the_archive_hold_all_of_it(dry: Path, tmp_path: Path) -
 def test_the_pages_show_what_it_records(dry: Path, monkeypatch) -> None:
     monkeypatch.setenv("PRUNING_LIB_RESULTS", str(dry / "work/dry-run"))
     runs = {name: gpu_runs(name) for name in NAMES}
-    processor = pl.load_record(Path(__file__).parents[2] / "book/results/sd15_scoring.json")["data"]["runs"][0]
+    processor = pl.load_record(Path(__file__).parents[2] / "book/results/sd15_scoring.json")["data"]["runs"][
+        0
+    ]
     tables = {
         "speed": gpu_tables.speed(runs["sd15_speed"]), "compiled": gpu_tables.speed(runs["sd15_compiled"]),
         "big": gpu_tables.speed(runs["big_models"]), "zeros": gpu_tables.zeros(runs["zeros"]),
@@ -150,24 +154,25 @@ def test_a_second_run_has_nothing_to_do_and_one_stage_is_measured_again(dry: Pat
 
 
 def test_an_interrupted_run_keeps_its_parts_and_goes_on(root: Path, tmp_path: Path) -> None:
-    begun = [sys.executable, "-m", "benchmarks", "gpu", "--dry-run", "--only", TOY, "--work", str(tmp_path)]
+    stage = "big_models"  # of several parts, each of a second or two: time to interrupt it
+    begun = [sys.executable, "-m", "benchmarks", "gpu", "--dry-run", "--only", stage, "--work", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         begun, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    parts = tmp_path / "dry-run/dry-run/parts" / TOY
+    parts = tmp_path / "dry-run/dry-run/parts" / stage
     limit = time.time() + 120
     while not list(parts.glob("*.json")) and time.time() < limit:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=60)
-    assert process.returncode == command.STOPPED and "Stopped. Not complete: " in told and TOY in told
+    assert process.returncode == command.STOPPED and "Stopped. Not complete: " in told and stage in told
     assert "Traceback" not in told
     kept = {path: path.read_bytes() for path in parts.glob("*.json")}
     assert kept
-    assert gpu(root, "--dry-run", "--only", TOY, "--work", str(tmp_path)).returncode == 0
+    assert gpu(root, "--dry-run", "--only", stage, "--work", str(tmp_path)).returncode == 0
     assert all(path.read_bytes() == text for path, text in kept.items()), "measured once"
-    assert records(tmp_path / "dry-run")[TOY]["unfinished"] == ""
+    assert records(tmp_path / "dry-run")[stage]["unfinished"] == ""
 
 
 # --- the worker, with stages of its own ------------------------------------------------------------------------------
@@ -243,7 +248,9 @@ def test_what_fails_is_told_and_the_next_is_run(monkeypatch, tmp_path: Path, cap
 def test_tests_that_fail_are_in_the_record_and_run_again(monkeypatch, tmp_path: Path) -> None:
     from benchmarks.gpu import measures
 
-    found = iter(({"passed": 3, "skipped": 0, "failed": ["test_a"]}, {"passed": 4, "skipped": 0, "failed": []}))
+    found = iter(
+        ({"passed": 3, "skipped": 0, "failed": ["test_a"]}, {"passed": 4, "skipped": 0, "failed": []})
+    )
     monkeypatch.setattr(measures, "_pytest", lambda *_: next(found))
     stage = measures._tests("gpu", 1)
     measured(monkeypatch, run_of(tmp_path), tests=stage)
