@@ -45,6 +45,12 @@ REPORTED = {
 }  # fmt: skip
 SIDES = {"sd-1.5": (64, 48, 32)}  # latents that memory is counted at; default: the published one
 BATCH = 2  # guidance
+# of Stable Diffusion 1.x, as published
+AUTOENCODER = {
+    "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
+    "norm_num_groups": 32, "block_out_channels": [128, 256, 512, 512], "sample_size": 512,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
 
 
 def pipe_on_meta(name: str):
@@ -151,11 +157,14 @@ def memory_of(name: str) -> list[dict]:
 def decoder_of_sd() -> nn.Module:
     """Return the autoencoder of Stable Diffusion 1.x, from its published configuration, without weights."""
     with torch.device("meta"):
-        return AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
-        )  # fmt: skip
+        return AutoencoderKL.from_config(AUTOENCODER)
+
+
+def decoding_bytes(vae: nn.Module, side: int) -> int:
+    """Count what decoding one latent keeps for its gradient; `vae` has its type and no weights."""
+    dtype = next(vae.parameters()).dtype
+    latent = torch.empty(1, 4, side, side, device="meta", dtype=dtype, requires_grad=True)
+    return kept_for_backward(lambda: vae.decode(latent), vae.parameters())
 
 
 def decoding(side: int, checkpointing: bool) -> dict:
@@ -164,8 +173,7 @@ def decoding(side: int, checkpointing: bool) -> dict:
     vae.train(checkpointing)
     if checkpointing:
         vae.enable_gradient_checkpointing()
-    latent = torch.empty(1, 4, side, side, device="meta", dtype=torch.float16, requires_grad=True)
-    kept = kept_for_backward(lambda: vae.decode(latent), vae.parameters())
+    kept = decoding_bytes(vae, side)
     decoder = nn.Sequential(vae.post_quant_conv, vae.decoder).float().eval()
     macs = pl.count_macs(decoder, input=torch.empty(1, 4, side, side)).macs
     return {"sample_size": side, "checkpointing": checkpointing, "kept": kept, "macs": macs,

@@ -16,13 +16,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from DeepCache import DeepCacheSDHelper
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from gpu.ways import by_the_package
 from judged import judge, once, tiles_of
 from step_similarity import held_out
 
@@ -73,18 +71,6 @@ def latents(pipe, asked: list[str], steps: int) -> torch.Tensor:
     noise = [torch.Generator().manual_seed(SEED + i) for i in range(len(asked))]
     options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
     return pipe(asked, generator=noise, **options).images
-
-
-@contextmanager
-def by_the_package(pipe, interval: int, branch: int = 0) -> Iterator[None]:
-    """Let the `deepcache` package decide."""
-    helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=branch)
-    helper.enable()
-    try:
-        yield
-    finally:
-        helper.disable()
 
 
 def equal(work: Path) -> None:

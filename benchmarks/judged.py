@@ -1,8 +1,10 @@
-"""What the training benchmarks share: pictures of a pipeline, judged, with intervals; and results kept run by run."""
+"""What benchmarks share: pictures, judged, with intervals; what was measured beside what was promised; kept results."""
 
 from __future__ import annotations
 
 import json
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pruning_lib.measure import bootstrap_interval, clip_score, frechet, psnr, retrieval_rank, ssim
+from pruning_lib.measure import (
+    Latency,
+    bootstrap_interval,
+    clip_score,
+    frechet,
+    psnr,
+    ratio,
+    retrieval_rank,
+    ssim,
+)
 from pruning_lib.zoo.gate import generate
 
 TOP = 5
@@ -77,12 +88,36 @@ def judge(
 def once(path: Path, work: Callable[[], dict]) -> dict:
     """Return what `path` holds, or do the work and keep its result there: an interrupted benchmark goes on."""
     if not path.is_file():
-        result = work()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(work()))
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Return the most memory used so far: of the GPU's tensors, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # ru_maxrss is inherited from the process that started this one
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
+    """Return measured beside promised speed, of at least two rounds."""
+    faster = ratio(base, latency)
+    return {
+        "latency": latency.to_dict(), "times_as_fast": faster.to_dict(), "promised": 1 / macs_ratio,
+        "reached": faster.value * macs_ratio,
+    }  # fmt: skip
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -26,9 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from big_schedules import AUTOENCODER
+from judged import compared, peak_mib
 
 import pruning_lib as pl
-from pruning_lib.measure import measure_latency, ratio
+from pruning_lib.measure import measure_latency
 from pruning_lib.measure.device import synchronise
 from pruning_lib.measure.record import check_writable
 from pruning_lib.steps import Grid, Schedule, SuperNet, grid_of
@@ -50,18 +51,13 @@ def build(how: dict, device: torch.device):
     """Return the pipeline: UNet and decoder of the published sizes, random weights, a small text encoder.
 
     Args:
-        how: "side" of the latents and "dtype"; "scale" below 1 makes both networks narrower.
+        how: "side" of the latents and "dtype"; "scale" below 1 makes the UNet narrower and the decoder small.
         device: where the weights are drawn.
     """
     dtype, scale = getattr(torch, how["dtype"]), how.get("scale", 1)
     pipe = stand_in("sd-1.5", scale=scale, sample_size=how["side"], dtype=dtype, device=device)
-    config = {
-        "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4,
-        "layers_per_block": 2, "norm_num_groups": 32 if scale == 1 else 8, "sample_size": 512,
-        "block_out_channels": [max(8, round(width * scale / 8) * 8) for width in (128, 256, 512, 512)],
-        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    }  # fmt: skip
-    pipe.vae = drawn(config, device=device, dtype=dtype)
+    narrow = {} if scale == 1 else {"block_out_channels": [16, 24, 48, 48], "norm_num_groups": 8}
+    pipe.vae = drawn({**AUTOENCODER, **narrow}, device=device, dtype=dtype)
     pipe.vae.encoder = None  # a generation decodes only
     pipe.vae_scale_factor = 8
     return pipe
@@ -117,30 +113,20 @@ def speed(how: dict, device: torch.device) -> dict:
     rows = []
     for name, schedule in schedules.items():
         kind, _, removed = name.rpartition(" ")
-        faster = ratio(timed["unpruned"], timed[name])
         rows.append(
             {
                 "kind": kind, "removed": float(removed), "keep_macs": schedule.macs_ratio(),
                 "keep_macs_without_attention": schedule.macs_ratio(attention=False),
                 "calls": int(grid.calls(schedule.on).sum()), "cells": int(schedule.live().sum()),
-                "latency": timed[name].to_dict(), "times_as_fast": faster.to_dict(),
-                "promised": 1 / schedule.macs_ratio(), "reached": faster.value * schedule.macs_ratio(),
+                **compared(timed["unpruned"], timed[name], schedule.macs_ratio()),
             }
         )  # fmt: skip
-        print(f"{name}: {faster} times as fast, promised {1 / schedule.macs_ratio():.2f}", flush=True)
+        faster, promised = rows[-1]["times_as_fast"]["value"], rows[-1]["promised"]
+        print(f"{name}: {faster:.2f} times as fast, promised {promised:.2f}", flush=True)
     return {
         **how, "shape": list(grid.shape), "macs": grid.total_macs // grid.shape[0], "weights": "random",
         "unpruned": timed["unpruned"].to_dict(), "decoding": timed["decoding"].to_dict(), "schedules": rows,
     }  # fmt: skip
-
-
-def memory_mib() -> float:
-    """Return the most memory that the whole process used so far."""
-    status = Path("/proc/self/status")  # ru_maxrss is inherited from the process that started this one
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def training_step(how: dict, device: torch.device, loss: str, checkpointing: bool) -> dict:
@@ -151,7 +137,7 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
         pipe.vae.enable_gradient_checkpointing()
     grid = grid_of(pipe, how["steps"])
     gates = torch.full(grid.shape, 0.5, device=device, requires_grad=True)
-    before = memory_mib()
+    before = peak_mib(device)
     options = {"height": 8 * how["side"], "width": 8 * how["side"]}
     net = SuperNet(pipe, grid, guidance_scale=how["guidance"], options=options, checkpointing=checkpointing)
     seconds = {}
@@ -171,7 +157,7 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
     return {
         "loss": loss, "checkpointing": checkpointing, "shape": list(grid.shape),
         "macs": grid.total_macs // grid.shape[0],
-        "seconds": seconds, "total_seconds": sum(seconds.values()), "peak_mib": memory_mib(),
+        "seconds": seconds, "total_seconds": sum(seconds.values()), "peak_mib": peak_mib(device),
         "before_mib": before, "gates_with_gradient": int((gates.grad != 0).sum()),
         "finite": bool(gates.grad.isfinite().all()),
     }  # fmt: skip

@@ -14,14 +14,12 @@ about three minutes on a quiet core and 6 GB of memory. On a GPU the same functi
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from judged import spread
+from judged import peak_mib, spread
 
 import pruning_lib as pl
 from pruning_lib.measure.device import synchronise
@@ -69,14 +67,6 @@ def kinds_of(name: str) -> dict:
     return {"name": name, "sample_size": size, "params": whole.params, "macs": whole.macs, "kinds": rows}
 
 
-def memory_mib(device: torch.device) -> float:
-    """Return the most memory used so far: of the GPU's tensors, or of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict:
     """Score operators of SD-1.5 with random weights; return times and memory.
 
@@ -103,11 +93,11 @@ def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     plain = [generation()]
-    before = memory_mib(device)
+    before = peak_mib(device)
     started = time.perf_counter()
     scores = score_operators(pipe, PROMPTS, operators=paths, **sampling)
     seconds = time.perf_counter() - started
-    peak = memory_mib(device)
+    peak = peak_mib(device)
     plain.append(generation())
     report = pl.count_macs(pipe.unet, sample_size=how["size"])
     floor = sum(plain) / len(plain) * (len(scores) + 1)

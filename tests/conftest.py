@@ -20,17 +20,19 @@ PROGRAMS = (
     "tests/steps",
     "tests/training",
     "tests/show",
+    "tests/gpu",
 )
 sys.path[:0] = [str(ROOT / name) for name in PROGRAMS]
 # No test may wait for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-BOOK_FOLDERS = (ROOT / "tests" / "site", ROOT / "tests" / "notebooks")
+MARKS = {"site": pytest.mark.book, "notebooks": pytest.mark.book, "gpu": pytest.mark.gpu}  # folder -> mark of its tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(folder in item.path.parents for folder in BOOK_FOLDERS):
-            item.add_marker(pytest.mark.book)
+        for folder, mark in MARKS.items():
+            if ROOT / "tests" / folder in item.path.parents:
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 
 from . import summary
-from .stages import STAGES
+from .stages import DONE, NO_GPU, OUT_OF_TIME, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results"
 WORK = ROOT / "_build" / "gpu"
-DONE, NO_GPU, USAGE, OUT_OF_TIME, STOPPED = 0, 2, 2, 3, 130
+USAGE, STOPPED = 2, 130
 GRACE = 5  # seconds before the limit at which the worker is ended
 SOURCES = ("pruning_lib", "benchmarks", "tests/gpu")
 
@@ -72,6 +72,7 @@ def _worker(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
+    from .measures import MEASURES
     from .worker import Run, run_stages
 
     if options.dry_run:
@@ -104,7 +105,7 @@ def _worker(options: argparse.Namespace) -> int:
     run = Run(
         device, hardware, folder, options.work / "running", options.out, options.worker, options.dry_run
     )
-    return run_stages(run, todo)
+    return run_stages(run, todo, MEASURES)
 
 
 # --- the supervisor --------------------------------------------------------------------------------------------------

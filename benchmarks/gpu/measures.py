@@ -14,10 +14,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import sparse_latency
 import torch
 
 import pruning_lib as pl
-from benchmarks import sparse_latency
 from pruning_lib.steps import grid_of
 from pruning_lib.training.fit import FitConfig, read_log
 from pruning_lib.zoo.architectures import denoiser_config

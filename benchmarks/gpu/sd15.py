@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import sd15_schedules
+import sd15_scoring
 import torch
+from big_schedules import cache_bytes, decoding_bytes
+from judged import compared, peak_mib
 from torch import nn
 
 import pruning_lib as pl
-from benchmarks import sd15_schedules, sd15_scoring
-from benchmarks.big_schedules import cache_bytes
-from pruning_lib.measure import backward_bytes, example_inputs, kept_for_backward
+from pruning_lib.measure import backward_bytes, example_inputs
 from pruning_lib.measure.skeleton import skeleton
 from pruning_lib.operators import find_operators, reductions, remove_operators
 from pruning_lib.operators.budget import choose
@@ -22,7 +24,7 @@ from pruning_lib.steps import grid_of
 from pruning_lib.weights import narrow_widths
 from pruning_lib.zoo.standin import drawn
 
-from .ways import compared, timed_ways, ways_at
+from .ways import timed_ways, ways_at
 from .worker import Run
 
 PROMPTS = ("a photograph of a lion", "a bowl of soup", "a red bicycle", "a lighthouse in a storm")
@@ -169,7 +171,8 @@ def _training(run: Run, pipe, facts: dict) -> dict:
     )  # fmt: skip
     seconds = [b - a for a, b in zip([started, *ended], ended, strict=False)]
     return {
-        "seconds_per_iteration": min(seconds[1:]), "seconds": seconds, "before_mib": before, "peak_mib": run.peak_mib(),
+        "seconds_per_iteration": min(seconds[1:]), "seconds": seconds, "before_mib": before,
+        "peak_mib": peak_mib(run.device),
     }  # fmt: skip
 
 
@@ -181,9 +184,7 @@ def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
     call = backward_bytes(pipe.unet, sample_size=side, batch=2, dtype=dtype)
     caches = cache_bytes(pipe.unet, side)
     if loss == "ssim":
-        vae = nn.Module.to(skeleton(pipe.vae), dtype).requires_grad_(False)
-        latent = torch.empty(1, 4, side, side, device="meta", dtype=dtype, requires_grad=True)
-        decode = kept_for_backward(lambda: vae.decode(latent), vae.parameters())
+        decode = decoding_bytes(nn.Module.to(skeleton(pipe.vae), dtype).requires_grad_(False), side)
     if checkpointing:
         return weights + steps * caches + max(call + caches, decode)
     return weights + steps * (call + caches) + decode

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, in order of worth. Names, words and times only, so that reading the list costs nothing.
+"""What is measured on a GPU, in order of worth, and what the processes end with; reading this costs nothing.
 
 Compiled runs stand behind training and operators, although they belong to the stage of speeds: compiling takes long,
 and how long nobody knows before.
@@ -7,6 +7,8 @@ and how long nobody knows before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+DONE, NO_GPU, OUT_OF_TIME, BROKEN = 0, 2, 3, 4
 
 
 @dataclass(frozen=True)

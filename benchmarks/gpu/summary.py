@@ -137,6 +137,15 @@ def commit_of(root: Path, folders: tuple[str, ...], sources: str) -> str:
     return "" if changed or commit == "?" else commit
 
 
+def put_runs(path: Path, mine: list[dict], passport: dict) -> None:
+    """Put runs into a record, each in place of an earlier one on the same kind of machine."""
+    import pruning_lib as pl
+
+    theirs = pl.load_record(path)["data"]["runs"] if path.is_file() else []
+    kept = [run for run in theirs if run["hardware"] not in {one["hardware"] for one in mine}]
+    pl.save_record(path, path.stem, {"runs": kept + mine}, passport)
+
+
 def merge(source: Path, out: Path, commit: str) -> list[str]:
     """Put the runs of some records into others, each in place of an earlier one on the same kind of machine.
 
@@ -156,10 +165,7 @@ def merge(source: Path, out: Path, commit: str) -> list[str]:
         for passport in [record["passport"], *(run["passport"] for run in mine)]:
             if commit and passport["commit"] == "uncommitted":
                 passport |= {"commit": commit, "dirty": False}
-        target = out / path.name
-        theirs = pl.load_record(target)["data"]["runs"] if target.is_file() else []
-        kept = [run for run in theirs if run["hardware"] not in {one["hardware"] for one in mine}]
         if mine:
-            pl.save_record(target, record["experiment"], {"runs": kept + mine}, record["passport"])
+            put_runs(out / path.name, mine, record["passport"])
             names.append(path.stem)
     return names

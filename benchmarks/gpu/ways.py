@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from DeepCache import DeepCacheSDHelper
+from judged import compared
 
 import pruning_lib as pl
-from pruning_lib.measure import Latency, ratio
-from pruning_lib.steps import FewerSteps, Grid, Schedule, deepcache, uniform
+from pruning_lib.steps import Grid, Schedule, deepcache, uniform
+from pruning_lib.steps.fewer_steps import fewer_steps
 from pruning_lib.steps.local_search import simple_starts
 from pruning_lib.steps.rows import to_table
 
@@ -52,38 +54,27 @@ def ways_at(
     pipe, grid: Grid, keep: float, wanted: Sequence[str] = WAYS
 ) -> Iterator[tuple[str, dict, Callable, int]]:
     """Yield (way, its counts, a context in which the pipeline runs so, steps) for every way that fits the budget."""
-
-    def counted(schedule) -> dict:
-        return {
-            "keep": keep, "macs_ratio": schedule.macs_ratio(), "calls": int(grid.calls(schedule.on).sum()),
-            "cells": int(schedule.live().sum()), "provenance": schedule.provenance,
-        }  # fmt: skip
-
+    make = {
+        "fewer steps": lambda: fewer_steps(pipe, grid, keep), "uniform": lambda: uniform(grid, keep),
+        "searched-like": lambda: searched_like(grid, keep),
+    }  # fmt: skip
     for way in wanted:
-        if way == "fewer steps":
-            calls = int(keep * grid.shape[0])
-            fewer = FewerSteps(grid, calls, calls)
-            counts = {
-                "keep": keep,
-                "macs_ratio": fewer.macs_ratio(),
-                "calls": calls,
-                "cells": calls * grid.shape[1],
-            }
-            yield way, counts, lambda f=fewer: f.applied(pipe), calls
-            continue
-        make = {"uniform": uniform, "searched-like": searched_like}.get(
-            way, lambda g, k: deepcache(g, keep_macs=k)
-        )
         try:
-            schedule = make(grid, keep)
+            found = make.get(way, lambda: deepcache(grid, keep_macs=keep))()
         except ValueError as error:
             print(f"    {way} at {keep:g}: {error}", flush=True)
             continue
-        applied = lambda s=schedule: s.applied(pipe)  # noqa: E731
+        counts = {"keep": keep, "macs_ratio": found.macs_ratio()}
+        if isinstance(found, Schedule):
+            counts |= {"calls": int(grid.calls(found.on).sum()), "cells": int(found.live().sum()),
+                       "provenance": found.provenance}  # fmt: skip
+        else:
+            counts |= {"calls": found.calls, "cells": found.calls * grid.shape[1]}
+        applied = functools.partial(found.applied, pipe)
         if way == "deepcache package":
-            pattern = schedule.provenance
-            applied = lambda p=pattern: by_the_package(pipe, p["interval"], p["branch"])  # noqa: E731
-        yield way, counted(schedule), applied, grid.steps
+            pattern = found.provenance
+            applied = functools.partial(by_the_package, pipe, pattern["interval"], pattern["branch"])
+        yield way, counts, applied, found.steps
 
 
 def timed_ways(
@@ -131,13 +122,3 @@ def timed_ways(
         "rows": rows,
         **{name: times[name].to_dict() for name in more or {}},
     }
-
-
-def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
-    """Return measured beside promised speed."""
-    faster = ratio(base, latency) if base.n > 1 else None
-    value = faster.value if faster else base.median_ms / latency.median_ms
-    return {
-        "latency": latency.to_dict(), "times_as_fast": faster.to_dict() if faster else {"value": value},
-        "promised": 1 / macs_ratio, "reached": value * macs_ratio,
-    }  # fmt: skip

@@ -14,21 +14,22 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from judged import write_whole
 
 import pruning_lib as pl
 from pruning_lib.measure.device import synchronise
+from pruning_lib.operators.sharing import is_out_of_memory
 
-from .summary import slug
+from .stages import BROKEN, DONE, OUT_OF_TIME
+from .summary import put_runs, slug
 
 if TYPE_CHECKING:
     from .stages import Stage
-
-DONE, NO_GPU, OUT_OF_TIME, BROKEN = 0, 2, 3, 4  # what the process ends with
 
 
 class OutOfTime(Exception):
@@ -105,7 +106,7 @@ class Run:
             "took_seconds": round(time.time() - started, 2),
             "ended": time.time(),
         }
-        write(path, json.dumps(found, indent=1))
+        write_whole(path, json.dumps(found, indent=1))
         note = found.get("error") or found.get("out_of_memory") or ""
         print(f"  {name}: {found['took_seconds']:.1f} s{', ' + note if note else ''}", flush=True)
         if "error" in found:
@@ -136,28 +137,22 @@ class Run:
             print(f"The GPU is unusable in this process: {one_line(error)}", flush=True)
             os._exit(BROKEN)
 
-    def peak_mib(self) -> float:
-        """Return the most that tensors took on the GPU since the last `tidy`; on a CPU, which does not say, 0."""
-        return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else 0.0
-
     def parts(self, stage: str) -> dict[str, dict]:
         """Return what is kept of a stage, in the order in which it was measured."""
         found = [json.loads(path.read_text("utf-8")) for path in (self.work / "parts" / stage).glob("*.json")]
         return {part["name"]: part for part in sorted(found, key=lambda part: part["ended"])}
 
 
-def run_stages(run: Run, stages: Sequence[Stage]) -> int:
-    """Run stages, each to its record. Returns what the process ends with."""
-    from .measures import MEASURES  # these need a `Run`
-
+def run_stages(run: Run, stages: Sequence[Stage], measures: Mapping[str, Callable[[Run], None]]) -> int:
+    """Run stages, each to its record; `measures` holds the function of each. Returns what the process ends with."""
     late = False
     for stage in stages:
         run.stage, run.failed = stage.name, []
-        write(run.running, stage.name)
+        write_whole(run.running, stage.name)
         print(f"== {stage.name}: {stage.what} (about {stage.seconds} s)", flush=True)
         started, unfinished = time.time(), ""
         try:
-            MEASURES[stage.name](run)
+            measures[stage.name](run)
             if run.failed:
                 raise Incomplete(f"failed: {', '.join(run.failed)}")
         except OutOfTime as error:
@@ -176,35 +171,20 @@ def run_stages(run: Run, stages: Sequence[Stage]) -> int:
 
 
 def record(run: Run, stage: Stage, unfinished: str) -> None:
-    """Put what is known of a stage into its record, in place of an earlier run on the same kind of machine."""
+    """Put what is known of a stage into its record."""
     passport = pl.passport(seeds=[0], n=stage.n, device=run.device)
-    path = run.out / f"gpu_{stage.name}.json"
-    others = pl.load_record(path)["data"]["runs"] if path.is_file() else []
     mine = {
         "hardware": run.hardware, "passport": passport, "unfinished": unfinished, "dry": run.dry,
         "parts": run.parts(stage.name),
     }  # fmt: skip
-    runs = [other for other in others if other["hardware"] != run.hardware] + [mine]
-    pl.save_record(path, f"gpu_{stage.name}", {"runs": runs}, passport)
+    put_runs(run.out / f"gpu_{stage.name}.json", [mine], passport)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, on a GPU or as this package explains it."""
-    while error is not None:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        error = error.__cause__
-    return False
+def out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether memory ran out, also where this package explained it in other words."""
+    return error is not None and (is_out_of_memory(error) or out_of_memory(error.__cause__))
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's first line, with its kind."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)

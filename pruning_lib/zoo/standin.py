@@ -67,7 +67,7 @@ def stand_in(
         raise ValueError(f"scale={scale}; it must be greater than 0 and at most 1.")
     device = None if device is None else check_device(device)
     config = dict(denoiser_config(name)[0])
-    kind = config.pop("_class_name")
+    kind = config["_class_name"]
     if scale != 1:
         config |= _SMALLER[kind](config, scale)
     config["sample_size"] = sample_size or config["sample_size"]
@@ -75,9 +75,9 @@ def stand_in(
     try:
         torch.manual_seed(seed)
         if device is None:
-            denoiser = getattr(diffusers, kind).from_config({**config, "_class_name": kind}).eval()
+            denoiser = getattr(diffusers, kind).from_config(config).eval()
         else:
-            denoiser = drawn({**config, "_class_name": kind}, device=device, dtype=dtype, seed=seed)
+            denoiser = drawn(config, device=device, dtype=dtype, seed=seed)
         with quietly():
             pipe = _PIPELINES[kind](denoiser)
     finally:

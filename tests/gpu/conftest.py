@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pruning_lib as pl
 from pruning_lib.steps import grid_of
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # the tests share on_gpu.py
 # cuBLAS repeats its sums in the same order only with this; it reads it once, when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session")

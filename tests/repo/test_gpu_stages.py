@@ -15,7 +15,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as `python -m benchmarks` does
-sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # last: scripts/ has a module gpu, too
 
 import pruning_lib as pl
 from benchmarks.gpu import command, summary, worker
@@ -187,11 +187,8 @@ def run_of(tmp_path: Path, deadline: float = 1e12) -> worker.Run:
 
 def measured(monkeypatch, run: worker.Run, **stages) -> int:
     """Run stages that are functions of a `Run`."""
-    from benchmarks.gpu import measures
-
-    monkeypatch.setattr(measures, "MEASURES", stages)
     monkeypatch.setattr(summary, "STAGES", tuple(Stage(name, "a test", 1, 1) for name in stages))
-    return worker.run_stages(run, summary.STAGES)
+    return worker.run_stages(run, summary.STAGES, stages)
 
 
 def ending(error: BaseException | None = None):

@@ -18,7 +18,8 @@ from diffusers.hooks import (
     apply_layer_skip,
     apply_pyramid_attention_broadcast,
 )
-from test_pipelines import expected, some
+from on_gpu import some
+from test_pipelines import expected
 from tiny_ways import STEPS, WAYS, counting, hooks_left, text
 
 from pruning_lib.measure.denoiser import denoiser_of

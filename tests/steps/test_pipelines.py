@@ -9,6 +9,7 @@ import copy
 
 import pytest
 import torch
+from on_gpu import some
 from tiny_ways import STEPS, WAYS, counting, hooks_left, macs_of_run, sd, text, with_lora
 
 import pruning_lib as pl
@@ -16,13 +17,6 @@ from pruning_lib.measure.denoiser import denoiser_of
 from pruning_lib.steps import grid_of
 
 LATER = {"image to image": 2, "inpainting": 2}  # the row at which strength 0.61 begins
-
-
-def some(grid, seed: int = 0):
-    """Return a schedule by chance, with a row that is reused whole."""
-    on = torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
-    on[0], on[3] = True, False
-    return grid.schedule(on, method="by chance")
 
 
 def expected(schedule, begins: int = 0) -> dict[str, int]:

@@ -22,11 +22,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from on_gpu import macs_of_run
 from peft import LoraConfig
 from tiny_pipes import pipe_of
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from pruning_lib.measure.denoiser import denoiser_of
 from pruning_lib.steps.hooks import HOOK
@@ -261,16 +260,6 @@ def counting(pipe, grain: str = "layers"):
     finally:
         for handle in handles:
             handle.remove()
-
-
-def macs_of_run(draw: Draw) -> int:
-    """Count the MACs of everything that runs, text encoder and decoder included."""
-    with (
-        FlopCounterMode(display=False) as counter,
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # which the counter sees through
-        draw()
-    return counter.get_total_flops() // 2
 
 
 def hooks_left(denoiser: nn.Module) -> list[str]:
