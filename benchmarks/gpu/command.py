@@ -160,7 +160,9 @@ class _Runner:
         """Measure `todo`; returns the exit status."""
         status = DONE
         self.running.unlink(missing_ok=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken back: as Ctrl-C
+        # A machine that is taken back: as Ctrl-C. And a shell starts what runs in the background deaf to Ctrl-C.
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(kind, signal.default_int_handler)
         try:
             while todo:
                 code = self.worker(todo, again)
