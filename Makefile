@@ -59,7 +59,7 @@ pair: setup ## Write each chapter's .ipynb from its .md
 # MINUTES=8, ARCHIVE=gpu.tar.gz, and GPU="any other option of python -m benchmarks gpu".
 # WHEELS=folder: measure with PYTHON as it is, in no environment of ours, without a network.
 GPU_OPTIONS = $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(GPU)
-gpu: $(if $(WHEELS),,setup) ## Measure on this machine's GPU and write book/results/gpu_*.json
+gpu: $(if $(WHEELS),,setup) ## Measure on this machine's GPU and write pruning_book/records/gpu_*.json
 ifdef WHEELS
 	@$(FIND_PYTHON)
 	@"$(PYTHON)" scripts/gpu.py run --wheels "$(WHEELS)" -- $(GPU_OPTIONS)

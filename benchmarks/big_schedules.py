@@ -5,7 +5,7 @@
 Four models at the step counts of DiP-GO's tables. For each: the units at three grains; simple schedules at the paper's
 ratios, in both conventions of counting; and what one training step of the pruner keeps in memory. Besides, the schedule
 that the authors published for Stable Diffusion 1.5. Nothing is run but shapes, so the numbers are exact, and no picture
-is drawn. About two minutes on one CPU core; writes book/results/big_schedules.json.
+is drawn. About two minutes on one CPU core; writes the record big_schedules.json.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.measure import backward_bytes, example_inputs, kept_for_backward
-from pruning_lib.measure.denoiser import denoiser_of
-from pruning_lib.measure.record import check_writable
-from pruning_lib.measure.skeleton import skeleton
-from pruning_lib.steps import GRAINS, Control, Grid, attach, grid_of, units_of
-from pruning_lib.steps.baselines import deepcache, uniform
-from pruning_lib.zoo.standin import stand_in
+from pruning_book.activation_memory import backward_bytes, kept_for_backward
+from pruning_book.stand_in import stand_in
+from pruning_lib.denoisers import denoiser_of, example_inputs, skeleton
+from pruning_lib.records import check_writable
+from pruning_lib.steps.budget import deepcache, uniform
+from pruning_lib.steps.hooks import Control, attach
+from pruning_lib.steps.schedule import Grid, grid_of
+from pruning_lib.steps.units import GRAINS, units_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 # model -> numbers of steps; the paper reports SD-2.1 at ratios against 50 and 20 steps
 MODELS = {"sd-1.5": (50,), "sd-2.1": (50, 20), "dit-xl-2-256": (250,), "pixart-alpha": (20,)}
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # shares of MACs removed
@@ -37,20 +38,30 @@ PUBLISHED_ROWS, PUBLISHED_STEPS, ODD_ROW = (0, 7, 13, 19, 20, 21, 26, 32, 39, 48
 # What the papers report; seconds are theirs, on their machines.
 REPORTED = {
     "sd-1.5": {
-        "times_as_fast": 4.4, "removed": 0.8, "seconds_at": {"0.3": 5.01, "0.8": 1.23}, "steps": 50,
+        "times_as_fast": 4.4,
+        "removed": 0.8,
+        "seconds_at": {"0.3": 5.01, "0.8": 1.23},
+        "steps": 50,
         "macs_without_attention": 338.83e9,
     },
     "dit-xl-2-256": {"times_as_fast": 2.4, "removed": 0.6, "steps": 250},
     "deepcache sd-1.5": {"times_as_fast": 2.3},
-}  # fmt: skip
+}
 SIDES = {"sd-1.5": (64, 48, 32)}  # latents that memory is counted at; default: the published one
 BATCH = 2  # guidance
 # of Stable Diffusion 1.x, as published
 AUTOENCODER = {
-    "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
-    "norm_num_groups": 32, "block_out_channels": [128, 256, 512, 512], "sample_size": 512,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-}  # fmt: skip
+    "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "block_out_channels": [128, 256, 512, 512],
+    "sample_size": 512,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
 
 
 def pipe_on_meta(name: str):
@@ -94,12 +105,14 @@ def grains_of(pipe, steps: int) -> dict[str, dict]:
         first = torch.zeros(grid.shape, dtype=torch.bool)
         first[0] = True
         found[grain] = {
-            "units": grid.shape[1], "calls": grid.shape[0], "base_macs": grid.base_macs,
+            "units": grid.shape[1],
+            "calls": grid.shape[0],
+            "base_macs": grid.base_macs,
             "output_reads_input": grid.wiring.output_reads_input,
             "dearest": grid.names[max(range(len(grid.macs)), key=grid.macs.__getitem__)],
             "dearest_share": max(grid.macs) / (sum(grid.macs) + grid.base_macs),
             "least": {"with": grid.macs_ratio(first), "without": grid.macs_ratio(first, attention=False)},
-        }  # fmt: skip
+        }
     return found
 
 
@@ -113,8 +126,13 @@ def published() -> dict:
         other = on.clone()
         other[ODD_ROW, index] = False
         odd.append({"off": name, **cost_of(grid, other)})
-    return {"names": list(grid.names), "rows": list(PUBLISHED_ROWS), "steps": PUBLISHED_STEPS, **cost_of(grid, on),
-            "odd": odd}  # fmt: skip
+    return {
+        "names": list(grid.names),
+        "rows": list(PUBLISHED_ROWS),
+        "steps": PUBLISHED_STEPS,
+        **cost_of(grid, on),
+        "odd": odd,
+    }
 
 
 class _Sizes(Control):
@@ -144,13 +162,15 @@ def memory_of(name: str) -> list[dict]:
     for side in SIDES.get(name, (denoiser.config.sample_size,)):
         rows.append(
             {
-                "sample_size": side, "batch": BATCH, "dtype": "float16",
+                "sample_size": side,
+                "batch": BATCH,
+                "dtype": "float16",
                 "weights": 2 * sum(p.numel() for p in denoiser.parameters()),
                 "caches": cache_bytes(denoiser, side),
                 "call": backward_bytes(denoiser, sample_size=side, batch=BATCH),
                 "call_checkpointed": backward_bytes(denoiser, sample_size=side, batch=BATCH, checkpointing=True),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -176,8 +196,13 @@ def decoding(side: int, checkpointing: bool) -> dict:
     kept = decoding_bytes(vae, side)
     decoder = nn.Sequential(vae.post_quant_conv, vae.decoder).float().eval()
     macs = pl.count_macs(decoder, input=torch.empty(1, 4, side, side)).macs
-    return {"sample_size": side, "checkpointing": checkpointing, "kept": kept, "macs": macs,
-            "weights": 2 * sum(p.numel() for p in vae.parameters())}  # fmt: skip
+    return {
+        "sample_size": side,
+        "checkpointing": checkpointing,
+        "kept": kept,
+        "macs": macs,
+        "weights": 2 * sum(p.numel() for p in vae.parameters()),
+    }
 
 
 def main() -> None:
@@ -192,18 +217,26 @@ def main() -> None:
             grid = grid_of(pipe, steps)
             models.append(
                 {
-                    "name": name, "steps": steps, "calls": grid.shape[0], "scheduler": grid.scheduler,
-                    "sample_size": denoiser_of(pipe)[1].config.sample_size, "params": whole.params,
-                    "macs": whole.macs, "macs_without_attention": whole.macs_without_attention,
-                    "grains": grains_of(pipe, steps), "schedules": rows_of(grid),
+                    "name": name,
+                    "steps": steps,
+                    "calls": grid.shape[0],
+                    "scheduler": grid.scheduler,
+                    "sample_size": denoiser_of(pipe)[1].config.sample_size,
+                    "params": whole.params,
+                    "macs": whole.macs,
+                    "macs_without_attention": whole.macs_without_attention,
+                    "grains": grains_of(pipe, steps),
+                    "schedules": rows_of(grid),
                     "memory": memory_of(name) if steps == counts[0] else None,
                 }
-            )  # fmt: skip
+            )
             print(f"{name}, {steps} steps: {time.perf_counter() - started:.0f} s", flush=True)
     data = {
-        "models": models, "published": published(), "reported": REPORTED,
+        "models": models,
+        "published": published(),
+        "reported": REPORTED,
         "decoding": [decoding(side, again) for side in SIDES["sd-1.5"] for again in (False, True)],
-    }  # fmt: skip
+    }
     print(pl.save_record(out, "big_schedules", data, pl.passport(seeds=[], n=len(models))))
 
 

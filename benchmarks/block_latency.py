@@ -3,7 +3,7 @@
     python benchmarks/block_latency.py
     python benchmarks/block_latency.py --model emoji-sd --model sd-1.5 --repeats 5
 
-writes book/results/block_latency.json. Models other than emoji-sd are built from their configuration with random
+writes the record block_latency.json. Models other than emoji-sd are built from their configuration with random
 weights: time depends on shapes, not on what the weights are. One denoiser call, batch 1, no guidance, float32.
 """
 
@@ -19,11 +19,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
-from pruning_lib.measure import Latency, example_inputs
-from pruning_lib.measure.device import synchronise
-from pruning_lib.measure.record import check_writable
+from pruning_lib.checks import synchronise
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.latency import Latency
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 WARMUP = 3
 
 

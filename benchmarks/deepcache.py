@@ -7,8 +7,8 @@
 
 The first stage draws with the package and with the library's schedule of the same pattern, and compares the latents.
 The second judges pictures at several distances, for four ways to leave calls out. Six minutes together on one CPU core;
-the third writes book/results/deepcache.json and the sheet of the chapter's explorer. The fourth times all of them in
-turn, on one thread of a quiet machine (ten minutes), and writes book/results/deepcache_speed.json.
+the third writes the record deepcache.json and the sheet of the chapter's explorer. The fourth times all of them in
+turn, on one thread of a quiet machine (ten minutes), and writes the record deepcache_speed.json.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from gpu.ways import by_the_package
 from judged import judge, once, tiles_of
 from step_similarity import held_out
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import measure_latency, ratio
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
-from pruning_lib.steps import FewerSteps, deepcache, grid_of, reusing
-from pruning_lib.steps.baselines import every
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_book.rivals.fewer_steps import FewerSteps
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.sweep import SweepExplorer
+from pruning_lib.latency import measure_latency, ratio
+from pruning_lib.records import check_writable
+from pruning_lib.steps.budget import deepcache, every
+from pruning_lib.steps.reuse import reusing
+from pruning_lib.steps.schedule import grid_of
+from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL, GUIDANCE, SEED = "emoji-sd", 3.0, 0
 THINGS = ("lion", "pizza", "rocket", "house", "guitar")
 WAYS = {
@@ -86,11 +90,16 @@ def equal(work: Path) -> None:
             theirs = latents(pipe, asked, steps)
         rows.append(
             {
-                "sampler": kind.__name__, "steps": steps, "interval": interval, "branch": branch,
-                "macs_ratio": schedule.macs_ratio(), "equal": bool(torch.equal(ours, theirs)),
-                "largest_difference": (ours - theirs).abs().max().item(), "n": len(asked),
+                "sampler": kind.__name__,
+                "steps": steps,
+                "interval": interval,
+                "branch": branch,
+                "macs_ratio": schedule.macs_ratio(),
+                "equal": bool(torch.equal(ours, theirs)),
+                "largest_difference": (ours - theirs).abs().max().item(),
+                "n": len(asked),
             }
-        )  # fmt: skip
+        )
         print(rows[-1], flush=True)
     once(work / "equal.json", lambda: {"rows": rows})
 
@@ -106,7 +115,7 @@ def rival(pipe, way: str, steps: int, interval: int):
 
 def quality(work: Path) -> None:
     """Run the second stage."""
-    pipe, clip = load(), pl.load_clip(MODEL)
+    pipe, clip = load(), pb.load_clip(MODEL)
     for steps, (count, intervals) in SWEEPS.items():
         look = functools.partial(_look, pipe, clip, prompts(count), work)
         look("steps", steps, 1, None)
@@ -125,7 +134,7 @@ def _look(pipe, clip, asked: list[str], work: Path, way: str, steps: int, interv
         found = rival(pipe, way, steps, interval)
         with found.applied(pipe):
             judged = judge(
-                pipe, clip, asked, pl.captions(MODEL), wanted, steps=found.steps, guidance=GUIDANCE, seed=SEED
+                pipe, clip, asked, pb.captions(MODEL), wanted, steps=found.steps, guidance=GUIDANCE, seed=SEED
             )
         contact_sheet(judged.pictures, columns=len(asked)).save(work / f"{name}.png")
         return {"macs_ratio": found.macs_ratio(), "figures": judged.intervals()}
@@ -139,8 +148,11 @@ def record(path: Path, work: Path) -> Path:
     def read(steps: int, way: str, interval: int) -> dict:
         name = f"{steps}-{way}-{interval}" if interval > 1 else f"{steps}-steps-1"
         return {
-            "steps": steps, "way": way, "interval": interval, **json.loads((work / f"{name}.json").read_text("utf-8"))
-        }  # fmt: skip
+            "steps": steps,
+            "way": way,
+            "interval": interval,
+            **json.loads((work / f"{name}.json").read_text("utf-8")),
+        }
 
     rows = [read(s, w, n) for s, (_, intervals) in SWEEPS.items() for w in WAYS for n in intervals]
     steps, (count, intervals) = next(iter(SWEEPS.items()))
@@ -156,22 +168,32 @@ def record(path: Path, work: Path) -> Path:
     metrics = [
         Metric("macs", [100 * row["macs_ratio"] for row in each], label="MACs kept", unit="%", digits=1),
         Metric(
-            "ssim", ends["value"], label=f"SSIM to the unpruned, {count} pictures", low=ends["low"], high=ends["high"],
-            interval="95 % interval", n=count, digits=3,
+            "ssim",
+            ends["value"],
+            label=f"SSIM to the unpruned, {count} pictures",
+            low=ends["low"],
+            high=ends["high"],
+            interval="95 % interval",
+            n=count,
+            digits=3,
         ),
-    ]  # fmt: skip
+    ]
     axes = [
         Axis("thing", THINGS, label="prompt"),
         Axis("way", list(WAYS), label="in between", labels=list(WAYS.values())),
         Axis("every", intervals, label="compute every n-th call, n ="),
     ]
-    explorer = SweepExplorer(
-        "reuse", axes, torch.stack(tiles), metrics, title="Reuse", chart=("macs", "ssim")
-    )
+    explorer = SweepExplorer("reuse", axes, torch.stack(tiles), metrics, title="Reuse", chart=("macs", "ssim"))
     return explorer.save(
-        path, "deepcache", pl.passport(seeds=[SEED], n=count), model=MODEL, guidance_scale=GUIDANCE, ways=WAYS,
-        rows=rows, compared=json.loads((work / "equal.json").read_text("utf-8"))["rows"],
-    )  # fmt: skip
+        path,
+        "deepcache",
+        pl.passport(seeds=[SEED], n=count),
+        model=MODEL,
+        guidance_scale=GUIDANCE,
+        ways=WAYS,
+        rows=rows,
+        compared=json.loads((work / "equal.json").read_text("utf-8"))["rows"],
+    )
 
 
 def speed(path: Path, repeats: int) -> Path:
@@ -199,24 +221,28 @@ def speed(path: Path, repeats: int) -> Path:
         add(f"steps, {n}", lambda s=fewer: s.applied(pipe), fewer.macs_ratio(), fewer.steps)
     times = measure_latency(calls, repeats=repeats, warmup=1)
     data = {
-        "model": MODEL, "steps": steps, "batch": BATCH, "guidance_scale": GUIDANCE, "threads": 1, "repeats": repeats,
+        "model": MODEL,
+        "steps": steps,
+        "batch": BATCH,
+        "guidance_scale": GUIDANCE,
+        "threads": 1,
+        "repeats": repeats,
         "rows": {
             name: {
-                "macs_ratio": kept[name], "latency": latency.to_dict(),
+                "macs_ratio": kept[name],
+                "latency": latency.to_dict(),
                 "times_as_fast": ratio(times["unpruned"], latency).to_dict(),
             }
             for name, latency in times.items()
         },
-    }  # fmt: skip
+    }
     return pl.save_record(path, "deepcache_speed", data, pl.passport(seeds=[SEED], n=repeats))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("equal", "quality", "record", "speed"), required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/deepcache"), help="folder of single results"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/deepcache"), help="folder of single results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--repeats", type=int, default=10, help="speed: timed rounds")
     arguments = parser.parse_args()

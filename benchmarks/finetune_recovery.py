@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_recovery.py
 
-writes book/results/finetune_recovery.json. Three runs with the same steps, data order, noise and learning rate: the
+writes the record finetune_recovery.json. Three runs with the same steps, data order, noise and learning rate: the
 narrow denoiser that structured pruning leaves, the same small architecture from random weights, and the whole
 architecture with most weights held at zero. Judged at eight moments, with averaged weights. About 15 minutes on one
 CPU core.
@@ -17,10 +17,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from judged import judge, once, spread
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL = "emoji-sd"
 WIDTHS, SPARSITY = (16, 48, 64, 64), 0.8
 STEPS, EVERY, BATCH, LR, SEED = 700, 100, 16, 1e-3, 0
@@ -34,8 +35,8 @@ RUNS = {
 
 def train_one(name: str, folder: Path) -> dict:
     """Train one start; return the figures of each moment."""
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
-    captions = pl.captions(MODEL)
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
+    captions = pb.captions(MODEL)
     asked = [captions[i] for i in spread(N, len(captions))]
     wanted = judge(pipe, clip, asked, captions, None, **SAMPLER).pictures
     after_step = None
@@ -53,14 +54,30 @@ def train_one(name: str, folder: Path) -> dict:
         return {"judged": judge(pipe, clip, asked, captions, wanted, **SAMPLER).intervals()}
 
     log = pl.finetune(
-        pipe, pl.training_images(MODEL), captions, steps=STEPS, lr=LR, batch=BATCH, seed=SEED, after_step=after_step,
-        validate=validate, validate_every=EVERY, folder=folder, checkpoint_every=EVERY,
-    )  # fmt: skip
+        pipe,
+        pb.training_images(MODEL),
+        captions,
+        steps=STEPS,
+        lr=LR,
+        batch=BATCH,
+        seed=SEED,
+        after_step=after_step,
+        validate=validate,
+        validate_every=EVERY,
+        folder=folder,
+        checkpoint_every=EVERY,
+    )
     steps, judged = log.curve("judged")
     return {
-        "name": name, "label": RUNS[name], "params": whole.params, "macs": whole.macs, "steps": steps, "judged": judged,
-        "loss": log.curve(), "seconds": log.curve("seconds")[1][-1],
-    }  # fmt: skip
+        "name": name,
+        "label": RUNS[name],
+        "params": whole.params,
+        "macs": whole.macs,
+        "steps": steps,
+        "judged": judged,
+        "loss": log.curve(),
+        "seconds": log.curve("seconds")[1][-1],
+    }
 
 
 def record(path: Path, work: Path) -> Path:
@@ -71,9 +88,13 @@ def record(path: Path, work: Path) -> Path:
         print(name, flush=True)
         runs.append(once(work / f"{name}.json", lambda n=name: train_one(n, work / n)))
     data = {
-        "runs": runs, "model": MODEL, "widths": list(WIDTHS), "sparsity": SPARSITY, "sampler": SAMPLER,
+        "runs": runs,
+        "model": MODEL,
+        "widths": list(WIDTHS),
+        "sparsity": SPARSITY,
+        "sampler": SAMPLER,
         "finetune": {"steps": STEPS, "batch": BATCH, "lr": LR, "seed": SEED},
-    }  # fmt: skip
+    }
     return pl.save_record(path, "finetune_recovery", data, pl.passport(seeds=[SEED], n=N))
 
 

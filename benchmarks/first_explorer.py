@@ -2,7 +2,7 @@
 
     python benchmarks/first_explorer.py
 
-writes book/results/first_explorer.json and, beside it, one sheet of all pictures, first_explorer.webp. Every picture
+writes the record first_explorer.json and, beside it, one sheet of all pictures, first_explorer.webp. Every picture
 starts from the noise of the same seed. Times are of the whole call, from prompt to picture, batch 1, for one prompt:
 the text is padded to a fixed length, so the time does not depend on it. All settings are timed in turn, so that a
 disturbance from outside hits them alike. About three minutes on two CPU cores.
@@ -15,13 +15,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import clip_score
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.first import MODEL, SEED, redraw, total_macs
-from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.guidance import MODEL, SEED, redraw, total_macs
+from pruning_book.widgets.sweep import SweepExplorer
+from pruning_lib.quality import clip_score
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
 STEPS = (1, 2, 4, 8, 16, 25, 50)
 GUIDANCE = (1.0, 3.0, 6.0)
@@ -37,7 +39,7 @@ def record(path: Path, repeats: int, device: str) -> Path:
     """
     check_writable(path)
     pipe = pl.load(MODEL, device=device)
-    clip = pl.load_clip(MODEL)
+    clip = pb.load_clip(MODEL)
     macs = pl.count_macs(pipe.unet).macs
     settings = [(steps, guidance) for steps in STEPS for guidance in GUIDANCE]
     bar = tqdm(total=(len(PROMPTS) + repeats + 1) * len(settings), desc="pictures", unit="picture")
@@ -57,13 +59,19 @@ def record(path: Path, repeats: int, device: str) -> Path:
     scores = [round(score, 2) for score in clip_score(clip, images, words).tolist()]
     metrics = [
         Metric(
-            "latency_ms", [round(t.median_ms, 2) for t in timed], label="time for the picture", unit="ms",
-            low=[round(t.p10_ms, 2) for t in timed], high=[round(t.p90_ms, 2) for t in timed],
-            interval="median, p10 to p90", n=repeats, digits=0,
+            "latency_ms",
+            [round(t.median_ms, 2) for t in timed],
+            label="time for the picture",
+            unit="ms",
+            low=[round(t.p10_ms, 2) for t in timed],
+            high=[round(t.p90_ms, 2) for t in timed],
+            interval="median, p10 to p90",
+            n=repeats,
+            digits=0,
         ),
         Metric("clip_score", scores, label="CLIP score (mini CLIP)", n=1, digits=1),
         Metric("unet_gmacs", gmacs, label="MACs in the UNet, with attention", unit="G", digits=2),
-    ]  # fmt: skip
+    ]
     axes = [
         Axis("prompt", PROMPTS, label="Prompt"),
         Axis("steps", STEPS, label="Steps"),

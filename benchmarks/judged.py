@@ -14,17 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pruning_lib.measure import (
-    Latency,
-    bootstrap_interval,
-    clip_score,
-    frechet,
-    psnr,
-    ratio,
-    retrieval_rank,
-    ssim,
-)
-from pruning_lib.zoo.gate import generate
+from pruning_book.frechet import frechet
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.latency import Latency, ratio
+from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
+from zoo.acceptance import generate
 
 TOP = 5
 PSNR_CAP = 60.0  # equal pictures have no finite PSNR; only the unpruned model is compared with itself
@@ -60,9 +54,17 @@ def unit(images: Tensor) -> Tensor:
 
 
 def judge(
-    pipe, clip, prompts: Sequence[str], candidates: Sequence[str], wanted: Tensor | None, *, steps: int,
-    guidance: float, seed: int = 0, real: Tensor | None = None,
-) -> Judged:  # fmt: skip
+    pipe,
+    clip,
+    prompts: Sequence[str],
+    candidates: Sequence[str],
+    wanted: Tensor | None,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int = 0,
+    real: Tensor | None = None,
+) -> Judged:
     """Draw one picture per prompt and judge them.
 
     Args:
@@ -115,9 +117,11 @@ def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
     """Return measured beside promised speed, of at least two rounds."""
     faster = ratio(base, latency)
     return {
-        "latency": latency.to_dict(), "times_as_fast": faster.to_dict(), "promised": 1 / macs_ratio,
+        "latency": latency.to_dict(),
+        "times_as_fast": faster.to_dict(),
+        "promised": 1 / macs_ratio,
         "reached": faster.value * macs_ratio,
-    }  # fmt: skip
+    }
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -2,7 +2,7 @@
 
     python benchmarks/new_concept.py
 
-writes book/results/new_concept.json and, beside it, the pictures of the chapter's explorer, new_concept.webp. Every
+writes the record new_concept.json and, beside it, the pictures of the chapter's explorer, new_concept.webp. Every
 start is trained with the same steps, data order, noise and learning rate, for each of three seeds. Half of every batch
 are old pictures, so that the model need not forget them (the idea of DreamBooth's prior preservation, with real
 pictures). Single runs are kept below --work, so that an interrupted benchmark goes on. About 40 minutes on one core.
@@ -16,14 +16,17 @@ from pathlib import Path
 import torch
 from judged import judge, once, spread, tiles_of, unit
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, psnr, retrieval_rank, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
-from pruning_lib.training.denoising import DenoisingTask
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.sweep import SweepExplorer
+from pruning_lib.finetuning.denoising import DenoisingTask
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.quality import psnr, retrieval_rank, ssim
+from pruning_lib.records import check_writable
+from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL = "emoji-sd"
 PER_RUN = ("changed", "zeros_before", "zeros_after", "grown_mean", "largest_step")
 STEPS, BATCH, LR, SEEDS = 150, 16, 5e-4, (0, 1, 2)
@@ -45,9 +48,9 @@ STARTS = {
 def train_one(start: str, seed: int, sheet: Path) -> dict:
     """Train one start with one seed and judge it."""
     _, sparsity, held, trained_in, rounded_to = STARTS[start]
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
-    images, captions = pl.training_images(MODEL), pl.captions(MODEL)
-    new, names = pl.new_concepts()
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
+    images, captions = pb.training_images(MODEL), pb.captions(MODEL)
+    new, names = pb.new_concepts()
     everything = captions + names
     asked = [captions[i] for i in spread(OLD, len(captions))]
     before = judge(pipe, clip, asked, everything, None, **SAMPLER).pictures
@@ -70,9 +73,19 @@ def train_one(start: str, seed: int, sheet: Path) -> dict:
     repeat = round(len(images) / len(new))
     mixed = torch.cat([images, new.repeat(repeat, 1, 1, 1)])
     log = pl.finetune(
-        pipe, mixed, captions + names * repeat, steps=STEPS, lr=LR, batch=BATCH, seed=seed, ema=0, half_weights=True,
-        after_step=pruned.reapply if held else None, validate=validate, validate_every=50,
-    )  # fmt: skip
+        pipe,
+        mixed,
+        captions + names * repeat,
+        steps=STEPS,
+        lr=LR,
+        batch=BATCH,
+        seed=seed,
+        ema=0,
+        half_weights=True,
+        after_step=pruned.reapply if held else None,
+        validate=validate,
+        validate_every=50,
+    )
     changed = sum((p != first[n]).sum().item() for n, p in pipe.unet.named_parameters())
     zeros = {n: ~m for n, m in pruned.masks.items()} if pruned else {}
     weights = dict(pipe.unet.named_parameters())
@@ -90,18 +103,19 @@ def train_one(start: str, seed: int, sheet: Path) -> dict:
         "old": {k: v.tolist() for k, v in old.figures.items()},
         "curve": {name: log.curve(name) for name in ("new_loss", "old_loss")},
         "changed": changed / sum(p.numel() for p in weights.values()),
-        "zeros_before": sum(z.sum().item() for z in zeros.values()), "zeros_after": still,
+        "zeros_before": sum(z.sum().item() for z in zeros.values()),
+        "zeros_after": still,
         "grown_mean": grown.mean().item(),
         "largest_step": max((p.float() - first[n].float()).abs().max().item() for n, p in weights.items()),
-    }  # fmt: skip
+    }
 
 
 def untrained(name: str) -> dict:
     """Judge a start before it was trained: what it knows of the new things, and what pruning cost the old ones."""
     _, sparsity, _, trained_in, rounded_to = STARTS[name]
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
-    captions = pl.captions(MODEL)
-    new, names = pl.new_concepts()
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
+    captions = pb.captions(MODEL)
+    new, names = pb.new_concepts()
     asked = [captions[i] for i in spread(OLD, len(captions))]
     before = judge(pipe, clip, asked, captions + names, None, **SAMPLER).pictures
     if sparsity:
@@ -118,12 +132,12 @@ def untrained(name: str) -> dict:
 
 def ceiling() -> dict:
     """Say what the judge makes of the real new pictures, and what the autoencoder alone leaves of them."""
-    from pruning_lib.zoo.gate import reconstruct
+    from zoo.acceptance import reconstruct
 
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
-    new, names = pl.new_concepts()
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
+    new, names = pb.new_concepts()
     again = reconstruct(pipe, new)
-    rank = retrieval_rank(clip, new, names, pl.captions(MODEL) + names)
+    rank = retrieval_rank(clip, new, names, pb.captions(MODEL) + names)
     return {
         "top5_real": bootstrap_interval((rank <= 5).float()).to_dict(),
         "ssim_autoencoder": bootstrap_interval(ssim(unit(again), unit(new))).to_dict(),
@@ -139,7 +153,7 @@ def summary(runs: list[dict], which: str) -> dict:
             "by_seed": [torch.tensor(r[which][key]).mean().item() for r in runs],
         }
         for key in runs[0][which]
-    }  # fmt: skip
+    }
 
 
 def against(runs: list[dict], reference: list[dict], which: str) -> dict:
@@ -154,7 +168,7 @@ def against(runs: list[dict], reference: list[dict], which: str) -> dict:
 def record(path: Path, work: Path) -> Path:
     """Train all starts with all seeds and write the record."""
     check_writable(path)
-    real, names = pl.new_concepts()
+    real, names = pb.new_concepts()
     places = [names.index(name) for name in SHOWN]
     rows, reference, shown = [], [], []
     tiles = [real[places]]
@@ -163,34 +177,43 @@ def record(path: Path, work: Path) -> Path:
         for seed in SEEDS:
             print(f"{name}, seed {seed}", flush=True)
             sheet = work / f"{name}.png"
-            runs.append(
-                once(work / f"{name}-{seed}.json", lambda n=name, s=seed, p=sheet: train_one(n, s, p))
-            )
+            runs.append(once(work / f"{name}-{seed}.json", lambda n=name, s=seed, p=sheet: train_one(n, s, p)))
         reference = reference or runs  # the first start is the unpruned one
         start = once(work / f"{name}-start.json", lambda n=name: untrained(n))
         rows.append(
             {
-                "name": name, "label": label, "sparsity": sparsity, "held": held, "trained_in": trained_in,
-                "rounded_to": rounded_to, "new": summary(runs, "new"), "old": summary(runs, "old"),
+                "name": name,
+                "label": label,
+                "sparsity": sparsity,
+                "held": held,
+                "trained_in": trained_in,
+                "rounded_to": rounded_to,
+                "new": summary(runs, "new"),
+                "old": summary(runs, "old"),
                 "new_against_whole": against(runs, reference, "new"),
                 "old_against_whole": against(runs, reference, "old"),
                 "before": {which: summary([start], which) for which in ("new", "old")},
                 "curves": [r["curve"] for r in runs],
                 **{k: [r[k] for r in runs] for k in PER_RUN},
             }
-        )  # fmt: skip
+        )
         tiles.append(tiles_of(work / f"{name}.png"))
         shown.append([runs[0]["new"]["ssim"][i] for i in places])
     data = {
-        "rows": rows, "ceiling": ceiling(), "shown": list(SHOWN), "model": MODEL, "concepts": names,
-        "old_captions": OLD, "noises": NOISES, "sampler": SAMPLER, "features": "mini-CLIP",
+        "rows": rows,
+        "ceiling": ceiling(),
+        "shown": list(SHOWN),
+        "model": MODEL,
+        "concepts": names,
+        "old_captions": OLD,
+        "noises": NOISES,
+        "sampler": SAMPLER,
+        "features": "mini-CLIP",
         "finetune": {"steps": STEPS, "batch": BATCH, "lr": LR, "ema": 0, "old_share": 0.5},
         "interval": "over pictures, each averaged over the seeds of training",
-    }  # fmt: skip
+    }
     passport = pl.passport(seeds=list(SEEDS), n=len(names) * NOISES)
-    return explorer(rows, shown, torch.stack(tiles, 1).flatten(0, 1)).save(
-        path, "new_concept", passport, **data
-    )
+    return explorer(rows, shown, torch.stack(tiles, 1).flatten(0, 1)).save(path, "new_concept", passport, **data)
 
 
 def explorer(rows: list[dict], shown: list[list[float]], tiles: torch.Tensor) -> SweepExplorer:
@@ -201,28 +224,26 @@ def explorer(rows: list[dict], shown: list[list[float]], tiles: torch.Tensor) ->
 
     def mean(which: str, name: str, label: str) -> Metric:
         found = [row[which]["ssim"] for row in rows]
-        parts = {
-            key: [None, *(round(f[key], 4) for f in found)] * len(SHOWN) for key in ("value", "low", "high")
-        }
+        parts = {key: [None, *(round(f[key], 4) for f in found)] * len(SHOWN) for key in ("value", "low", "high")}
         return Metric(
-            name, parts["value"], label=label, low=parts["low"], high=parts["high"], interval="95 % interval",
-            n=found[0]["n"], digits=2,
-        )  # fmt: skip
+            name,
+            parts["value"],
+            label=label,
+            low=parts["low"],
+            high=parts["high"],
+            interval="95 % interval",
+            n=found[0]["n"],
+            digits=2,
+        )
 
     metrics = [
         mean("old", "old_ssim", "old things, SSIM to before"),
         mean("new", "new_ssim", "new things, SSIM to the real ones"),
         Metric(
-            "ssim",
-            [round(v, 4) for row in each for v in row],
-            label="this picture, SSIM to the real one",
-            digits=2,
+            "ssim", [round(v, 4) for row in each for v in row], label="this picture, SSIM to the real one", digits=2
         ),
     ]
-    axes = [
-        Axis("thing", SHOWN, label="New thing"),
-        Axis("start", stops, label="Training started from", labels=labels),
-    ]
+    axes = [Axis("thing", SHOWN, label="New thing"), Axis("start", stops, label="Training started from", labels=labels)]
     return SweepExplorer("new-concept", axes, tiles, metrics, title="as recorded")
 
 

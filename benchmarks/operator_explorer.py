@@ -3,7 +3,7 @@
     python benchmarks/operator_scores.py       # first: it scores the operators
     python benchmarks/operator_explorer.py
 
-writes book/results/operator_explorer.json and, beside it, one sheet of all pictures, operator_explorer.webp. Every
+writes the record operator_explorer.json and, beside it, one sheet of all pictures, operator_explorer.webp. Every
 operator is changed alone, and at each stop of the slider the lowest-scored ones together; the same captions are drawn
 from the same noise, and compared with the pictures of the unpruned model. Nothing here depends on how fast the machine
 is. Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight minutes on
@@ -24,15 +24,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import DEFAULT_KINDS, Plan, Scores, reductions
-from pruning_lib.show.operator_live import MODEL, PROMPTS, STOPS, changed_pictures
-from pruning_lib.show.sparsity import FIRST_SEED, GUIDANCE, STEPS, spread_captions
-from pruning_lib.show.widgets import CutStop, OperatorExplorer, Worth
+from pruning_book.widgets.operator_live import MODEL, PROMPTS, STOPS, changed_pictures
+from pruning_book.widgets.operators import OperatorExplorer, OperatorResult, PruningStop
+from pruning_book.widgets.sparsity import FIRST_SEED, GUIDANCE, STEPS, spread_captions
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.operators.budget import reductions
+from pruning_lib.operators.find import DEFAULT_KINDS
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.scores import Scores
+from pruning_lib.quality import ssim
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
 
 
@@ -53,29 +58,27 @@ def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, devi
     operators = scores.operators
     ones = [Plan(((op.path, op.modifications[0]),), operators.base) for op in operators]
     plans = {
-        ratio: scores.lowest(macs_ratio=ratio, pipe=pipe) if ratio else Plan((), operators.base)
-        for ratio in STOPS
+        ratio: scores.lowest(macs_ratio=ratio, pipe=pipe) if ratio else Plan((), operators.base) for ratio in STOPS
     }
     jobs = [*plans.values(), *ones]
     drawn = [kept(pipe, plan, captions, work) for plan in tqdm(jobs, desc="changes", unit="change")]
     whole = drawn[0]
     similar = [ssim(whole.float() / 255, found.float() / 255) for found in drawn]
     explorer = assemble(pipe.unet, scores, plans, drawn, similar)
-    passport = pl.passport(
-        seeds=[FIRST_SEED + i for i in range(len(captions))], n=len(captions), device=device
-    )
+    passport = pl.passport(seeds=[FIRST_SEED + i for i in range(len(captions))], n=len(captions), device=device)
     more = {
-        "sampler": "DDIM, trailing", "steps": STEPS, "guidance": GUIDANCE, "captions": list(captions),
+        "sampler": "DDIM, trailing",
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "captions": list(captions),
         "per_picture": {op.path: _rounded(similar[len(plans) + i]) for i, op in enumerate(operators)},
-    }  # fmt: skip
+    }
     return explorer.save(path, "operator_explorer", passport, quality=QUALITY, **more)
 
 
 def kept(pipe: Any, plan: Plan, captions: Sequence[str], work: Path) -> Tensor:
     """Return the pictures of one plan, uint8 `[n, 3, h, w]`, drawn once."""
-    name = hashlib.sha256(
-        json.dumps([sorted(dict(plan.changes).items()), list(captions)]).encode()
-    ).hexdigest()[:24]
+    name = hashlib.sha256(json.dumps([sorted(dict(plan.changes).items()), list(captions)]).encode()).hexdigest()[:24]
     file = work / f"{name}.pt"
     if not file.is_file():
         pictures = (changed_pictures(pipe, plan, captions) * 255).round().to(torch.uint8)
@@ -85,11 +88,7 @@ def kept(pipe: Any, plan: Plan, captions: Sequence[str], work: Path) -> Tensor:
 
 
 def assemble(
-    unet: torch.nn.Module,
-    scores: Scores,
-    plans: Mapping[float, Plan],
-    drawn: list[Tensor],
-    similar: list[Tensor],
+    unet: torch.nn.Module, scores: Scores, plans: Mapping[float, Plan], drawn: list[Tensor], similar: list[Tensor]
 ) -> OperatorExplorer:
     """Return the explorer; `drawn` and `similar` hold the stops, then the operators."""
     operators, shown = scores.operators, len(PROMPTS)
@@ -104,22 +103,33 @@ def assemble(
     for (ratio, plan), values in zip(plans.items(), similar, strict=False):
         macs, params = reductions(unet, plan)
         stops.append(
-            CutStop(
-                ratio, plan.changes, params=round((1 - params) * costs.params), macs=round((1 - macs) * costs.macs),
+            PruningStop(
+                ratio,
+                plan.changes,
+                params=round((1 - params) * costs.params),
+                macs=round((1 - macs) * costs.macs),
                 **judged(values),
             )
-        )  # fmt: skip
+        )
     worths = []
     for op, values in zip(operators, similar[len(plans) :], strict=True):
         macs, params = reductions(unet, Plan(((op.path, op.modifications[0]),), operators.base))
         scored = scores[op.path]
         avg, std = (scored.avg_dist, scored.std_dist) if scored.is_finite else (None, None)
         worths.append(
-            Worth(
-                op.path, op.kind, op.in_shape, op.out_shape, op.modifications[0], avg, std,
-                saved_params=round(params * costs.params), saved_macs=round(macs * costs.macs), **judged(values),
+            OperatorResult(
+                op.path,
+                op.kind,
+                op.in_shape,
+                op.out_shape,
+                op.modifications[0],
+                avg,
+                std,
+                saved_params=round(params * costs.params),
+                saved_macs=round(macs * costs.macs),
+                **judged(values),
             )
-        )  # fmt: skip
+        )
     images = torch.cat([torch.stack([found[i] for found in drawn]) for i in range(shown)])
     return OperatorExplorer(
         "operator-explorer", MODEL, worths, stops, PROMPTS, images, n=len(drawn[0]), title="as recorded"
@@ -128,10 +138,7 @@ def assemble(
 
 def captions_of(n: int) -> list[str]:
     """Return n captions: the explorer's prompts, then others spread over all."""
-    return [
-        *PROMPTS,
-        *(c for c in spread_captions(pl.captions(MODEL), n + len(PROMPTS)) if c not in PROMPTS),
-    ][:n]
+    return [*PROMPTS, *(c for c in spread_captions(pb.captions(MODEL), n + len(PROMPTS)) if c not in PROMPTS)][:n]
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -140,16 +147,10 @@ def _rounded(values: Tensor) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--pictures", type=int, default=16, help="captions drawn for each change (default 16)"
-    )
-    parser.add_argument(
-        "--scores", type=Path, default=RESULTS / "operator_scores.safetensors", help="the scores"
-    )
+    parser.add_argument("--pictures", type=int, default=16, help="captions drawn for each change (default 16)")
+    parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors", help="the scores")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument(
-        "--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-operator-explorer"
-    )
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-operator-explorer")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
     options = parser.parse_args()
     place = options.out / "operator_explorer.json"

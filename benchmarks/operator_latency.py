@@ -3,7 +3,7 @@
     python benchmarks/operator_latency.py
     python benchmarks/operator_latency.py --device cuda
 
-writes book/results/operator_latency.json. The unpruned denoiser and several pruned ones are called in turn, forwards
+writes the record operator_latency.json. The unpruned denoiser and several pruned ones are called in turn, forwards
 and backwards, so that a slow moment hits all of them: one call at batch 1, 2 (one picture with guidance) and 8, and
 whole generations. The plans follow the score, BK-SDM's choice, and single kinds of operators. Needs a quiet machine;
 about three minutes on one CPU core. Another device adds its rows to the record that is there.
@@ -18,11 +18,15 @@ from pathlib import Path
 import torch
 from operator_runs import BK_SDM, MODEL, RESULTS, SCORES, with_unet
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import RecordError, example_inputs, ratio
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import Scores, choose, find_operators
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.latency import ratio
+from pruning_lib.operators.budget import choose
+from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.remove import pruned_copy
+from pruning_lib.operators.scores import Scores
+from pruning_lib.records import RecordError, check_writable
 
 BATCHES = (1, 2, 8)
 RATIOS = (0.1, 0.2, 0.35, 0.5)
@@ -37,8 +41,7 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
     operators = find_operators(pipe.unet)
     order = [path for path in Scores.load(scores).ranked() if path in operators]
     plans = {
-        f"score, {100 * share:.0f} % of MACs": choose(order, operators, pipe.unet, macs_ratio=share)
-        for share in RATIOS
+        f"score, {100 * share:.0f} % of MACs": choose(order, operators, pipe.unet, macs_ratio=share) for share in RATIOS
     }
     for kind in KINDS:
         same = operators.of(kind)
@@ -49,11 +52,14 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
     for name, model in models.items():
         size = pl.count_macs(model)
         found[name] = {
-            "params": size.params, "macs": size.macs, "macs_ratio": 1 - size.macs / whole.macs,
-            "params_ratio": 1 - size.params / whole.params, "expected_times_as_fast": whole.macs / size.macs,
+            "params": size.params,
+            "macs": size.macs,
+            "macs_ratio": 1 - size.macs / whole.macs,
+            "params_ratio": 1 - size.params / whole.params,
+            "expected_times_as_fast": whole.macs / size.macs,
             "count": len(plans[name]) if name in plans else None,
             "changes": [list(change) for change in plans[name].changes] if name in plans else None,
-        }  # fmt: skip
+        }
     return pipe, found, models
 
 
@@ -63,11 +69,13 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> 
     base = times[next(iter(calls))]
     return {
         name: {
-            **{key: round(getattr(found, key), 4) for key in ("median_ms", "p10_ms", "p90_ms")}, "n": found.n,
-            "times_as_fast": ratio(base, found).to_dict(), "peak_memory_mib": found.peak_memory_mib,
+            **{key: round(getattr(found, key), 4) for key in ("median_ms", "p10_ms", "p90_ms")},
+            "n": found.n,
+            "times_as_fast": ratio(base, found).to_dict(),
+            "peak_memory_mib": found.peak_memory_mib,
         }
         for name, found in times.items()
-    }  # fmt: skip
+    }
 
 
 def measure(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str) -> dict[str, dict]:
@@ -77,15 +85,13 @@ def measure(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str)
         inputs = example_inputs(pipe.unet, batch=batch, device=device)
         calls = {name: torch.no_grad()(lambda m=model, x=inputs: m(**x)) for name, model in models.items()}
         found[f"batch {batch}"] = timed(calls, repeats, device)
-    prompts = pl.captions(MODEL)[:GENERATED]
+    prompts = pb.captions(MODEL)[:GENERATED]
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
     pipes = {name: with_unet(pipe, model) for name, model in models.items()}
     for each in pipes.values():
         each.set_progress_bar_config(disable=True)
     found["generation"] = timed(
-        {name: lambda p=each: p(prompts, **options) for name, each in pipes.items()},
-        max(2, repeats // 4),
-        device,
+        {name: lambda p=each: p(prompts, **options) for name, each in pipes.items()}, max(2, repeats // 4), device
     )
     return found
 
@@ -101,10 +107,14 @@ def record(path: Path, scores: Path, repeats: int, device: str) -> Path:
     passport = pl.passport(seeds=[], n=repeats, device=device)
     devices[device] = {"times": measure(pipe, models, repeats, device), "passport": passport}
     data = {
-        "devices": devices, "candidates": what, "batches": list(BATCHES), "model": MODEL, "dtype": "float32",
+        "devices": devices,
+        "candidates": what,
+        "batches": list(BATCHES),
+        "model": MODEL,
+        "dtype": "float32",
         "generation": {"pictures": GENERATED, "steps": STEPS, "guidance": GUIDANCE, "what": "text to pixels"},
         "macs_convention": "with attention products, batch 1, one call",
-    }  # fmt: skip
+    }
     first = next(iter(devices.values()))["passport"]
     return pl.save_record(path, "operator_latency", data, first)
 

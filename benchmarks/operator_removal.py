@@ -8,7 +8,7 @@ The first stage cuts without training: by number of operators and by share of MA
 blocks that are free to remove; about 30 minutes on one CPU core. The second trains what each ranking leaves at two
 shares of MACs, one of them that of BK-SDM's choice, with one seed of training; about a minute a run. Without a file of
 scores (`benchmarks/operator_scores.py`) both do the controls only, and go on when it is there. The third writes
-book/results/operator_removal.json and the sheet of pictures of the chapter's explorer from what has been done.
+the record operator_removal.json and the sheet of pictures of the chapter's explorer from what has been done.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from operator_summary import record
 from torch import Tensor
 
 import pruning_lib as pl
-from pruning_lib.operators import Plan, choose, reductions, remove_operators
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_lib.operators.budget import choose, reductions
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import remove_operators
+from zoo.assemble import contact_sheet
 
 COUNTS = (1, 4, 8, 16, 24, 32)
 OUTSIDE = (0.1, 0.2, 0.3)  # shares of MACs in the scope "outside" of the free blocks
@@ -97,9 +99,11 @@ def sweep(scores: Path, work: Path, part: str) -> None:
         once(
             work / f"{name}.json",
             lambda n=name, p=plan, r=row: {
-                **r, **of_plan(bench, p, free), **bench.look(remove_operators(bench.pipe, p), work / f"{n}.png"),
+                **r,
+                **of_plan(bench, p, free),
+                **bench.look(remove_operators(bench.pipe, p), work / f"{n}.png"),
             },
-        )  # fmt: skip
+        )
     once(work / "bk-sdm.json", lambda: {"ranking": "bk-sdm", **_hand_made(bench, work / "bk-sdm.png")})
 
 
@@ -135,9 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
     parser.add_argument("--ranking", default="", choices=("", *RANKINGS), help="only this one (default: all)")
     parser.add_argument("--seed", type=int, help="train: only this seed (default: all)")
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()
     if arguments.stage == "sweep":

@@ -14,23 +14,18 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from judged import judge, once, spread, tiles_of
 from torch import Tensor
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval
-from pruning_lib.operators import (
-    Operators,
-    Plan,
-    Scores,
-    choose,
-    find_operators,
-    output_ranking,
-    params_ranking,
-    random_ranking,
-    reductions,
-    remove_operators,
-)
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_book.rivals.rankings import output_ranking, params_ranking, random_ranking
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.operators.budget import choose, reductions
+from pruning_lib.operators.find import Operators, find_operators
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import remove_operators
+from pruning_lib.operators.scores import Scores
+from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 SCORES = RESULTS / "operator_scores.safetensors"
 MODEL, N = "emoji-sd", 160
 SAMPLER = {"steps": 6, "guidance": 3.0}
@@ -52,16 +47,7 @@ RANKINGS = {
     "bk-sdm": "BK-SDM's choice",
     "none": "nothing removed",
 }
-SHOWN = (
-    "lion",
-    "pizza",
-    "red heart",
-    "rocket",
-    "sunflower",
-    "house",
-    "guitar",
-    "smiling face with sunglasses",
-)
+SHOWN = ("lion", "pizza", "red heart", "rocket", "sunflower", "house", "guitar", "smiling face with sunglasses")
 
 
 @dataclass(frozen=True)
@@ -88,13 +74,13 @@ class Bench:
     @cache
     def load(cls) -> Bench:
         """Load everything, and draw what is wanted."""
-        pipe, clip, captions = pl.load(MODEL), pl.load_clip(MODEL), pl.captions(MODEL)
+        pipe, clip, captions = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL)
         pipe.set_progress_bar_config(disable=True)
         chosen = [captions[i] for i in spread(N, len(captions))]
         rest = [name for name in SHOWN if name not in chosen]
         asked = [*chosen[: N - len(rest)], *rest]
         wanted = judge(pipe, clip, asked, captions, None, **SAMPLER).pictures
-        return cls(pipe, clip, pl.training_images(MODEL), captions, asked, wanted, find_operators(pipe.unet))
+        return cls(pipe, clip, pb.training_images(MODEL), captions, asked, wanted, find_operators(pipe.unet))
 
     def look(self, pipe: DiffusionPipeline, sheet: Path | None = None) -> dict:
         """Judge a pipeline; return one number per picture for each figure, and the Fréchet distance.
@@ -137,10 +123,13 @@ def of_plan(bench: Bench, plan: Plan, free: Sequence[str]) -> dict:
     share = reductions(unet, Plan(inside, plan.base)) if inside else (0.0, 0.0)
     kinds = [bench.operators[path].kind for path in plan.paths]
     return {
-        "count": len(plan), "macs_ratio": macs_params[0], "params_ratio": macs_params[1],
-        "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}, "changes": [list(c) for c in plan.changes],
+        "count": len(plan),
+        "macs_ratio": macs_params[0],
+        "params_ratio": macs_params[1],
+        "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        "changes": [list(c) for c in plan.changes],
         "free": {"count": len(inside), "macs_ratio": share[0], "params_ratio": share[1]},
-    }  # fmt: skip
+    }
 
 
 def pruned(bench: Bench, ranking: str, orders: dict[str, list[str]], level: float):
@@ -198,9 +187,16 @@ def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Pat
             return {"look": bench.look(pipe, work / f"{run.name}.png" if step == last else None)}
 
         log = pl.finetune(
-            pipe, bench.images, bench.captions, seed=seed, folder=run, checkpoint_every=EVERY, validate=validate,
-            validate_every=EVERY if curve else last, **FINETUNE,
-        )  # fmt: skip
+            pipe,
+            bench.images,
+            bench.captions,
+            seed=seed,
+            folder=run,
+            checkpoint_every=EVERY,
+            validate=validate,
+            validate_every=EVERY if curve else last,
+            **FINETUNE,
+        )
         steps, looks = log.curve("look")
         shutil.rmtree(run)  # its checkpoint is large, and the result is kept
         return {"steps": steps, "looks": looks, "loss": log.curve(), "seconds": log.curve("seconds")[1][-1]}
@@ -236,9 +232,7 @@ def against(looks: list[dict], reference: list[dict]) -> dict:
     """Return reference minus these, picture by picture, with an interval; above 0 the reference is better."""
     found = {}
     for key in ("ssim", "psnr_db", "clip_score"):
-        ours, theirs = (
-            torch.tensor([look["figures"][key] for look in part]).mean(0) for part in (reference, looks)
-        )
+        ours, theirs = (torch.tensor([look["figures"][key] for look in part]).mean(0) for part in (reference, looks))
         found[key] = bootstrap_interval(ours - theirs).to_dict()
     return found
 

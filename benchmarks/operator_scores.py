@@ -3,7 +3,7 @@
     python benchmarks/operator_scores.py --kinds default     # without single linear layers and norms
     python benchmarks/operator_scores.py                     # all; goes on from the former
 
-Writes book/results/operator_scores.json, one row per operator, and operator_scores.safetensors, the same as `Scores`
+Writes the record operator_scores.json, one row per operator, and operator_scores.safetensors, the same as `Scores`
 with averages and standard deviations. About 18 minutes on one CPU core; it may be interrupted.
 """
 
@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from judged import spread
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import DEFAULT_KINDS, KINDS, find_operators, score_operators
+from pruning_lib.operators.find import DEFAULT_KINDS, KINDS, find_operators
+from pruning_lib.operators.score import score_operators
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL = "emoji-sd"
 NUM_LATENTS, SEED = 16, 0
 SAMPLING = {"steps": 8, "guidance_scale": 3.0, "seed": SEED}
@@ -27,7 +29,7 @@ SAMPLING = {"steps": 8, "guidance_scale": 3.0, "seed": SEED}
 
 def prompts(count: int = NUM_LATENTS) -> list[str]:
     """Return captions spread over all that the model knows."""
-    known = pl.captions(MODEL)
+    known = pb.captions(MODEL)
     return [known[i] for i in spread(count, len(known))]
 
 
@@ -36,30 +38,29 @@ def main(path: Path, work: Path, kinds: tuple[str, ...]) -> None:
     check_writable(path)
     pipe = pl.load(MODEL)
     scores = score_operators(
-        pipe,
-        prompts(),
-        kinds=kinds,
-        num_latents=NUM_LATENTS,
-        folder=work / "scores",
-        keep_latents=True,
-        **SAMPLING,
+        pipe, prompts(), kinds=kinds, num_latents=NUM_LATENTS, folder=work / "scores", keep_latents=True, **SAMPLING
     )
     saved = scores.save(path.with_suffix(".safetensors"))
     data = {
-        "rows": scores.rows(), "model": MODEL, "sampling": scores.sampling, "kinds": list(kinds),
-        "found": len(find_operators(pipe.unet, tuple(KINDS))), "broken": scores.broken, "seconds": scores.seconds,
-        "generation_seconds": scores.original.seconds, "file": saved.name,
-        "macs": pl.count_macs(pipe.unet).macs, "params": pl.count_macs(pipe.unet).params,
+        "rows": scores.rows(),
+        "model": MODEL,
+        "sampling": scores.sampling,
+        "kinds": list(kinds),
+        "found": len(find_operators(pipe.unet, tuple(KINDS))),
+        "broken": scores.broken,
+        "seconds": scores.seconds,
+        "generation_seconds": scores.original.seconds,
+        "file": saved.name,
+        "macs": pl.count_macs(pipe.unet).macs,
+        "params": pl.count_macs(pipe.unet).params,
         "macs_convention": "with attention products, batch 1, one call",
-    }  # fmt: skip
+    }
     passport = pl.passport(seeds=list(range(SEED, SEED + NUM_LATENTS)), n=NUM_LATENTS)
     print(pl.save_record(path, "operator_scores", data, passport))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "operator_scores.json")
     parser.add_argument("--work", type=Path, default=Path("_build") / "operator_scores")
     parser.add_argument("--kinds", choices=("all", "default"), default="all")

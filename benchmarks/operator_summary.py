@@ -27,8 +27,9 @@ from operator_runs import (
 )
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.sweep import SweepExplorer
+from pruning_lib.records import check_writable
 
 THINGS = ("lion", "pizza", "rocket", "house")
 PIECE, PIECE_OF = 16, 0.3  # pictures kept one by one, and the share of MACs that was removed
@@ -59,12 +60,7 @@ def _trained_rows(work: Path) -> list[dict]:
                 continue
             looks = [run["looks"][-1] for run in done]
             first.setdefault(level, looks if ranking == "score" else None)
-            row = {
-                "ranking": ranking,
-                "level": level,
-                "seeds": trained(ranking)[: len(done)],
-                "after": summary(looks),
-            }
+            row = {"ranking": ranking, "level": level, "seeds": trained(ranking)[: len(done)], "after": summary(looks)}
             row["steps"], row["seconds"] = done[0]["steps"][-1], [run["seconds"] for run in done]
             row["score_minus_this"] = against(looks, first[level]) if first[level] else None
             rows.append(row)
@@ -80,9 +76,7 @@ def explorer(rows: list[dict], whole: dict, folder: Path) -> SweepExplorer:
         folder: where the sweep keeps its pictures.
     """
     places = {
-        (row["ranking"], row["asked"]): row
-        for row in rows
-        if row["scope"] == "all" and row["budget"] == "macs_ratio"
+        (row["ranking"], row["asked"]): row for row in rows if row["scope"] == "all" and row["budget"] == "macs_ratio"
     }
     stops = [0.0, *RATIOS]
     unpruned = tiles_of(folder / "unpruned.png")
@@ -98,9 +92,15 @@ def explorer(rows: list[dict], whole: dict, folder: Path) -> SweepExplorer:
         found = [row["figures"][name] for row in each]
         ends = {end: [f[end] for f in found] for end in ("value", "low", "high")}
         return Metric(
-            name, ends["value"], label=label, low=ends["low"], high=ends["high"], interval="95 % interval", n=N,
+            name,
+            ends["value"],
+            label=label,
+            low=ends["low"],
+            high=ends["high"],
+            interval="95 % interval",
+            n=N,
             digits=digits,
-        )  # fmt: skip
+        )
 
     metrics = [
         Metric("macs", [100 * row["macs_ratio"] for row in each], label="MACs removed", unit="%", digits=1),
@@ -124,17 +124,28 @@ def record(path: Path, work: Path) -> Path:
     rows = _rows(files)
     look = bench.look(bench.pipe)
     data = {
-        "rows": rows, "trained": _trained_rows(work), "free": json.loads((folder / "free.json").read_text("utf-8")),
+        "rows": rows,
+        "trained": _trained_rows(work),
+        "free": json.loads((folder / "free.json").read_text("utf-8")),
         "unpruned": {
-            "params": bench.operators.base.params, "macs": pl.count_macs(bench.pipe.unet).macs,
-            "n_operators": len(bench.operators), "clip_score": interval(look, "clip_score"),
-            "top5": interval(look, "top5"), "frechet": look["frechet"],
+            "params": bench.operators.base.params,
+            "macs": pl.count_macs(bench.pipe.unet).macs,
+            "n_operators": len(bench.operators),
+            "clip_score": interval(look, "clip_score"),
+            "top5": interval(look, "top5"),
+            "frechet": look["frechet"],
         },
-        "rankings": RANKINGS, "levels": list(LEVELS), "bk_sdm": BK_SDM, "bk_level": BK_LEVEL,
-        "model": MODEL, "sampler": SAMPLER,
-        "finetune": FINETUNE, "interval": "over pictures, each averaged over the seeds of training",
-        "macs_convention": "with attention products, batch 1, one call", "features": "mini-CLIP",
-    }  # fmt: skip
+        "rankings": RANKINGS,
+        "levels": list(LEVELS),
+        "bk_sdm": BK_SDM,
+        "bk_level": BK_LEVEL,
+        "model": MODEL,
+        "sampler": SAMPLER,
+        "finetune": FINETUNE,
+        "interval": "over pictures, each averaged over the seeds of training",
+        "macs_convention": "with attention products, batch 1, one call",
+        "features": "mini-CLIP",
+    }
     first = json.loads((folder / f"score-all-macs_ratio-{PIECE_OF}.json").read_text("utf-8"))
     # single pictures, which the chapter draws again: picture i starts from noise of seed i
     ssim = first["figures"]["ssim"][:PIECE]

@@ -42,7 +42,7 @@ from operator_runs import (
 )
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
+from pruning_lib.records import check_writable
 
 STARTS = {"preserved": "weights preserved", "scratch": "random weights"}
 
@@ -94,11 +94,16 @@ def record(path: Path, work: Path) -> Path:
         plan = json.loads((work / f"plan-{what['level']}.json").read_text("utf-8")) if what["level"] else None
         rows.append(
             {
-                "name": name, **what, "plan": plan, "seeds": list(done[name]), "steps": runs[0]["steps"],
-                "judged": [summary(list(looks)) for looks in moments], "loss": [run["loss"] for run in runs],
+                "name": name,
+                **what,
+                "plan": plan,
+                "seeds": list(done[name]),
+                "steps": runs[0]["steps"],
+                "judged": [summary(list(looks)) for looks in moments],
+                "loss": [run["loss"] for run in runs],
                 "seconds": [run["seconds"] for run in runs],
             }
-        )  # fmt: skip
+        )
     gains = {}
     for level in LEVELS:
         kept, fresh = done[f"score-{level}"], done[f"scratch-{level}"]
@@ -108,12 +113,21 @@ def record(path: Path, work: Path) -> Path:
             gains[str(level)] = against(pairs[1], pairs[0])
     look, shown = bench.look(bench.pipe), _sheet(path.with_suffix(".webp"), work)
     data = {
-        "shown": list(SHOWN), "sheet": path.with_suffix(".webp").name, "sheet_rows": shown,
-        "runs": rows, "preserved_minus_scratch": gains, "starts": STARTS, "levels": list(LEVELS),
+        "shown": list(SHOWN),
+        "sheet": path.with_suffix(".webp").name,
+        "sheet_rows": shown,
+        "runs": rows,
+        "preserved_minus_scratch": gains,
+        "starts": STARTS,
+        "levels": list(LEVELS),
         "unpruned": {"clip_score": interval(look, "clip_score"), "frechet": look["frechet"]},
-        "model": MODEL, "sampler": SAMPLER, "finetune": FINETUNE, "every": EVERY, "features": "mini-CLIP",
+        "model": MODEL,
+        "sampler": SAMPLER,
+        "finetune": FINETUNE,
+        "every": EVERY,
+        "features": "mini-CLIP",
         "interval": "over pictures, each averaged over the seeds of training",
-    }  # fmt: skip
+    }
     return pl.save_record(path, "operator_training", data, pl.passport(seeds=list(SEEDS), n=N))
 
 
@@ -136,9 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
     parser.add_argument("--run", default="", choices=("", *names()), help="only this one (default: all)")
     parser.add_argument("--seed", type=int, help="only this seed (default: all)")
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()
     if arguments.stage == "train":

@@ -14,9 +14,9 @@ from pathlib import Path
 from pruner_training import GUIDANCE, JUDGED, MODEL, RESULTS, Judge, pruner_prompts
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import TrainedPruner, within_budget
-from pruning_lib.steps.budget import evenly
+from pruning_lib.records import check_writable
+from pruning_lib.steps.budget import evenly, within_budget
+from pruning_lib.steps.training import TrainedPruner
 
 STEPS, BUDGET = 10, 0.3
 OURS = {"recipe": "best", "keep_macs": BUDGET, "iterations": 8, "batch": 2}
@@ -33,7 +33,11 @@ GROUPS = {
         "one prompt at a time": {"batch": 1},
         "twice the prompts": {"batch": 4},
         "the network in place of the table": {
-            "network": "attention", "width": 128, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0,
+            "network": "attention",
+            "width": 128,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "weight_decay": 0.0,
         },
         "the budget falls: 0.6, 0.4, 0.3": {"keep_macs": (0.6, 0.4, BUDGET), "iterations": 9},
         "AdamW": {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.01},
@@ -41,7 +45,7 @@ GROUPS = {
     "loss": {name: {"loss": name} for name in ("l1", "l2", "ssim", "ssim+l1")},
     "alpha": {f"alpha {alpha:g}": {"alpha": alpha} for alpha in (0.1, 0.5, 1.0, 2.0)},
     "temperature": {f"temperature {t:g}": {"temperature": t} for t in (0.25, 4.0)},
-}  # fmt: skip
+}
 PUBLISHED = ("alpha", "temperature")  # groups that change the published recipe
 REFRESHED = 5  # every 5th call is made whole, whatever the scores say, so that no kept value is older
 # what is refreshed -> group and name of the run that gives the scores
@@ -68,12 +72,7 @@ def train(work: Path) -> None:
                 continue
             how = settings(group, name)
             found = pl.train_pruner(
-                pipe,
-                pruner_prompts(),
-                steps=STEPS,
-                guidance_scale=GUIDANCE,
-                folder=target.with_suffix(""),
-                **how,
+                pipe, pruner_prompts(), steps=STEPS, guidance_scale=GUIDANCE, folder=target.with_suffix(""), **how
             )
             found.save(target)
             print(target.stem, found.history[-1]["seconds"], flush=True)
@@ -90,18 +89,10 @@ def record(path: Path, work: Path) -> None:
             trained = TrainedPruner.load(file_of(work, group, name))
             figures = judge(trained.schedule(BUDGET))
             last = trained.history[-1]
-            told = {
-                "collapsed": last["collapsed"],
-                "kept_at_last": last["macs_ratio"],
-                "seconds": last["seconds"],
-            }
+            told = {"collapsed": last["collapsed"], "kept_at_last": last["macs_ratio"], "seconds": last["seconds"]}
             used = settings(group, name)
-            count = (
-                trained.settings["iterations"] * trained.settings["batch"] * trained.settings["accumulation"]
-            )
-            rows.append(
-                {"group": group, "name": name, "settings": used, "generations": count, **told, **figures}
-            )
+            count = trained.settings["iterations"] * trained.settings["batch"] * trained.settings["accumulation"]
+            rows.append({"group": group, "name": name, "settings": used, "generations": count, **told, **figures})
             print(name, figures["ssim"]["value"], figures["latent_mse"]["value"], flush=True)
     for name, run in REFRESHES.items():
         if file_of(work, *run).is_file():
@@ -112,13 +103,7 @@ def record(path: Path, work: Path) -> None:
             rows.append({"group": "refreshed", "name": name, "every": REFRESHED, **figures})
             print("refreshed", name, figures["ssim"]["value"], flush=True)
     even = judge(judge.net.grid.schedule(evenly(judge.net.grid, BUDGET), method="uniform"))
-    data = {
-        "steps": STEPS,
-        "budget": BUDGET,
-        "judged": JUDGED[STEPS],
-        "prompts": len(pruner_prompts()),
-        "rows": rows,
-    }
+    data = {"steps": STEPS, "budget": BUDGET, "judged": JUDGED[STEPS], "prompts": len(pruner_prompts()), "rows": rows}
     stamp = pl.passport(seeds=[0, 1000], n=JUDGED[STEPS], device="cpu")
     print(pl.save_record(path, "pruner_ablations", {**data, "evenly": even}, stamp))
 
@@ -126,9 +111,7 @@ def record(path: Path, work: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("train", "record"), required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/pruner-ablations"), help="folder of single runs"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/pruner-ablations"), help="folder of single runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 from pruner_training import GUIDANCE, MODEL, RESULTS, Judge, pruner_prompts
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import PrunerCollapseError
-from pruning_lib.steps.rows import to_table
+from pruning_lib.records import check_writable
+from pruning_lib.steps.schedule import decode_table
+from pruning_lib.steps.training import PrunerCollapseError
 
 STEPS, BUDGET = 10, 0.3
 BASE = {"recipe": "published", "iterations": 16, "accumulation": 1, "width": 128}
@@ -37,21 +37,22 @@ def run(path: Path, work: Path) -> None:
         if how["recipe"] == "best":
             how = {key: value for key, value in how.items() if key not in ("width", "accumulation")}
         trained = pl.train_pruner(
-            pipe, pruner_prompts(), steps=STEPS, guidance_scale=GUIDANCE, on_collapse="go on",
-            folder=work / name.replace(" ", "-"), **how,
-        )  # fmt: skip
-        on = to_table(trained.history[-1]["rows"])
+            pipe,
+            pruner_prompts(),
+            steps=STEPS,
+            guidance_scale=GUIDANCE,
+            on_collapse="go on",
+            folder=work / name.replace(" ", "-"),
+            **how,
+        )
+        on = decode_table(trained.history[-1]["rows"])
         figures = judge(trained.grid.schedule(on, method="gates"))
         found.append({"name": name, "settings": what, "history": trained.history, "at_last": figures})
         print(name, [round(line["macs_ratio"], 2) for line in trained.history], flush=True)
     told = ""
     try:  # what the guard says
         pl.train_pruner(
-            pipe,
-            pruner_prompts(),
-            steps=STEPS,
-            guidance_scale=GUIDANCE,
-            **{**BASE, **RUNS["AdamW, rate 0.01"]},
+            pipe, pruner_prompts(), steps=STEPS, guidance_scale=GUIDANCE, **{**BASE, **RUNS["AdamW, rate 0.01"]}
         )
     except PrunerCollapseError as error:
         told = str(error)
@@ -62,9 +63,7 @@ def run(path: Path, work: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/pruner-collapse"), help="folder of single runs"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/pruner-collapse"), help="folder of single runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -15,15 +15,18 @@ from pathlib import Path
 import torch
 from judged import once
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import SuperNet, TrainedPruner, grid_of
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.quality import ssim
+from pruning_lib.records import check_writable
 from pruning_lib.steps.budget import evenly
-from pruning_lib.steps.rows import to_table
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_lib.steps.schedule import decode_table, grid_of
+from pruning_lib.steps.supernet import SuperNet
+from pruning_lib.steps.training import TrainedPruner
+from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL, GUIDANCE = "emoji-sd", 3.0
 # The denoiser costs the same in every run, so iterations are what a run may spend; the paper's has 500.
 RUNS = {
@@ -39,12 +42,12 @@ STRIP, STRIP_STEPS = 6, 20  # moments at which pictures are drawn, of the runs w
 
 def pruner_prompts() -> list[str]:
     """Return the captions that pruners are trained on: every fourth one, from the first."""
-    return pl.captions(MODEL)[::4]
+    return pb.captions(MODEL)[::4]
 
 
 def held_out(count: int) -> list[str]:
     """Return captions that no pruner was trained on, spread over all."""
-    others = [text for i, text in enumerate(pl.captions(MODEL)) if i % 4]
+    others = [text for i, text in enumerate(pb.captions(MODEL)) if i % 4]
     return [others[i * len(others) // count] for i in range(count)]
 
 
@@ -100,10 +103,7 @@ def _tiles(pictures: torch.Tensor) -> torch.Tensor:
 def record(path: Path, work: Path) -> None:
     """Write what the runs that are done have given, and draw with their schedules."""
     check_writable(path)
-    pipe, data = (
-        pl.load(MODEL),
-        {"guidance": GUIDANCE, "prompts": len(pruner_prompts()), "runs": {}, "evenly": {}},
-    )
+    pipe, data = (pl.load(MODEL), {"guidance": GUIDANCE, "prompts": len(pruner_prompts()), "runs": {}, "evenly": {}})
     data |= {"judged": JUDGED, "budgets": BUDGETS, "shown": held_out(JUDGED[20])[:SHOWN]}
     sheet, judges = [], {}
     for name, what in RUNS.items():
@@ -122,14 +122,17 @@ def record(path: Path, work: Path) -> None:
                 sheet.append(_tiles(judge.wanted))
             last = len(trained.history) - 1
             for at in sorted({round(i * last / (STRIP - 1)) for i in range(STRIP)}):
-                on = to_table(trained.history[at]["rows"])
+                on = decode_table(trained.history[at]["rows"])
                 moments.append({"step": at + 1, "row": len(sheet), "macs_ratio": grid.macs_ratio(on)})
                 sheet.append(_tiles(judge.draw(grid.schedule(on, method="gates"), SHOWN)[1]))
         by_budget = [_judged(work, f"{name}-{b}", judge, trained.schedule(b)) for b in BUDGETS]
         data["runs"][name] = {
-            **what, "settings": trained.settings, "history": trained.history, "moments": moments,
+            **what,
+            "settings": trained.settings,
+            "history": trained.history,
+            "moments": moments,
             "by_budget": by_budget,
-        }  # fmt: skip
+        }
         print(name, [round(row["ssim"]["value"], 4) for row in by_budget], flush=True)
         if path.parent != work:
             trained.save(path.parent / file.name)
@@ -146,9 +149,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("train", "record"), required=True)
     parser.add_argument("--run", default="", choices=("", *RUNS), help="only this one (default: all)")
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/pruner-training"), help="folder of single runs"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/pruner-training"), help="folder of single runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ The consistency sampler is a case of its own. It is meant for models that were d
 enough; emoji-sd was not, so what is measured is how reuse gets on with its fresh noise in every step, not its pictures.
 
 Fifteen minutes on one CPU core. Every sampler is kept beside the record until all are done, so that an interrupted run
-goes on. Writes book/results/samplers.json.
+goes on. Writes the record samplers.json.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import diffusers
 from judged import judge, once, spread
 from pruner_training import GUIDANCE, pruner_prompts
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib._quiet import quietly
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.baselines import uniform
-from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.fewer_steps import fewer_steps
-from pruning_lib.steps.local_search import local_search
+from pruning_book.rivals.fewer_steps import fewer_steps
+from pruning_lib.records import check_writable
+from pruning_lib.sampling import quietly
+from pruning_lib.steps.budget import uniform
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.search import Evaluator, local_search
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 # name -> (class, options, steps, shares of MACs kept, whether a search is made)
 SAMPLERS = {
     "DDIM": ("DDIMScheduler", {}, 20, (0.35, 0.2), True),
@@ -58,7 +58,7 @@ def draw(pipe, clip, held_out: list[str], captions: list[str], wanted, rival, st
 def sampler(name: str, n: int, search: dict) -> dict:
     """Measure one sampler."""
     kind, options, steps, budgets, searched = SAMPLERS[name]
-    pipe, clip, captions = pl.load("emoji-sd"), pl.load_clip("emoji-sd"), pl.captions("emoji-sd")
+    pipe, clip, captions = pl.load("emoji-sd"), pb.load_clip("emoji-sd"), pb.captions("emoji-sd")
     with quietly():
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
     own = pruner_prompts()
@@ -79,18 +79,27 @@ def sampler(name: str, n: int, search: dict) -> dict:
             table = getattr(rival, "on", None)
             rows.append(
                 {
-                    "rival": label, "asked": keep, "keep_macs": rival.macs_ratio(), "steps": rival.steps,
+                    "rival": label,
+                    "asked": keep,
+                    "keep_macs": rival.macs_ratio(),
+                    "steps": rival.steps,
                     "calls": int(grid.calls(table).sum()) if table is not None else rival.calls,
                     **found.intervals(),
                     "ssim_of_each": found.figures["ssim"].tolist(),
                     "rows": [] if table is None else ["".join("01"[on] for on in row) for row in table.tolist()],
                 }
-            )  # fmt: skip
+            )
             print(f"{name}, keep {keep}, {label}: SSIM {found.means()['ssim']:.3f}", flush=True)
     return {
-        "sampler": name, "scheduler": kind, "options": options, "steps": steps, "calls": grid.shape[0],
-        "timesteps": list(grid.timesteps), "unpruned": plain.intervals(), "rows": rows,
-    }  # fmt: skip
+        "sampler": name,
+        "scheduler": kind,
+        "options": options,
+        "steps": steps,
+        "calls": grid.shape[0],
+        "timesteps": list(grid.timesteps),
+        "unpruned": plain.intervals(),
+        "rows": rows,
+    }
 
 
 def main() -> None:

@@ -38,9 +38,10 @@ from schedule_rows import (
 )
 from schedule_summary import record
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.comparison_explorer import rival_of
+from pruning_book.widgets.comparison import rival_of
+from pruning_lib.records import check_writable
 
 NOISE, TIMED = 0, 4  # seed and pictures of a timed generation
 
@@ -72,7 +73,7 @@ def searches(arguments) -> None:
 
 def quality(arguments) -> None:
     """Judge the cells that are missing; rows whose search was not done, or whose scores are not there, are left out."""
-    pipe, clip, end = pl.load(MODEL), pl.load_clip(MODEL), time.monotonic() + 60 * arguments.minutes
+    pipe, clip, end = pl.load(MODEL), pb.load_clip(MODEL), time.monotonic() + 60 * arguments.minutes
     pipe.set_progress_bar_config(disable=True)
     laid = grids(pipe)
     for steps, row, budget in cells(arguments):
@@ -111,10 +112,15 @@ def speed(path: Path, repeats: int) -> None:
                 for name, timed in _timed(pipe, rivals, prompts, what, repeats).items():
                     times.setdefault(name, {})[what] = timed
             print(steps, row, flush=True)
-    data = {**found["data"], "speed": {
-        "times": times, "pictures": TIMED, "threads": 1,
-        "passport": pl.passport(seeds=[NOISE], n=repeats, device="cpu"),
-    }}  # fmt: skip
+    data = {
+        **found["data"],
+        "speed": {
+            "times": times,
+            "pictures": TIMED,
+            "threads": 1,
+            "passport": pl.passport(seeds=[NOISE], n=repeats, device="cpu"),
+        },
+    }
     print(pl.save_record(path, "schedule_comparison", data, found["passport"]))
 
 
@@ -140,9 +146,7 @@ def _call(pipe, rival, prompts: list[str], what: str):
     def call() -> object:
         noise = [torch.Generator().manual_seed(NOISE + i) for i in range(len(prompts))]
         with rival.applied(pipe):
-            return pipe(
-                **given, num_inference_steps=rival.steps, guidance_scale=GUIDANCE, generator=noise
-            ).images
+            return pipe(**given, num_inference_steps=rival.steps, guidance_scale=GUIDANCE, generator=noise).images
 
     return call
 
@@ -152,14 +156,10 @@ if __name__ == "__main__":
     parser.add_argument("--stage", choices=("search", "quality", "record", "speed"), required=True)
     parser.add_argument("--steps", type=int, choices=STEPS, help="only these (default: both)")
     parser.add_argument("--rows", default="", help="only these, by commas (default: all but the extra ones)")
-    parser.add_argument(
-        "--budgets", default="", help="only these budgets, separated by commas (default: all)"
-    )
+    parser.add_argument("--budgets", default="", help="only these budgets, separated by commas (default: all)")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many minutes")
     parser.add_argument("--scores", type=Path, default=RESULTS, help="folder of the trained scores")
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of single cells"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of single cells")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of --stage speed")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     asked = parser.parse_args()

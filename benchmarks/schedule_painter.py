@@ -2,7 +2,7 @@
 
     python benchmarks/schedule_painter.py
 
-writes book/results/schedule_painter.json and, beside it, one sheet of all pictures, schedule_painter.webp. Each
+writes the record schedule_painter.json and, beside it, one sheet of all pictures, schedule_painter.webp. Each
 schedule draws the same captions from the same noise, ten steps each. Three more are found by a local search, which sees
 a few of every fourth caption only; none of those is drawn for the record. Nothing here depends on how fast the machine
 is. Pictures and found schedules are kept in --work, so an interrupted run goes on where it stopped; about ten minutes
@@ -22,18 +22,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.painter_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
-from pruning_lib.show.sparsity import GUIDANCE, spread_captions
-from pruning_lib.show.widgets import PaintedStop, SchedulePainter
-from pruning_lib.steps import Grid, Schedule, grid_of
-from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.local_search import local_search
-from pruning_lib.steps.rows import to_rows
+from pruning_book.widgets.schedule_editor import PaintedStop, SchedulePainter
+from pruning_book.widgets.schedule_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
+from pruning_book.widgets.sparsity import GUIDANCE, spread_captions
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.quality import ssim
+from pruning_lib.records import check_writable
+from pruning_lib.steps.schedule import Grid, Schedule, encode_table, grid_of
+from pruning_lib.steps.search import Evaluator, local_search
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 BUDGETS = (0.5, 0.35, 0.2)
 SEARCH_PROMPTS = 8
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
@@ -68,7 +68,7 @@ def record(path: Path, captions: Sequence[str], images: int, work: Path, device:
         ends = bootstrap_interval(values)
         mean = {key: round(getattr(ends, key), 6) for key in ("value", "low", "high")}
         shown = [round(value, 6) for value in values[: len(PROMPTS)].tolist()]
-        stops.append(PaintedStop(name, group, to_rows(on), shown, mean, note))
+        stops.append(PaintedStop(name, group, encode_table(on), shown, mean, note))
     images = torch.cat([torch.stack([found[i] for found in drawn.values()]) for i in range(len(PROMPTS))])
     painter = SchedulePainter(
         "schedule-painter", grid, stops, PROMPTS, images, model=MODEL, n=len(captions), title="as recorded"
@@ -78,13 +78,11 @@ def record(path: Path, captions: Sequence[str], images: int, work: Path, device:
     return painter.save(path, "schedule_painter", passport, quality=QUALITY, **more)
 
 
-def searched(
-    pipe: Any, grid: Grid, keep_macs: float, starts: Sequence[Schedule], images: int, work: Path
-) -> Schedule:
+def searched(pipe: Any, grid: Grid, keep_macs: float, starts: Sequence[Schedule], images: int, work: Path) -> Schedule:
     """Return the best schedule within a budget that a local search finds, searched once."""
     file = work / f"{grid.steps}-{keep_macs}-{images}.json"
     if not file.is_file():
-        prompts = spread_captions(pl.captions(MODEL)[::4], SEARCH_PROMPTS)
+        prompts = spread_captions(pb.captions(MODEL)[::4], SEARCH_PROMPTS)
         evaluator = Evaluator(pipe, prompts, grid, guidance_scale=GUIDANCE)
         best = local_search(grid, keep_macs, evaluator, images=images, starts=starts)
         told = {**best.provenance, "images": evaluator.images, "prompts": prompts}
@@ -94,7 +92,7 @@ def searched(
 
 def kept(pipe: Any, schedule: Schedule, captions: Sequence[str], work: Path) -> Tensor:
     """Return the pictures of one schedule, uint8 `[n, 3, h, w]`, drawn once; dead work makes no other picture."""
-    name = hashlib.sha256(repr([to_rows(schedule.live()), list(captions)]).encode()).hexdigest()[:24]
+    name = hashlib.sha256(repr([encode_table(schedule.live()), list(captions)]).encode()).hexdigest()[:24]
     file = work / f"{name}.pt"
     if not file.is_file():
         pictures = (scheduled_pictures(pipe, schedule, captions) * 255).round().to(torch.uint8)
@@ -105,7 +103,7 @@ def kept(pipe: Any, schedule: Schedule, captions: Sequence[str], work: Path) -> 
 
 def captions_of(n: int) -> list[str]:
     """Return n captions: the painter's prompts, then others spread over all that no pruner is trained with."""
-    every = pl.captions(MODEL)
+    every = pb.captions(MODEL)
     held_out = [caption for i, caption in enumerate(every) if i % 4]
     if missing := set(PROMPTS) - set(held_out):
         raise ValueError(f"{sorted(missing)} are prompts that pruners are trained with; show others.")
@@ -114,14 +112,10 @@ def captions_of(n: int) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--pictures", type=int, default=32, help="captions drawn by each schedule (default 32)"
-    )
+    parser.add_argument("--pictures", type=int, default=32, help="captions drawn by each schedule (default 32)")
     parser.add_argument("--images", type=int, default=1600, help="drawn by each search (default 1600)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument(
-        "--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-schedule-painter"
-    )
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-schedule-painter")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
     options = parser.parse_args()
     place = options.out / "schedule_painter.json"

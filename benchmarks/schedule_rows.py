@@ -13,20 +13,18 @@ from judged import unit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import pruning_lib as pl
-from pruning_lib.measure import clip_score, psnr, ssim
-from pruning_lib.steps import Grid, Schedule, TrainedPruner, grid_of
-from pruning_lib.steps.baselines import deepcache, uniform
-from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.fewer_steps import fewer_steps
-from pruning_lib.steps.genetic_search import genetic_search
-from pruning_lib.steps.held_gradient import cell_worth
-from pruning_lib.steps.local_search import local_search
-from pruning_lib.steps.random_search import random_search
+import pruning_book as pb
+from pruning_book.rivals.fewer_steps import fewer_steps
+from pruning_book.rivals.schedule_search import genetic_search, random_search
+from pruning_lib.quality import clip_score, psnr, ssim
+from pruning_lib.steps.budget import deepcache, uniform
 from pruning_lib.steps.reuse import reusing
-from pruning_lib.zoo.gate import generate
+from pruning_lib.steps.schedule import Grid, Schedule, grid_of
+from pruning_lib.steps.search import Evaluator, cell_importance, local_search
+from pruning_lib.steps.training import TrainedPruner
+from zoo.acceptance import generate
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL, GUIDANCE = "emoji-sd", 3.0
 STEPS = (20, 50)
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
@@ -64,13 +62,13 @@ HELD = ("random", "genetic", "ours")  # rows whose skipped calls hold the predic
 
 def search_prompts() -> list[str]:
     """Return the prompts of searches: of every fourth caption, which training pruners may see, eight spread evenly."""
-    allowed = pl.captions(MODEL)[::4]
+    allowed = pb.captions(MODEL)[::4]
     return [allowed[i * len(allowed) // SEARCHED] for i in range(SEARCHED)]
 
 
 def held_out(count: int = N) -> list[str]:
     """Return captions that no search and no pruner saw, spread over all; the shown ones among them."""
-    others = [text for i, text in enumerate(pl.captions(MODEL)) if i % 4]
+    others = [text for i, text in enumerate(pb.captions(MODEL)) if i % 4]
     chosen = [others[i * len(others) // count] for i in range(count)]
     for name in SHOWN:
         if name in others and name not in chosen:
@@ -155,7 +153,7 @@ def _searched(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Pat
     more = {}
     if search is local_search:
         more["starts"] = _starts(grid, budget, row, work, scores)
-        more["worth"] = lambda on: cell_worth(
+        more["worth"] = lambda on: cell_importance(
             pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, reuse=reuse
         )
     start = time.process_time()
@@ -188,9 +186,7 @@ def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Te
             found["pictures"] = pictures
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
-        save_file(
-            {k: v.contiguous() for k, v in found.items()}, part, {"made": json.dumps(rival.macs_ratio())}
-        )
+        save_file({k: v.contiguous() for k, v in found.items()}, part, {"made": json.dumps(rival.macs_ratio())})
         part.replace(file)
     return load_file(file)
 

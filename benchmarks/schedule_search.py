@@ -27,11 +27,13 @@ from schedule_rows import (
     search_prompts,
 )
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import TrainedPruner, grid_of
-from pruning_lib.steps.evaluate import Evaluator
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.records import check_writable
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.search import Evaluator
+from pruning_lib.steps.training import TrainedPruner
 
 STEPS = 20
 BUDGETS = (0.2, 0.15, 0.1)
@@ -41,7 +43,7 @@ METHODS = ("random", "genetic", "dip-go", "dip-go-best", "ours")
 def main(out: Path, work: Path, scores: Path, only: tuple[float, ...]) -> None:
     """Do what is missing, and write the record."""
     path = check_writable(out / "schedule_search.json")
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
     pipe.set_progress_bar_config(disable=True)
     grid = grid_of(pipe, STEPS)
     unpruned = judged(pipe, clip, grid.full(), None, work / "quality" / f"{STEPS}-unpruned.safetensors")
@@ -54,27 +56,44 @@ def main(out: Path, work: Path, scores: Path, only: tuple[float, ...]) -> None:
             if made is None:
                 continue
             name = cell_name(STEPS, budget, row)
-            found = judged(
-                pipe, clip, made.rival, unpruned["pictures"], work / "quality" / f"{name}.safetensors"
-            )
+            found = judged(pipe, clip, made.rival, unpruned["pictures"], work / "quality" / f"{name}.safetensors")
             told = made.note["schedule"]["provenance"]
-            cost = _training(scores, row) if row in SCORES else {
-                "images": told["images"], "cpu_seconds": told["cpu_seconds"], "trace": told["trace"],
-                "moves": told.get("moves"),
-            }  # fmt: skip
+            cost = (
+                _training(scores, row)
+                if row in SCORES
+                else {
+                    "images": told["images"],
+                    "cpu_seconds": told["cpu_seconds"],
+                    "trace": told["trace"],
+                    "moves": told.get("moves"),
+                }
+            )
             loss = told["loss"] if "loss" in told and row not in SCORES else evaluator(made.rival)
-            rows.append({
-                "budget": budget, "method": row, "macs_ratio": made.rival.macs_ratio(), "latent_mse": loss, **cost,
-                "ssim": bootstrap_interval(found["ssim"]).to_dict(),
-                "clip_score": bootstrap_interval(found["clip_score"]).to_dict(),
-                "rows": made.note["schedule"]["rows"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "budget": budget,
+                    "method": row,
+                    "macs_ratio": made.rival.macs_ratio(),
+                    "latent_mse": loss,
+                    **cost,
+                    "ssim": bootstrap_interval(found["ssim"]).to_dict(),
+                    "clip_score": bootstrap_interval(found["clip_score"]).to_dict(),
+                    "rows": made.note["schedule"]["rows"],
+                }
+            )
             print(name, {k: rows[-1][k] for k in ("images", "cpu_seconds", "latent_mse")}, flush=True)
     names = {**ROWS, "dip-go-best": "DiP-GO's scores, our recipe", "ours": "local search with gradients"}
     data = {
-        "steps": STEPS, "guidance": GUIDANCE, "budgets": only, "names": {m: names[m] for m in METHODS}, "n": N,
-        "images": IMAGES[STEPS], "prompts": SEARCHED, "unpruned_clip_score": clip_unpruned, "rows": rows,
-    }  # fmt: skip
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "budgets": only,
+        "names": {m: names[m] for m in METHODS},
+        "n": N,
+        "images": IMAGES[STEPS],
+        "prompts": SEARCHED,
+        "unpruned_clip_score": clip_unpruned,
+        "rows": rows,
+    }
     print(pl.save_record(path, "schedule_search", data, pl.passport(seeds=[0, 1000], n=N, device="cpu")))
 
 
@@ -89,9 +108,7 @@ def _training(scores: Path, row: str) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scores", type=Path, default=RESULTS, help="folder of the trained scores")
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of cells"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of cells")
     parser.add_argument("--budgets", default="", help="only these, separated by commas (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     asked = parser.parse_args()

@@ -28,11 +28,13 @@ from schedule_rows import (
 )
 from torch import Tensor
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, frechet_distance
-from pruning_lib.measure.interval import quantile_pair, resamples
-from pruning_lib.steps import deepcache, grid_of
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_book.frechet import frechet_distance
+from pruning_lib.interval import bootstrap_interval, quantile_pair, resamples
+from pruning_lib.steps.budget import deepcache
+from pruning_lib.steps.schedule import grid_of
+from zoo.assemble import contact_sheet
 
 FIGURES = ("ssim", "psnr_db", "clip_score")  # one number per picture; higher is better
 DISTANCES = ("frechet_real", "frechet_unpruned")  # of all pictures; lower is better
@@ -71,15 +73,22 @@ def _around(value: float, found: Tensor) -> dict:
 
 def record(path: Path, work: Path) -> None:
     """Write what has been judged so far."""
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
     pipe.set_progress_bar_config(disable=True)
-    real = clip.features(pl.training_images())
+    real = clip.features(pb.training_images())
     data = {
-        "guidance": GUIDANCE, "n": N, "budgets": BUDGETS, "rows": {**ROWS, **EXTRA}, "methods": list(ROWS),
+        "guidance": GUIDANCE,
+        "n": N,
+        "budgets": BUDGETS,
+        "rows": {**ROWS, **EXTRA},
+        "methods": list(ROWS),
         "shown": shown(),
         "search": {"prompts": search_prompts(), "first_seed": 1000, "images": IMAGES, "per_schedule": SEARCHED},
-        "prompts": held_out(), "unpruned": {}, "cells": [], "strip": [],
-    }  # fmt: skip
+        "prompts": held_out(),
+        "unpruned": {},
+        "cells": [],
+        "strip": [],
+    }
     sheet: list[Tensor] = []
     kept: dict[str, Tensor] = {}
     for steps in STEPS:
@@ -100,12 +109,8 @@ def record(path: Path, work: Path) -> None:
     for budget in STRIP:
         found = _schedule_of(work, "ours", budget, STEPS[0])
         if "rows" in found:
-            data["strip"].append(
-                {"steps": STEPS[0], "budget": budget, "row": "ours", "reuse": "prediction", **found}
-            )
-    contact_sheet(torch.cat(sheet), columns=len(shown())).save(
-        path.with_suffix(".webp"), quality=85, method=6
-    )
+            data["strip"].append({"steps": STEPS[0], "budget": budget, "row": "ours", "reuse": "prediction", **found})
+    contact_sheet(torch.cat(sheet), columns=len(shown())).save(path.with_suffix(".webp"), quality=85, method=6)
     save_file(kept, path.with_suffix(".safetensors"))  # per picture, in half precision
     print(pl.save_record(path, "schedule_comparison", data, pl.passport(seeds=[0, 1000], n=N, device="cpu")))
 
@@ -144,7 +149,7 @@ def _budget(
             } | {
                 key: _around(spread["ours"][key][0] - spread[row][key][0], spread["ours"][key][1] - spread[row][key][1])
                 for key in DISTANCES
-            }  # fmt: skip
+            }
 
 
 def package_difference(pipe, steps: int, schedule: dict) -> float | None:

@@ -8,7 +8,7 @@ Every fourth operator of the ranking in operator_scores.json is scored, so that 
 - with 8 latents at 2 to 50 steps;
 - and for the harm that is really done, the pictures of the second 32 latents are compared with the unpruned model's.
 
-Writes book/results/score_agreement.json. About 14 minutes on one CPU core; it may be interrupted.
+Writes the record score_agreement.json. About 14 minutes on one CPU core; it may be interrupted.
 """
 
 from __future__ import annotations
@@ -21,19 +21,15 @@ from operator_scores import MODEL, SAMPLING, prompts
 from torch import Tensor
 
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import (
-    DEFAULT_KINDS,
-    FORMULAS,
-    Scores,
-    overlap,
-    rank_agreement,
-    score_operators,
-    spearman,
-)
+from pruning_book.rivals.rankings import overlap, rank_agreement, spearman
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.operators.find import DEFAULT_KINDS
+from pruning_lib.operators.score import score_operators
+from pruning_lib.operators.scores import FORMULAS, Scores
+from pruning_lib.quality import ssim
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 EVERY, OFFSET = 4, 1
 NUM_LATENTS = (2, 4, 8, 16, 32, 64)
 STEPS, STEP_LATENTS = (2, 5, 10, 20, 50), 8
@@ -65,10 +61,7 @@ def by_latents(full: Scores) -> list[dict]:
         row = {"num_latents": n, **against(full.of_latents(range(n)), full)}
         groups = [full.of_latents(range(start, start + n)).values() for start in range(0, total, n)]
         # Neighbours only: pairs of groups that share no latent, and no group twice.
-        apart = [
-            spearman(list(a.values()), list(b.values()))
-            for a, b in zip(groups[::2], groups[1::2], strict=False)
-        ]
+        apart = [spearman(list(a.values()), list(b.values())) for a, b in zip(groups[::2], groups[1::2], strict=False)]
         rows.append({**row, "between_groups": apart})
         print(row, flush=True)
     return rows
@@ -96,13 +89,7 @@ def main(path: Path, work: Path, scores: Path) -> None:
     check_writable(path)
     pipe, asked, few = pl.load(MODEL), subset(scores), shuffled(NUM_LATENTS[-1])
     full = score_operators(
-        pipe,
-        few,
-        operators=asked,
-        num_latents=NUM_LATENTS[-1],
-        folder=work / "latents",
-        keep_latents=True,
-        **SAMPLING,
+        pipe, few, operators=asked, num_latents=NUM_LATENTS[-1], folder=work / "latents", keep_latents=True, **SAMPLING
     )
     latents, lost = by_latents(full), harm(pipe, full)
     formulas = {}
@@ -114,15 +101,23 @@ def main(path: Path, work: Path, scores: Path) -> None:
     for steps in STEPS:
         settings = {**SAMPLING, "steps": steps}
         runs[steps] = score_operators(
-            pipe, few[:STEP_LATENTS], operators=asked, num_latents=STEP_LATENTS, folder=work / f"steps-{steps}",
-            keep_latents=True, **settings,
-        )  # fmt: skip
+            pipe,
+            few[:STEP_LATENTS],
+            operators=asked,
+            num_latents=STEP_LATENTS,
+            folder=work / f"steps-{steps}",
+            keep_latents=True,
+            **settings,
+        )
     by_steps = [{"steps": n, **against(run, runs[STEPS[-1]])} for n, run in runs.items()]
     recorded = Scores.load(scores)
     few_of = {n: full.of_latents(range(n)) for n in NUM_LATENTS}
     operators = [
         {
-            "path": op.path, "kind": op.kind, "how": op.modifications[0], "lost": lost[op.path],
+            "path": op.path,
+            "kind": op.kind,
+            "how": op.modifications[0],
+            "lost": lost[op.path],
             "values": {name: full.values(name)[op.path] for name in FORMULAS},
             "by_steps": {str(n): run.values()[op.path] for n, run in runs.items()},
             "by_latents": {str(n): few_of[n].values()[op.path] for n in NUM_LATENTS},
@@ -130,22 +125,30 @@ def main(path: Path, work: Path, scores: Path) -> None:
             "seen": {name: few_of[SEEN].values(name)[op.path] for name in FORMULAS},
         }
         for op in full.operators
-    ]  # fmt: skip
+    ]
     data = {
-        "model": MODEL, "operators": operators, "of": len(recorded.of(*DEFAULT_KINDS)), "every": EVERY,
-        "steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"], "by_latents": latents,
-        "step_latents": STEP_LATENTS, "by_steps": by_steps, "fewest": FEWEST, "formulas": formulas,
-        "formula_latents": SEEN, "unseen": len(UNSEEN), "elements": full.original.avg.numel(),
+        "model": MODEL,
+        "operators": operators,
+        "of": len(recorded.of(*DEFAULT_KINDS)),
+        "every": EVERY,
+        "steps": SAMPLING["steps"],
+        "guidance_scale": SAMPLING["guidance_scale"],
+        "by_latents": latents,
+        "step_latents": STEP_LATENTS,
+        "by_steps": by_steps,
+        "fewest": FEWEST,
+        "formulas": formulas,
+        "formula_latents": SEEN,
+        "unseen": len(UNSEEN),
+        "elements": full.original.avg.numel(),
         "seconds": full.seconds + sum(r.seconds for r in runs.values()),
-    }  # fmt: skip
+    }
     passport = pl.passport(seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])
     print(pl.save_record(path, "score_agreement", data, passport))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "score_agreement.json")
     parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors")
     parser.add_argument("--work", type=Path, default=Path("_build") / "score_agreement")

@@ -4,7 +4,7 @@
 
 Three ways to generate for the same operators take turns: one plain call of the pipeline for each, the floor;
 `score_operators` without sharing; and `score_operators` as it is. Needs a quiet machine; five minutes on one core.
-Writes book/results/score_cost.json.
+Writes the record score_cost.json.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ import torch
 from operator_scores import MODEL, SAMPLING, prompts
 
 import pruning_lib as pl
-from pruning_lib.measure import measure_latency, ratio
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import (
-    DEFAULT_KINDS,
-    LatentSampler,
-    change_operators,
-    find_operators,
-    score_operators,
-)
+from pruning_lib.latency import measure_latency, ratio
+from pruning_lib.operators.find import DEFAULT_KINDS, find_operators
 from pruning_lib.operators.first_call import FirstCall
 from pruning_lib.operators.plan import plan_for
+from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.score import score_operators
+from pruning_lib.records import check_writable
+from pruning_lib.sampling import LatentSampler
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 EVERY, NUM_LATENTS = 8, 8
 
 
@@ -69,29 +66,35 @@ def main(path: Path, rounds: int) -> None:
     def score(**options) -> None:
         with tempfile.TemporaryDirectory() as folder:
             score_operators(
-                pipe, asked, operators=operators, num_latents=NUM_LATENTS, folder=folder, progress=False, **options,
+                pipe,
+                asked,
+                operators=operators,
+                num_latents=NUM_LATENTS,
+                folder=folder,
+                progress=False,
+                **options,
                 **SAMPLING,
-            )  # fmt: skip
+            )
 
     calls = {"plain": plain, "score, nothing shared": lambda: score(share_mib=0), "score": score}
     times = measure_latency(calls, repeats=rounds, warmup=1, device="cpu")
     data = {
-        "model": MODEL, "operators": len(operators), "num_latents": NUM_LATENTS, **SAMPLING,
+        "model": MODEL,
+        "operators": len(operators),
+        "num_latents": NUM_LATENTS,
+        **SAMPLING,
         "seconds": {name: found.median_ms / 1000 for name, found in times.items()},
         "latency": {name: found.to_dict() for name, found in times.items()},
         "relative": {name: ratio(times[name], times["plain"]).to_dict() for name in calls if name != "plain"},
-        "expected_saving": expected_saving(pipe, operators, asked), "rounds": rounds,
-    }  # fmt: skip
+        "expected_saving": expected_saving(pipe, operators, asked),
+        "rounds": rounds,
+    }
     print(pl.save_record(path, "score_cost", data, pl.passport(seeds=[0], n=rounds)))
-    print(
-        {name: round(found["value"], 3) for name, found in data["relative"].items()}, data["expected_saving"]
-    )
+    print({name: round(found["value"], 3) for name, found in data["relative"].items()}, data["expected_saving"])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "score_cost.json")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)

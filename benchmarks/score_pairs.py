@@ -8,7 +8,7 @@
   quarter of the latents and half of the steps. The pictures of other prompts and seeds are compared with the unpruned
   model's.
 
-Writes book/results/score_pairs.json. About 9 minutes on one CPU core; it may be interrupted.
+Writes the record score_pairs.json. About 9 minutes on one CPU core; it may be interrupted.
 """
 
 from __future__ import annotations
@@ -21,31 +21,24 @@ import torch
 from judged import once
 from operator_scores import MODEL, NUM_LATENTS, SAMPLING
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import (
-    DEFAULT_KINDS,
-    Scores,
-    change_operators,
-    choose,
-    greedy_plan,
-    pairs_of,
-    reductions,
-    score_operators,
-    score_together,
-    spearman,
-)
+from pruning_book.rivals.rankings import greedy_plan, pairs_of, score_together, spearman
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.operators.budget import choose, reductions
+from pruning_lib.operators.find import DEFAULT_KINDS
 from pruning_lib.operators.plan import plan_for
-from pruning_lib.zoo.gate import generate
+from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.score import score_operators
+from pruning_lib.operators.scores import Scores
+from pruning_lib.quality import ssim
+from pruning_lib.records import check_writable
+from zoo.acceptance import generate
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 PAIRED = 12  # operators, all pairs of them
 MIDDLE = (0.2, 0.65)  # of the ranking
-COUNTS = {
-    "single": (8, 16, 20, 24, 28, 32, 36, 40),
-    "greedy": (20, 24, 28, 32, 36, 40, 44),
-}  # sizes of the sets
+COUNTS = {"single": (8, 16, 20, 24, 28, 32, 36, 40), "greedy": (20, 24, 28, 32, 36, 40, 44)}  # sizes of the sets
 START = 16  # where greedy re-scoring begins: what the single scores call idle
 POOL = 64  # its candidates; they are scored again after every removal, with fewer latents and steps
 FEW = {"num_latents": 4, "steps": 4}
@@ -58,9 +51,7 @@ def spread_operators(scores: Scores) -> list[str]:
     """Return operators from the middle of the ranking, none inside another."""
     found: list[str] = []
     ranking = scores.ranked()
-    for place in (
-        torch.linspace(MIDDLE[0] * len(ranking), MIDDLE[1] * len(ranking), PAIRED).round().long().tolist()
-    ):
+    for place in torch.linspace(MIDDLE[0] * len(ranking), MIDDLE[1] * len(ranking), PAIRED).round().long().tolist():
         free = (p for p in ranking[place:] if all(pairs_of([p, other]) for other in found))
         found.append(next(p for p in free if p not in found))
     return found
@@ -78,11 +69,7 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
     """Compare the lowest of the single scores with greedy choices of the same size."""
     idle = choose(scores.ranked(), scores.operators, pipe.unet, count=START).paths
     few = score_operators(
-        pipe,
-        scores.sampling["prompts"],
-        operators=scores.operators,
-        folder=work / "few",
-        **{**SAMPLING, **FEW},
+        pipe, scores.sampling["prompts"], operators=scores.operators, folder=work / "few", **{**SAMPLING, **FEW}
     )
     greedy = greedy_plan(pipe, few, max(COUNTS["greedy"]), start=idle, pool=POOL, folder=work / "greedy-few")
     values, macs = scores.values(), {op.path: op.macs for op in scores.operators}
@@ -99,10 +86,9 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
         most = reductions(pipe.unet, plan_for(ranking, scores.operators))[0]
         for share in (s for s in SHARES if s <= most):
             plans[name, f"{share}"] = choose(ranking, scores.operators, pipe.unet, macs_ratio=share)
-    known = pl.captions(MODEL)
+    known = pb.captions(MODEL)
     prompts = [
-        known[i]
-        for i in torch.randperm(len(known), generator=torch.Generator().manual_seed(1))[:JUDGED].tolist()
+        known[i] for i in torch.randperm(len(known), generator=torch.Generator().manual_seed(1))[:JUDGED].tolist()
     ]
     sampler = {"steps": SAMPLING["steps"], "guidance": SAMPLING["guidance_scale"], "seed": JUDGED_SEED}
     whole = generate(pipe, prompts, **sampler).float() / 255
@@ -110,17 +96,26 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
     for (name, budget), plan in plans.items():
         (together,) = score_together(pipe, scores, [plan.paths], folder=work / "sets")
         removed, params = reductions(pipe.unet, plan)
-        judged = once(
-            work / f"{name.replace(' ', '-')}-{budget}.json", lambda p=plan: quality(pipe, p, prompts, whole)
+        judged = once(work / f"{name.replace(' ', '-')}-{budget}.json", lambda p=plan: quality(pipe, p, prompts, whole))
+        rows.append(
+            {
+                "by": name,
+                "count": len(plan),
+                **asdict(together),
+                "macs_ratio": removed,
+                "params_ratio": params,
+                "ssim": judged,
+            }
         )
-        rows.append({"by": name, "count": len(plan), **asdict(together), "macs_ratio": removed, "params_ratio": params,
-                     "ssim": judged})  # fmt: skip
         print(name, len(plan), removed, judged["value"], flush=True)
     rounds = [asdict(found) for found in greedy.rounds]
     return {
-        "rows": rows, "rounds": rounds, "generations": greedy.generations, "generations_per_mac": again.generations,
+        "rows": rows,
+        "rounds": rounds,
+        "generations": greedy.generations,
+        "generations_per_mac": again.generations,
         "judged": JUDGED,
-    }  # fmt: skip
+    }
 
 
 def main(path: Path, work: Path, scores_file: Path) -> None:
@@ -133,26 +128,31 @@ def main(path: Path, work: Path, scores_file: Path) -> None:
     found = sets(pipe, scores, work)
     values = scores.values()
     data = {
-        "model": MODEL, "sampling": {k: v for k, v in scores.sampling.items() if k != "prompts"},
+        "model": MODEL,
+        "sampling": {k: v for k, v in scores.sampling.items() if k != "prompts"},
         "operators": [{"path": p, "kind": scores.operators[p].kind, "score": values[p]} for p in chosen],
         "pairs": [asdict(pair) for pair in pairs],
         "spearman": {
             name: spearman([getattr(p, name) for p in pairs], [p.joint for p in pairs]) for name in ("sum", "linear")
         },
-        "sets": found["rows"], "single_generations": len(scores), "judged": found["judged"],
+        "sets": found["rows"],
+        "single_generations": len(scores),
+        "judged": found["judged"],
         "greedy": {
-            "rounds": found["rounds"], "generations": found["generations"],
-            "generations_per_mac": found["generations_per_mac"], "pool": POOL, "start": START, **FEW,
+            "rounds": found["rounds"],
+            "generations": found["generations"],
+            "generations_per_mac": found["generations_per_mac"],
+            "pool": POOL,
+            "start": START,
+            **FEW,
         },
-    }  # fmt: skip
+    }
     passport = pl.passport(seeds=[SAMPLING["seed"], JUDGED_SEED], n=NUM_LATENTS)
     print(pl.save_record(path, "score_pairs", data, passport))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "score_pairs.json")
     parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors")
     parser.add_argument("--work", type=Path, default=Path("_build") / "score_pairs")

@@ -9,7 +9,7 @@ are three kinds that bound what a search may find: whole calls (uniform), DeepCa
 scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision, on a CPU; speed about six minutes on
 one quiet core, training about eight, and 12 GB. What a GPU does is measured by `python -m benchmarks gpu`.
 
-Each stage replaces its part of book/results/sd15_schedules.json and keeps the other. Every training step runs in a
+Each stage replaces its part of the record sd15_schedules.json and keeps the other. Every training step runs in a
 process of its own, so that its peak of memory is its own, and is kept beside the record until all are done: an
 interrupted stage goes on.
 """
@@ -29,16 +29,16 @@ from big_schedules import AUTOENCODER
 from judged import compared, peak_mib
 
 import pruning_lib as pl
-from pruning_lib.measure import measure_latency
-from pruning_lib.measure.device import synchronise
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import Grid, Schedule, SuperNet, grid_of
-from pruning_lib.steps.baselines import deepcache, uniform
+from pruning_book.stand_in import drawn, stand_in
+from pruning_lib.checks import synchronise
+from pruning_lib.latency import measure_latency
+from pruning_lib.records import check_writable
+from pruning_lib.steps.budget import deepcache, threshold_scores, uniform
 from pruning_lib.steps.losses import consistency
-from pruning_lib.steps.search import from_scores
-from pruning_lib.zoo.standin import drawn, stand_in
+from pruning_lib.steps.schedule import Grid, Schedule, grid_of
+from pruning_lib.steps.supernet import SuperNet
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 PROMPT = "a photograph of a lion"  # to random weights it means nothing
 REMOVED = (0.7, 0.8)
 # How it is run, unless the command line says otherwise.
@@ -67,11 +67,7 @@ def call_of(pipe, how: dict, schedule: Schedule | None = None):
     """Return a function that draws latents, by a schedule or without."""
 
     def call() -> None:
-        options = {
-            "num_inference_steps": how["steps"],
-            "guidance_scale": how["guidance"],
-            "output_type": "latent",
-        }
+        options = {"num_inference_steps": how["steps"], "guidance_scale": how["guidance"], "output_type": "latent"}
         noise = torch.Generator().manual_seed(0)
         pipe(PROMPT, generator=noise, height=8 * how["side"], width=8 * how["side"], **options)
 
@@ -92,7 +88,7 @@ def schedules_of(grid: Grid) -> dict[str, Schedule]:
     for removed in REMOVED:
         keep = round(1 - removed, 6)
         found[f"uniform {removed}"] = uniform(grid, keep)
-        found[f"scattered {removed}"] = from_scores(chance, grid, keep)
+        found[f"scattered {removed}"] = threshold_scores(chance, grid, keep)
         try:
             found[f"DeepCache {removed}"] = deepcache(grid, keep_macs=keep)
         except ValueError as error:
@@ -115,18 +111,26 @@ def speed(how: dict, device: torch.device) -> dict:
         kind, _, removed = name.rpartition(" ")
         rows.append(
             {
-                "kind": kind, "removed": float(removed), "keep_macs": schedule.macs_ratio(),
+                "kind": kind,
+                "removed": float(removed),
+                "keep_macs": schedule.macs_ratio(),
                 "keep_macs_without_attention": schedule.macs_ratio(attention=False),
-                "calls": int(grid.calls(schedule.on).sum()), "cells": int(schedule.live().sum()),
+                "calls": int(grid.calls(schedule.on).sum()),
+                "cells": int(schedule.live().sum()),
                 **compared(timed["unpruned"], timed[name], schedule.macs_ratio()),
             }
-        )  # fmt: skip
+        )
         faster, promised = rows[-1]["times_as_fast"]["value"], rows[-1]["promised"]
         print(f"{name}: {faster:.2f} times as fast, promised {promised:.2f}", flush=True)
     return {
-        **how, "shape": list(grid.shape), "macs": grid.total_macs // grid.shape[0], "weights": "random",
-        "unpruned": timed["unpruned"].to_dict(), "decoding": timed["decoding"].to_dict(), "schedules": rows,
-    }  # fmt: skip
+        **how,
+        "shape": list(grid.shape),
+        "macs": grid.total_macs // grid.shape[0],
+        "weights": "random",
+        "unpruned": timed["unpruned"].to_dict(),
+        "decoding": timed["decoding"].to_dict(),
+        "schedules": rows,
+    }
 
 
 def training_step(how: dict, device: torch.device, loss: str, checkpointing: bool) -> dict:
@@ -155,30 +159,40 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
         value = timed("loss", lambda: consistency(loss, net, latents, wanted).mean())
         timed("backward", value.backward)
     return {
-        "loss": loss, "checkpointing": checkpointing, "shape": list(grid.shape),
+        "loss": loss,
+        "checkpointing": checkpointing,
+        "shape": list(grid.shape),
         "macs": grid.total_macs // grid.shape[0],
-        "seconds": seconds, "total_seconds": sum(seconds.values()), "peak_mib": peak_mib(device),
-        "before_mib": before, "gates_with_gradient": int((gates.grad != 0).sum()),
+        "seconds": seconds,
+        "total_seconds": sum(seconds.values()),
+        "peak_mib": peak_mib(device),
+        "before_mib": before,
+        "gates_with_gradient": int((gates.grad != 0).sum()),
         "finite": bool(gates.grad.isfinite().all()),
-    }  # fmt: skip
+    }
 
 
 def training(how: dict, device: torch.device, work: Path) -> dict:
     """Run every training step in a process of its own; what is done already is read."""
     rows = []
     for loss, checkpointing in TRAINING:
-        kept = (
-            work / f"{device.type}-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
-        )
+        kept = work / f"{device.type}-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
         if not kept.is_file():
-            command = [sys.executable, __file__, "--stage", "training-step", "--loss", loss,
-                       "--out", str(kept), "--how", json.dumps(how)]  # fmt: skip
+            command = [
+                sys.executable,
+                __file__,
+                "--stage",
+                "training-step",
+                "--loss",
+                loss,
+                "--out",
+                str(kept),
+                "--how",
+                json.dumps(how),
+            ]
             subprocess.run(command + ["--checkpointing"] * checkpointing, check=True)
         rows.append(json.loads(kept.read_text("utf-8")))
-        print(
-            {name: rows[-1][name] for name in ("loss", "checkpointing", "total_seconds", "peak_mib")},
-            flush=True,
-        )
+        print({name: rows[-1][name] for name in ("loss", "checkpointing", "total_seconds", "peak_mib")}, flush=True)
     return {**how, "weights": "random", "rows": rows}
 
 
@@ -189,9 +203,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="of the latents")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeats", type=int)
-    parser.add_argument(
-        "--work", type=Path, help="where single training steps are kept; default: beside the record"
-    )
+    parser.add_argument("--work", type=Path, help="where single training steps are kept; default: beside the record")
     parser.add_argument("--out", type=Path, default=RESULTS / "sd15_schedules.json")
     parser.add_argument("--loss", help="of a single training step")
     parser.add_argument("--checkpointing", action="store_true", help="in a single training step")
@@ -208,9 +220,7 @@ def main() -> None:
     how = {**SETTINGS, **{name: value for name, value in given.items() if value is not None}}
     work = args.work or out.with_suffix(".parts")
     found = speed(how, device) if args.stage == "speed" else training(how, device, work)
-    stamp = found["passport"] = pl.passport(
-        seeds=[0], n=how["repeats"] if args.stage == "speed" else 1, device=device
-    )
+    stamp = found["passport"] = pl.passport(seeds=[0], n=how["repeats"] if args.stage == "speed" else 1, device=device)
     data = pl.load_record(out)["data"] if out.is_file() else {}
     data.setdefault(args.stage, {})[device.type] = found
     print(pl.save_record(out, "sd15_schedules", data, stamp))

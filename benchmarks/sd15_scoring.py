@@ -4,9 +4,9 @@
     python benchmarks/sd15_scoring.py --stage scoring
 
 The first stage counts on structures without weights, about three minutes on one CPU core, and writes
-book/results/big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is
+the record big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is
 needed, and no picture means anything), scores operators and compares the time with the floor of k + 1 generations; it
-writes book/results/sd15_scoring.json. It takes a handful of operators, latents of 32 x 32, two steps and no guidance,
+writes the record sd15_scoring.json. It takes a handful of operators, latents of 32 x 32, two steps and no guidance,
 about three minutes on a quiet core and 6 GB of memory. On a GPU the same function is called by the stage
 "sd15_operators" of `python -m benchmarks gpu`, at 64 x 64 and in half precision.
 """
@@ -22,14 +22,16 @@ import torch
 from judged import peak_mib, spread
 
 import pruning_lib as pl
-from pruning_lib.measure.device import synchronise
-from pruning_lib.measure.record import check_writable
-from pruning_lib.operators import KINDS, find_operators, reductions, score_operators
-from pruning_lib.operators.generate import LatentSampler
+from pruning_book.stand_in import stand_in
+from pruning_lib.checks import synchronise
+from pruning_lib.operators.budget import reductions
+from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
-from pruning_lib.zoo.standin import stand_in
+from pruning_lib.operators.score import score_operators
+from pruning_lib.records import check_writable
+from pruning_lib.sampling import LatentSampler
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODELS = ("sd-1.5", "sd-2.1", "dit-xl-2-256", "pixart-alpha")
 # Early and late in a call, cheap and dear: what is shared in the first step differs.
 HANDFUL = (
@@ -56,12 +58,18 @@ def kinds_of(name: str) -> dict:
         macs_saved, params_saved = reductions(model, plan_for(some.paths, some))
         rows.append(
             {
-                "kind": kind, "count": len(some), "params": sum(op.params for op in some),
-                "macs": sum(op.macs for op in some), "macs_saved": macs_saved, "params_saved": params_saved,
-                "done": {how: sum(op.modifications[0] == how for op in some) for how in
-                         dict.fromkeys(op.modifications[0] for op in some)},
+                "kind": kind,
+                "count": len(some),
+                "params": sum(op.params for op in some),
+                "macs": sum(op.macs for op in some),
+                "macs_saved": macs_saved,
+                "params_saved": params_saved,
+                "done": {
+                    how: sum(op.modifications[0] == how for op in some)
+                    for how in dict.fromkeys(op.modifications[0] for op in some)
+                },
             }
-        )  # fmt: skip
+        )
         print(f"{name:14s} {kind:18s} {len(some):4d} {macs_saved:.3f} {params_saved:.3f}", flush=True)
     size = model.config.sample_size
     return {"name": name, "sample_size": size, "params": whole.params, "macs": whole.macs, "kinds": rows}
@@ -102,17 +110,32 @@ def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict
     report = pl.count_macs(pipe.unet, sample_size=how["size"])
     floor = sum(plain) / len(plain) * (len(scores) + 1)
     return {
-        "device": device.type, **how, "prompts": list(PROMPTS), "params": report.params, "macs": report.macs,
-        "weights": "random", "generation_seconds": plain, "floor_seconds": floor, "seconds": seconds,
-        "of_floor": seconds / floor, "peak_generation_mib": before, "peak_scoring_mib": peak,
+        "device": device.type,
+        **how,
+        "prompts": list(PROMPTS),
+        "params": report.params,
+        "macs": report.macs,
+        "weights": "random",
+        "generation_seconds": plain,
+        "floor_seconds": floor,
+        "seconds": seconds,
+        "of_floor": seconds / floor,
+        "peak_generation_mib": before,
+        "peak_scoring_mib": peak,
         "weights_mib": sum(p.numel() * p.element_size() for p in pipe.unet.parameters()) / 2**20,
         "operators": [
-            {"path": op.path, "kind": op.kind, "macs": op.macs, "order": op.order, "seconds": scores[op.path].seconds,
-             "of_generation": scores[op.path].seconds / (sum(plain) / len(plain))}
+            {
+                "path": op.path,
+                "kind": op.kind,
+                "macs": op.macs,
+                "order": op.order,
+                "seconds": scores[op.path].seconds,
+                "of_generation": scores[op.path].seconds / (sum(plain) / len(plain)),
+            }
             for op in scores.operators
         ],
         "original_seconds": scores.original.seconds,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -123,7 +146,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--operators", type=int, help="only the first so many of a handful")
-    parser.add_argument("--out", type=Path, help="default: the record in book/results")
+    parser.add_argument("--out", type=Path, help="default: the record in pruning_book/records")
     args = parser.parse_args()
     out = args.out or RESULTS / ("big_operators.json" if args.stage == "operators" else "sd15_scoring.json")
     check_writable(out)

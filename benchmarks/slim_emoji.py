@@ -6,7 +6,7 @@ needs the folder in which `python -m pruning_lib zoo train all` trained the mode
 float16 already: a cast to float16 would lose nothing of them. The training state of all parts is put into one file in
 the layout of sharing sites, with the EMA copy and the optimiser state that the run left. `slim` makes one file of each
 setting, diffusers loads it, and the pictures are compared with those of the same weights in float32. Everything is
-computed in float32; only the stored weights are rounded. Writes book/results/slim_emoji.json.
+computed in float32; only the stored weights are rounded. Writes the record slim_emoji.json.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from judged import unit
 from tqdm.auto import tqdm
 from transformers import CLIPModel
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib._quiet import quietly
-from pruning_lib.measure import bootstrap_interval, clip_score, psnr, retrieval_rank, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.training.fit import read_checkpoint
-from pruning_lib.weights import ldm_ema, to_ldm
-from pruning_lib.zoo.assemble import text_encoder_of
-from pruning_lib.zoo.gate import generate
-from pruning_lib.zoo.models import models_folder
+from pruning_lib.checkpoint.ldm_layout import ldm_ema, to_ldm
+from pruning_lib.finetuning.loop import read_checkpoint
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.loading import models_folder
+from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
+from pruning_lib.records import check_writable
+from pruning_lib.sampling import quietly
+from zoo.acceptance import generate
+from zoo.assemble import text_encoder_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 GUIDANCE = 3.0
 SETTINGS = {  # name: (options of slim, the setting its pictures are compared with)
     "live float32": ({"weights": "live"}, "live float32"),
@@ -52,9 +54,7 @@ def training_file(run: Path, path: Path) -> Path:
     text = text_encoder_of(CLIPModel.from_pretrained(run / "clip" / "final", dtype=torch.float32))
     live = to_ldm(unet.state_dict(), vae.state_dict(), text.state_dict())
     state = {name: tensor.contiguous() for name, tensor in {**live, **ldm_ema(averaged)}.items()}
-    torch.save(
-        {"state_dict": state, "optimizer_states": [saved["optimizer"]], "global_step": saved["step"]}, path
-    )
+    torch.save({"state_dict": state, "optimizer_states": [saved["optimizer"]], "global_step": saved["step"]}, path)
     return path
 
 
@@ -69,43 +69,29 @@ def record(path: Path, run: Path, n: int, steps: int, seed: int) -> Path:
         seed: of the choice of prompts; picture i starts from seed + i.
     """
     check_writable(path)
-    captions, clip = pl.captions(), pl.load_clip()
+    captions, clip = pb.captions(), pb.load_clip()
     chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed))[:n]
     prompts = [captions[i] for i in chosen]
     reports, pictures = {}, {}
     with tempfile.TemporaryDirectory() as place, quietly():
         source = training_file(run, Path(place) / "training.ckpt")
-        found = pl.inspect_checkpoint(source).to_dict() | {
-            "path": source.name
-        }  # the folder means nothing elsewhere
+        found = pl.inspect_checkpoint(source).to_dict() | {"path": source.name}  # the folder means nothing elsewhere
         for name, (options, _) in tqdm(SETTINGS.items(), unit="setting"):
             target = Path(place) / "slim.safetensors"
             reports[name] = pl.slim(source, target, overwrite=True, **options).to_dict()
             pipe = StableDiffusionPipeline.from_single_file(
-                str(target),
-                config=str(models_folder() / "emoji-sd"),
-                local_files_only=True,
-                torch_dtype=torch.float32,
+                str(target), config=str(models_folder() / "emoji-sd"), local_files_only=True, torch_dtype=torch.float32
             )
             pipe.set_progress_bar_config(disable=True)
             pictures[name] = generate(pipe, prompts, steps=steps, guidance=GUIDANCE, seed=seed)
     scores = {name: clip_score(clip, drawn, prompts) for name, drawn in pictures.items()}
     ranks = {name: retrieval_rank(clip, drawn, prompts, captions) for name, drawn in pictures.items()}
-    data = {
-        "model": "emoji-sd, its training run",
-        "n": n,
-        "steps": steps,
-        "guidance": GUIDANCE,
-        "before": found,
-    }
+    data = {"model": "emoji-sd, its training run", "n": n, "steps": steps, "guidance": GUIDANCE, "before": found}
     data["settings"] = {}
     for name, (_, other) in [*SETTINGS.items(), ("live instead of EMA", ({}, "EMA float32"))]:
         drawn = pictures.get(name, pictures["live float32"])
         source_name = name if name in pictures else "live float32"
-        row = {
-            key: reports[source_name][key]
-            for key in ("bytes_before", "bytes_after", "causes", "flushed", "params")
-        }
+        row = {key: reports[source_name][key] for key in ("bytes_before", "bytes_after", "causes", "flushed", "params")}
         row |= {
             "compared_with": other,
             "clip_score": bootstrap_interval(scores[source_name]).to_dict(),

@@ -8,7 +8,7 @@ Values matter neither to size, nor to memory, nor, as good as, to time. The same
 and as a .ckpt of torch.save. Each run is the command line in a process of its own, which reports the peak of its memory
 (Linux: VmHWM, which, unlike ru_maxrss, is not inherited from the process that started it); beside it stands the peak of
 the same command on a file of a few bytes. Then every tensor written is compared once
-more with the library's own reader. Writes book/results/slim_sd15.json.
+more with the library's own reader. Writes the record slim_sd15.json.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.weights import ldm_ema, to_ldm
-from pruning_lib.weights.writing import Planned, write_safetensors
+from pruning_lib.checkpoint.ldm_layout import ldm_ema, to_ldm
+from pruning_lib.checkpoint.write import Planned, write_safetensors
+from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 PIECE = 2**22
 RUNS = (  # input, options of the command line
     ("safetensors", ()),
@@ -50,18 +50,30 @@ def shapes(scale: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         unet = pl.denoiser_on_meta("sd-1.5")
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-        )  # fmt: skip
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        )
         text = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                num_attention_heads=12, max_position_embeddings=77, projection_dim=768,
+                vocab_size=49408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                max_position_embeddings=77,
+                projection_dim=768,
             )
-        )  # fmt: skip
+        )
         if scale == "small":
-            blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "block_out_channels": (320, 640),
-                      "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
+            blocks = {
+                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+                "block_out_channels": (320, 640),
+                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            }
             unet = UNet2DConditionModel.from_config({**unet.config, **blocks})
     state = unet.state_dict()
     whole = {**to_ldm(state, vae.state_dict(), text.state_dict()), **ldm_ema(state)}
@@ -80,9 +92,7 @@ def make(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Path]:
     """Write the checkpoint as safetensors, and again as torch.save does, without holding it in memory."""
     paths = {"safetensors": folder / "sd15.safetensors", "ckpt": folder / "sd15.ckpt"}
     plan = [Planned(name, torch.float32, shape) for name, shape in wanted.items()]
-    write_safetensors(
-        paths["safetensors"], plan, [numbers(p.shape, i) for i, p in enumerate(plan)], {"format": "pt"}
-    )
+    write_safetensors(paths["safetensors"], plan, [numbers(p.shape, i) for i, p in enumerate(plan)], {"format": "pt"})
     state = load_file(paths["safetensors"])  # mapped, not read: torch.save fetches one tensor after the other
     torch.save({"state_dict": state, "global_step": 840_000, "epoch": 0}, paths["ckpt"])
     return paths
@@ -110,7 +120,7 @@ def measured(arguments: list[str]) -> tuple[dict, float, float]:
 
 def check(source: Path, target: Path, ema: bool) -> int:
     """Compare every tensor of `target` with `source`, read by the safetensors library; return how many."""
-    from pruning_lib.weights.parts import ema_name
+    from pruning_lib.checkpoint.parts import ema_name
 
     with safe_open(source, "pt") as old, safe_open(target, "pt") as new:
         for name in tqdm(list(new.keys()), desc="compare", unit="tensor"):
@@ -128,9 +138,11 @@ def record(path: Path, place: Path | None, scale: str) -> Path:
     largest = max(wanted.values(), key=lambda shape: torch.Size(shape).numel())
     data: dict[str, object] = {
         "shapes": "Stable Diffusion 1.5, float32, EMA copy, random numbers" if scale == "full" else "trial",
-        "tensors": len(wanted), "params": sum(torch.Size(shape).numel() for shape in wanted.values()),
-        "largest_tensor_mib": torch.Size(largest).numel() * 4 / 2**20, "runs": [],
-    }  # fmt: skip
+        "tensors": len(wanted),
+        "params": sum(torch.Size(shape).numel() for shape in wanted.values()),
+        "largest_tensor_mib": torch.Size(largest).numel() * 4 / 2**20,
+        "runs": [],
+    }
     with tempfile.TemporaryDirectory(dir=place) as folder:
         tiny, target = Path(folder) / "tiny.safetensors", Path(folder) / "slim.safetensors"
         save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, tiny)
@@ -144,25 +156,44 @@ def record(path: Path, place: Path | None, scale: str) -> Path:
             same = check(files["safetensors"], target, "ema" in options)
             data["runs"].append(
                 {
-                    "input": kind, "options": " ".join(options), "seconds": round(seconds, 1),
-                    "peak_memory_mib": round(peak, 1), "compared": same,
-                    **{key: report[key] for key in ("bytes_before", "bytes_after", "causes", "kept", "params",
-                                                    "times_smaller", "flushed")},
+                    "input": kind,
+                    "options": " ".join(options),
+                    "seconds": round(seconds, 1),
+                    "peak_memory_mib": round(peak, 1),
+                    "compared": same,
+                    **{
+                        key: report[key]
+                        for key in (
+                            "bytes_before",
+                            "bytes_after",
+                            "causes",
+                            "kept",
+                            "params",
+                            "times_smaller",
+                            "flushed",
+                        )
+                    },
                 }
-            )  # fmt: skip
+            )
         report, seconds, peak = measured(["inspect", str(files["ckpt"])])
-        parts = {name: {key: part[key] for key in ("what", "tensors", "params", "nbytes", "dtypes")}
-                 for name, part in report["parts"].items()}  # fmt: skip
-        data["inspect"] = {"input": "ckpt", "seconds": round(seconds, 1), "peak_memory_mib": round(peak, 1),
-                           "parts": parts, "container": report["container"], "nbytes": report["nbytes"]}  # fmt: skip
+        parts = {
+            name: {key: part[key] for key in ("what", "tensors", "params", "nbytes", "dtypes")}
+            for name, part in report["parts"].items()
+        }
+        data["inspect"] = {
+            "input": "ckpt",
+            "seconds": round(seconds, 1),
+            "peak_memory_mib": round(peak, 1),
+            "parts": parts,
+            "container": report["container"],
+            "nbytes": report["nbytes"],
+        }
     return pl.save_record(path, "slim_sd15", data, pl.passport(seeds=[0], n=1, device="cpu"))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, help="where the files may go, about 22 GB (default: the system's)"
-    )
+    parser.add_argument("--folder", type=Path, help="where the files may go, about 22 GB (default: the system's)")
     parser.add_argument("--scale", choices=("full", "small"), default="full", help="small: a trial")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python benchmarks/sparse_latency.py
 
-writes book/results/sparse_latency.json. Needs a quiet machine, about 8 minutes on two cores. Forms of a layer:
+writes the record sparse_latency.json. Needs a quiet machine, about 8 minutes on two cores. Forms of a layer:
 
 - dense: as it is; zeros: the same kernel, small weights set to zero;
 - csr: the zeros left out (`weights.sparse_speed`);
@@ -29,12 +29,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
-from pruning_lib.measure import Latency, example_inputs, ratio
-from pruning_lib.measure.record import check_writable
-from pruning_lib.weights import prune_magnitude, prune_structured, to_csr
+from pruning_book.sparse_speed import to_csr
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.latency import Latency, ratio
+from pruning_lib.records import check_writable
+from pruning_lib.structured.structured import prune_structured
+from pruning_lib.weights.magnitude import prune_magnitude
 from pruning_lib.weights.nm import prune_nm, to_semi_structured
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 UNET_SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 UNET_RATIOS = (0.25, 0.33, 0.5)  # three different widths; beyond, emoji-sd's norm groups set a floor
@@ -52,17 +55,11 @@ class Layer(NamedTuple):
 
 
 LAYERS = (
-    Layer(
-        "emoji-sd", "conv 3×3, 32 channels, 16×16", lambda: nn.Conv2d(32, 32, 3, padding=1), (1, 32, 16, 16)
-    ),
+    Layer("emoji-sd", "conv 3×3, 32 channels, 16×16", lambda: nn.Conv2d(32, 32, 3, padding=1), (1, 32, 16, 16)),
     Layer("emoji-sd", "conv 3×3, 192 to 96, 4×4", lambda: nn.Conv2d(192, 96, 3, padding=1), (1, 192, 4, 4)),
     Layer("emoji-sd", "linear 32 to 256, 256 tokens", lambda: nn.Linear(32, 256), (1, 256, 32)),
-    Layer(
-        "SD-1.5", "conv 3×3, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 3, padding=1), (1, 320, 64, 64)
-    ),
-    Layer(
-        "SD-1.5", "conv 3×3, 1280 channels, 8×8", lambda: nn.Conv2d(1280, 1280, 3, padding=1), (1, 1280, 8, 8)
-    ),
+    Layer("SD-1.5", "conv 3×3, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 3, padding=1), (1, 320, 64, 64)),
+    Layer("SD-1.5", "conv 3×3, 1280 channels, 8×8", lambda: nn.Conv2d(1280, 1280, 3, padding=1), (1, 1280, 8, 8)),
     Layer("SD-1.5", "conv 1×1, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 1), (1, 320, 64, 64)),
     Layer("SD-1.5", "linear 1280 to 320, 4096 tokens", lambda: nn.Linear(1280, 320), (1, 4096, 1280)),
     Layer("SD-1.5", "linear 768 to 1280, 77 tokens", lambda: nn.Linear(768, 1280), (1, 77, 768)),
@@ -96,17 +93,19 @@ def pruned(layer: nn.Module, sparsity: float) -> nn.Module:
 
 
 def timed(
-    calls: Mapping[str, Callable], spare: Callable, macs: Mapping[str, float], repeats: int,
-    device: str | torch.device, base: str = "dense",
-) -> dict:  # fmt: skip
+    calls: Mapping[str, Callable],
+    spare: Callable,
+    macs: Mapping[str, float],
+    repeats: int,
+    device: str | torch.device,
+    base: str = "dense",
+) -> dict:
     """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as the one named `base`.
 
     The rounds go to and fro, so the first and the last of a round run twice in a row and find their weights in the
     cache. So `spare`, which has weights of its own, stands at both ends, and its times are thrown away.
     """
-    found = pl.measure_latency(
-        {"": spare, **calls, " ": spare}, repeats=repeats, warmup=WARMUP, device=device
-    )
+    found = pl.measure_latency({"": spare, **calls, " ": spare}, repeats=repeats, warmup=WARMUP, device=device)
     return {name: _row(found[base], found[name], macs[base], macs[name]) for name in calls}
 
 
@@ -136,14 +135,17 @@ def layer_rows(spec: Layer, repeats: int) -> dict:
         macs |= {f"structured {s}": narrow.weight.numel() * positions}
     found = timed(calls, lambda: spare(x), macs, repeats, "cpu")
     rows = [
-        {"form": name.split()[0], "sparsity": float((name.split() + ["0"])[1]), **row}
-        for name, row in found.items()
+        {"form": name.split()[0], "sparsity": float((name.split() + ["0"])[1]), **row} for name, row in found.items()
     ]
     return {
-        "model": spec.model, "name": spec.name,
-        "n": repeats, "weight_shape": list(layer.weight.shape), "input_shape": list(spec.inputs),
-        "rows": rows, "break_even": break_even(rows, "csr"),
-    }  # fmt: skip
+        "model": spec.model,
+        "name": spec.name,
+        "n": repeats,
+        "weight_shape": list(layer.weight.shape),
+        "input_shape": list(spec.inputs),
+        "rows": rows,
+        "break_even": break_even(rows, "csr"),
+    }
 
 
 def break_even(rows: list[dict], form: str) -> dict:
@@ -234,22 +236,23 @@ def rows_on(device: torch.device, spec: Layer, repeats: int, dtype: torch.dtype 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds of single layers (default 15)")
-    parser.add_argument(
-        "--unet-repeats", type=int, default=60, help="timed rounds of the whole UNet (default 60)"
-    )
+    parser.add_argument("--unet-repeats", type=int, default=60, help="timed rounds of the whole UNet (default 60)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     path = check_writable(options.out / "sparse_latency.json")
     with torch.no_grad():
         data = {
-            "dtype": "float32", "threads": torch.get_num_threads(), "warmup": WARMUP,
-            "unet_n": options.unet_repeats, "unet_batch": 2,
+            "dtype": "float32",
+            "threads": torch.get_num_threads(),
+            "warmup": WARMUP,
+            "unet_n": options.unet_repeats,
+            "unet_batch": 2,
             "layers": [
                 layer_rows(spec, options.repeats * (MORE if spec.model == "emoji-sd" else 1))
                 for spec in tqdm(LAYERS, desc="layers", unit="layer")
             ],
             "unet": unet_rows(options.unet_repeats),
-        }  # fmt: skip
+        }
     data["unet_break_even"] = break_even(data["unet"], "csr")
     passport = pl.passport(seeds=[0], n=options.repeats, device="cpu")
     print(pl.save_record(path, "sparse_latency", data, passport))

@@ -2,7 +2,7 @@
 
     python benchmarks/sparse_size.py
 
-writes book/results/sparse_size.json. Global magnitude pruning without fine-tuning; sizes are exact,
+writes the record sparse_size.json. Global magnitude pruning without fine-tuning; sizes are exact,
 so a busy machine does no harm.
 """
 
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.weights import dense_bytes, prune_magnitude
-from pruning_lib.weights.file_sizes import file_sizes
-from pruning_lib.weights.sparse_layouts import LAYOUTS, break_even, layouts_of
+from pruning_book.sparse_file import LAYOUTS, break_even, dense_bytes, layouts_of
+from pruning_book.sparse_speed import file_sizes
+from pruning_lib.records import check_writable
+from pruning_lib.weights.magnitude import prune_magnitude
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 SPARSITIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -49,13 +49,18 @@ def rows(unet: nn.Module) -> list[dict[str, object]]:
             tensors = {name: t.to(kind) for name, t in state.items()}
             sizes = file_sizes(tensors)
             assert sizes.dense == dense_bytes(tensors)
-            found.append({
-                "sparsity": sparsity, "dtype": dtype,
-                "n": sum(t.numel() for t in tensors.values()), "n_pruned": n_pruned,
-                "nnz": int(sum(t.count_nonzero() for t in tensors.values())),
-                "nnz_pruned": int(sum(tensors[name].count_nonzero() for name in names)),
-                "bytes": asdict(sizes), "bytes_in_one_layout": one_layout(tensors, names),
-            })  # fmt: skip
+            found.append(
+                {
+                    "sparsity": sparsity,
+                    "dtype": dtype,
+                    "n": sum(t.numel() for t in tensors.values()),
+                    "n_pruned": n_pruned,
+                    "nnz": int(sum(t.count_nonzero() for t in tensors.values())),
+                    "nnz_pruned": int(sum(tensors[name].count_nonzero() for name in names)),
+                    "bytes": asdict(sizes),
+                    "bytes_in_one_layout": one_layout(tensors, names),
+                }
+            )
     return found
 
 
@@ -77,9 +82,7 @@ def break_evens(found: list[dict]) -> list[dict[str, object]]:
         for layout in LAYOUTS[1:]:
             over = [row["bytes_in_one_layout"][layout] - row["bytes_in_one_layout"]["dense"] for row in mine]
             formula = break_even(layout, kind.itemsize)
-            out.append(
-                {"dtype": dtype, "layout": layout, "formula": formula, "measured": crossing(zeros, over)}
-            )
+            out.append({"dtype": dtype, "layout": layout, "formula": formula, "measured": crossing(zeros, over)})
         over = [row["bytes"]["csr"] - row["bytes"]["dense"] for row in mine]
         formula = break_even("index32", kind.itemsize)
         out.append({"dtype": dtype, "layout": "csr", "formula": formula, "measured": crossing(zeros, over)})
@@ -95,7 +98,12 @@ if __name__ == "__main__":
     rounded = all(torch.equal(t.half().to(t.dtype), t) for t in unet.state_dict().values())
     measured = rows(unet)
     data = {
-        "model": "emoji-sd", "part": "unet", "scope": "global", "zip_level": 6, "rounded_to_float16": rounded,
-        "rows": measured, "break_even": break_evens(measured),
-    }  # fmt: skip
+        "model": "emoji-sd",
+        "part": "unet",
+        "scope": "global",
+        "zip_level": 6,
+        "rounded_to_float16": rounded,
+        "rows": measured,
+        "break_even": break_evens(measured),
+    }
     print(pl.save_record(path, "sparse_size", data, pl.passport(seeds=[], n=1, device="cpu")))

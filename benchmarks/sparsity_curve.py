@@ -3,7 +3,7 @@
     python benchmarks/sparsity_curve.py
     python benchmarks/sparsity_curve.py --pictures 160      # goes on from what is there
 
-writes book/results/sparsity_curve.json. For every mask the same captions are drawn from the same noise and compared
+writes the record sparsity_curve.json. For every mask the same captions are drawn from the same noise and compared
 with the pictures of the unpruned model. Quality does not depend on how fast the machine is. Pictures are kept in
 --work as they are made, so an interrupted run goes on where it stopped, and more pictures can be added later; about
 ten minutes for 64 on two idle CPU cores.
@@ -25,22 +25,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, clip_score, frechet, psnr, retrieval_rank, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show import sparsity as setting
-from pruning_lib.weights import (
-    LEAVE_ALONE,
-    Pruned,
-    Sensitivity,
-    measure_sensitivity,
-    prunable_weights,
-    prune_magnitude,
-    prune_nm,
-)
-from pruning_lib.weights.sensitivity import allocate
+from pruning_book.frechet import frechet
+from pruning_book.widgets import sparsity as setting
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
+from pruning_lib.records import check_writable
+from pruning_lib.weights.magnitude import prune_magnitude
+from pruning_lib.weights.masks import PrunedWeights
+from pruning_lib.weights.nm import prune_nm
+from pruning_lib.weights.select import IGNORE, prunable_weights
+from pruning_lib.weights.sensitivity import Sensitivity, allocate, measure_sensitivity
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 CHUNK = 32  # pictures kept together
 PATTERNS = ((3, 4), (2, 4), (4, 8), (1, 4))
 # The calls on which each layer's sensitivity is measured: these steps, for captions of their own.
@@ -87,13 +85,13 @@ def pruned(pipe: Any, row: Setting, sensitivity: Sensitivity) -> Any:
     if row.scope == "inert":
         # All of their weights at zero: the one mask without any magnitude in it.
         weights = {k: w for k, w in prunable_weights(module).weights.items() if k.startswith(setting.INERT)}
-        return Pruned(
+        return PrunedWeights(
             module, {k: torch.zeros_like(w, dtype=torch.bool) for k, w in weights.items()}, "inert", 1.0
         )
     if row.scope == "global, inert left alone":
-        return prune_magnitude(module, row.asked, leave_alone=(*LEAVE_ALONE, *setting.INERT))
+        return prune_magnitude(module, row.asked, ignore=(*IGNORE, *setting.INERT))
     if row.scope == "global, idle layers left alone":
-        return prune_magnitude(module, row.asked, leave_alone=(*LEAVE_ALONE, *idle_layers(sensitivity)))
+        return prune_magnitude(module, row.asked, ignore=(*IGNORE, *idle_layers(sensitivity)))
     if row.scope == "random, shares by sensitivity":
         return prune_at_random(module, row.asked, sensitivity)
     if ":" in row.scope:
@@ -104,12 +102,10 @@ def pruned(pipe: Any, row: Setting, sensitivity: Sensitivity) -> Any:
 
 def idle_layers(sensitivity: Sensitivity) -> list[str]:
     """Return the layers whose error at the last stop is below `IDLE`: the model hardly uses them."""
-    return [
-        name for name, errors in zip(sensitivity.layers, sensitivity.errors, strict=True) if errors[-1] < IDLE
-    ]
+    return [name for name, errors in zip(sensitivity.layers, sensitivity.errors, strict=True) if errors[-1] < IDLE]
 
 
-def prune_at_random(module: torch.nn.Module, sparsity: float, sensitivity: Sensitivity) -> Pruned:
+def prune_at_random(module: torch.nn.Module, sparsity: float, sensitivity: Sensitivity) -> PrunedWeights:
     """Give each layer as many zeros as its sensitivity says, but at random places: where, without which."""
     weights = prunable_weights(module).weights
     generator, masks = torch.Generator().manual_seed(0), {}
@@ -117,7 +113,7 @@ def prune_at_random(module: torch.nn.Module, sparsity: float, sensitivity: Sensi
         mask = torch.ones(weights[name].numel(), dtype=torch.bool)
         mask[torch.randperm(len(mask), generator=generator)[:count]] = False
         masks[name] = mask.view(weights[name].shape).to(weights[name].device)
-    return Pruned(module, masks, "random, shares by sensitivity", sparsity)
+    return PrunedWeights(module, masks, "random, shares by sensitivity", sparsity)
 
 
 def sensitivity_of(pipe: Any, work: Path) -> Sensitivity:
@@ -125,16 +121,18 @@ def sensitivity_of(pipe: Any, work: Path) -> Sensitivity:
     file = work / "sensitivity.json"
     if not file.is_file():
         found = measure_sensitivity(
-            pipe.unet, sensitivity_inputs(pipe), sparsities=SENSITIVITY_STOPS,
+            pipe.unet,
+            sensitivity_inputs(pipe),
+            sparsities=SENSITIVITY_STOPS,
             progress=lambda layers: tqdm(layers, desc="sensitivity", unit="layer"),
-        )  # fmt: skip
+        )
         file.write_text(json.dumps(found.to_dict()))
     return Sensitivity.from_dict(json.loads(file.read_text()))
 
 
 def sensitivity_inputs(pipe: Any) -> list[dict[str, Tensor]]:
     """Return the arguments of a few calls that the pipeline makes while it draws."""
-    captions = pl.captions(setting.MODEL)
+    captions = pb.captions(setting.MODEL)
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = [captions[i] for i in order[:SENSITIVITY_PROMPTS]]
     calls: list[dict[str, Tensor]] = []
@@ -146,16 +144,17 @@ def sensitivity_inputs(pipe: Any) -> list[dict[str, Tensor]]:
     hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     noise = [torch.Generator().manual_seed(100 + i) for i in range(len(prompts))]
     pipe(
-        prompts, num_inference_steps=setting.STEPS, guidance_scale=setting.GUIDANCE, generator=noise,
+        prompts,
+        num_inference_steps=setting.STEPS,
+        guidance_scale=setting.GUIDANCE,
+        generator=noise,
         output_type="latent",
-    )  # fmt: skip
+    )
     hook.remove()
     return [calls[i] for i in SENSITIVITY_STEPS]
 
 
-def pictures(
-    row: Setting, chunk: int, pipe: Any, prompts: list[str], sensitivity: Sensitivity, work: Path
-) -> Path:
+def pictures(row: Setting, chunk: int, pipe: Any, prompts: list[str], sensitivity: Sensitivity, work: Path) -> Path:
     """Draw one chunk of one row unless it is there, and return its file: uint8 pictures, and latents if unpruned."""
     file = work / f"{row.name}-{chunk}.pt"
     if not file.is_file():
@@ -202,9 +201,7 @@ def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions
     """Return the figures of one row: means with intervals, and SSIM and CLIP score of each picture."""
     floats, reference = images / 255, whole / 255
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # too few for the rank: the record says so, and all rows have the same n
+        warnings.simplefilter("ignore")  # too few for the rank: the record says so, and all rows have the same n
         distance = frechet(whole, images, features=clip, n_boot=100).to_dict()
     likeness, scores = ssim(reference, floats), clip_score(clip, images, prompts)
     top5 = (retrieval_rank(clip, images, prompts, captions) <= 5).double()
@@ -218,9 +215,10 @@ def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions
         "top5": bootstrap_interval(top5).to_dict(),
         "frechet": {**distance, "rank_deficient": distance["n_a"] <= distance["dim"]},
         "per_picture": {
-            "ssim": [round(x, 4) for x in likeness.tolist()], "clip_score": [round(x, 2) for x in scores.tolist()],
+            "ssim": [round(x, 4) for x in likeness.tolist()],
+            "clip_score": [round(x, 2) for x in scores.tolist()],
         },
-    }  # fmt: skip
+    }
 
 
 def record(path: Path, count: int, work: Path, device: str, say: Callable[[str], None] = print) -> Path:
@@ -237,14 +235,14 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
     work.mkdir(parents=True, exist_ok=True)
     pipe = pl.load(setting.MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
-    captions = pl.captions(setting.MODEL)
+    captions = pb.captions(setting.MODEL)
     prompts = setting.spread_captions(captions, count)
     sensitivity = sensitivity_of(pipe, work)
     chunks = [prompts[i : i + CHUNK] for i in range(0, count, CHUNK)]
     files: dict[Setting, list[Path]] = {}
     for row in tqdm(settings(), desc="masks", unit="mask"):
         files[row] = [pictures(row, i, pipe, part, sensitivity, work) for i, part in enumerate(chunks)]
-    clip = Remembering(pl.load_clip(setting.MODEL))
+    clip = Remembering(pb.load_clip(setting.MODEL))
     images = {row: torch.cat([torch.load(file)["images"] for file in parts]) for row, parts in files.items()}
     whole = images[settings()[0]]
     rows = []
@@ -254,12 +252,20 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
         found = judge(images[row], whole, prompts, clip, captions)
         rows.append({"part": row.part, "scope": row.scope, "asked": row.asked, **counts, **found})
     data = {
-        "model": setting.MODEL, "sampler": "DDIM, trailing", "steps": setting.STEPS, "guidance": setting.GUIDANCE,
-        "n": count, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT),
-        "idle_below": IDLE, "idle_layers": idle_layers(sensitivity),
-        "left_alone": list(LEAVE_ALONE), "rows": rows,
+        "model": setting.MODEL,
+        "sampler": "DDIM, trailing",
+        "steps": setting.STEPS,
+        "guidance": setting.GUIDANCE,
+        "n": count,
+        "prompts": prompts,
+        "first_seed": setting.FIRST_SEED,
+        "inert": list(setting.INERT),
+        "idle_below": IDLE,
+        "idle_layers": idle_layers(sensitivity),
+        "ignored": list(IGNORE),
+        "rows": rows,
         "sensitivity": {**sensitivity.to_dict(), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
-    }  # fmt: skip
+    }
     seeds = [setting.FIRST_SEED + i for i in range(count)]
     return pl.save_record(path, "sparsity_curve", data, pl.passport(seeds=seeds, n=count, device=device))
 
@@ -271,9 +277,7 @@ def _unpruned_counts(pipe: Any) -> dict[str, int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=64, help="per mask, a multiple of 32 (default 64)")
-    parser.add_argument(
-        "--work", type=Path, default=Path(tempfile.gettempdir()) / "sparsity_curve", help="folder"
-    )
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sparsity_curve", help="folder")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
     options = parser.parse_args()

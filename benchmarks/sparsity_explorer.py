@@ -3,7 +3,7 @@
     python benchmarks/sparsity_curve.py       # first: it measures the sensitivities and the quality over many pictures
     python benchmarks/sparsity_explorer.py
 
-writes book/results/sparsity_explorer.json and, beside it, one sheet of all pictures, sparsity_explorer.webp. Times are
+writes the record sparsity_explorer.json and, beside it, one sheet of all pictures, sparsity_explorer.webp. Times are
 of one call of the pruned UNet with a batch of two, the step of a guided picture; all masks are timed in turn, each in a
 copy of its own, so that a disturbance from outside hits them alike. About five minutes on two CPU cores.
 """
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import clip_score, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.show.histogram import Histogram, WeightBins
-from pruning_lib.show.sparsity import (
+from pruning_book.sparse_file import sparse_bytes
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.histogram import Histogram, WeightBins
+from pruning_book.widgets.sparsity import (
     FIRST_SEED,
     GUIDANCE,
     MODEL,
@@ -37,10 +38,13 @@ from pruning_lib.show.sparsity import (
     prune_at,
     time_denoisers,
 )
-from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
-from pruning_lib.weights import Sensitivity, prunable_weights, sparse_bytes
+from pruning_book.widgets.sweep import SweepExplorer
+from pruning_lib.quality import clip_score, ssim
+from pruning_lib.records import check_writable
+from pruning_lib.weights.select import prunable_weights
+from pruning_lib.weights.sensitivity import Sensitivity
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 LABELS = ("global", "layer by layer", "by sensitivity", "random")
 WARMUP = 2
 
@@ -58,7 +62,7 @@ def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
     sensitivity = Sensitivity.from_dict(curve["data"]["sensitivity"])
     pipe = pl.load(MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
-    clip = pl.load_clip(MODEL)
+    clip = pb.load_clip(MODEL)
     whole = [draw(pipe, [prompt], first=i)[0] for i, prompt in enumerate(PROMPTS)]
     weights = {name: weight.detach().clone() for name, weight in prunable_weights(pipe.unet).weights.items()}
     bins = WeightBins.around(weights)
@@ -75,8 +79,7 @@ def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
                 "images": images,
                 "ssim": [round(ssim(a, b).item(), 4) for a, b in zip(whole, images, strict=True)],
                 "clip": [
-                    round(clip_score(clip, image, [p]).item(), 2)
-                    for image, p in zip(images, PROMPTS, strict=True)
+                    round(clip_score(clip, image, [p]).item(), 2) for image, p in zip(images, PROMPTS, strict=True)
                 ],
                 "bytes": sparse_bytes(pipe.unet.state_dict()),
                 "removed": bins.count(weights, pruned.masks),
@@ -88,9 +91,14 @@ def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
     explorer = assemble(found, timed, mean_ssim(curve), bins, weights)
     passport = pl.passport(seeds=[FIRST_SEED + i for i in range(len(PROMPTS))], n=repeats, device=device)
     more = {
-        "model": MODEL, "sampler": "DDIM, trailing", "steps": STEPS, "guidance": GUIDANCE, "timed_batch": 2,
-        "warmup": WARMUP, "histogram": explorer.histogram.to_dict(),
-    }  # fmt: skip
+        "model": MODEL,
+        "sampler": "DDIM, trailing",
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "timed_batch": 2,
+        "warmup": WARMUP,
+        "histogram": explorer.histogram.to_dict(),
+    }
     return explorer.save(path, "sparsity_explorer", passport, **more)
 
 
@@ -100,9 +108,7 @@ def mean_ssim(curve: dict) -> dict[tuple[str, float], dict]:
     return {(scope, stop): rows[scope if stop else "global", stop] for scope in SCOPES for stop in STOPS}
 
 
-def assemble(
-    found: dict, timed: dict, many: dict, bins: WeightBins, weights: dict[str, Tensor]
-) -> SweepExplorer:
+def assemble(found: dict, timed: dict, many: dict, bins: WeightBins, weights: dict[str, Tensor]) -> SweepExplorer:
     """Return the explorer: every figure in the order of prompt, scope, sparsity."""
     masks = list(itertools.product(SCOPES, STOPS))
     every = [(i, mask) for i in range(len(PROMPTS)) for mask in masks]
@@ -111,30 +117,45 @@ def assemble(
     metrics = [
         Metric("ssim", [found[m]["ssim"][i] for i, m in every], label="SSIM of this picture", n=1, digits=3),
         Metric(
-            "mean_ssim", [m["value"] for m in means], label="mean SSIM of many pictures",
-            low=[m["low"] for m in means], high=[m["high"] for m in means], interval="95 % interval",
-            n=[m["n"] for m in means], digits=3,
+            "mean_ssim",
+            [m["value"] for m in means],
+            label="mean SSIM of many pictures",
+            low=[m["low"] for m in means],
+            high=[m["high"] for m in means],
+            interval="95 % interval",
+            n=[m["n"] for m in means],
+            digits=3,
         ),
         Metric("clip_score", [found[m]["clip"][i] for i, m in every], label="CLIP score (mini CLIP)", n=1, digits=1),
         Metric(
-            "sparse_mb", [round(found[m]["bytes"] / 1e6, 3) for _, m in every], label="UNet in a sparse file",
-            unit="MB",
+            "sparse_mb", [round(found[m]["bytes"] / 1e6, 3) for _, m in every], label="UNet in a sparse file", unit="MB"
         ),
         Metric(
-            "latency_ms", [round(t.median_ms, 3) for t in times], label="one UNet call", unit="ms",
-            low=[round(t.p10_ms, 3) for t in times], high=[round(t.p90_ms, 3) for t in times],
-            interval="median, p10 to p90", n=times[0].n, digits=1,
+            "latency_ms",
+            [round(t.median_ms, 3) for t in times],
+            label="one UNet call",
+            unit="ms",
+            low=[round(t.p10_ms, 3) for t in times],
+            high=[round(t.p90_ms, 3) for t in times],
+            interval="median, p10 to p90",
+            n=times[0].n,
+            digits=1,
         ),
-    ]  # fmt: skip
+    ]
     axes = [
         Axis("prompt", PROMPTS, label="Prompt"),
         Axis("scope", SCOPES, label="Scope", labels=LABELS),
         Axis("sparsity", STOPS, label="Sparsity"),
     ]
     panel = Histogram(
-        bins.edges, bins.count(weights), ("scope", "sparsity"), [found[m]["removed"] for m in masks],
-        [found[m]["cut"] for m in masks], label="weight", title="Weights of the UNet",
-    )  # fmt: skip
+        bins.edges,
+        bins.count(weights),
+        ("scope", "sparsity"),
+        [found[m]["removed"] for m in masks],
+        [found[m]["cut"] for m in masks],
+        label="weight",
+        title="Weights of the UNet",
+    )
     images = torch.cat([found[m]["images"][i] for i, m in every])
     return SweepExplorer("sparsity-explorer", axes, images, metrics, title="as recorded", histogram=panel)
 

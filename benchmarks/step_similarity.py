@@ -6,7 +6,7 @@
 
 The first stage draws pictures and compares what every unit puts out at all pairs of steps, for three samplers, and for
 a UNet of random weights as a control; five minutes on one CPU core. The second reuses one unit at a time, at every
-second step, and judges the pictures; five minutes. The third writes book/results/step_similarity.json.
+second step, and judges the pictures; five minutes. The third writes the record step_similarity.json.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from judged import once, spread, unit
 from torch import Tensor, nn
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import bootstrap_interval, ssim
-from pruning_lib.measure.record import check_writable
-from pruning_lib.zoo.gate import generate
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.quality import ssim
+from pruning_lib.records import check_writable
+from zoo.acceptance import generate
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL, GUIDANCE, SEED, BATCH = "emoji-sd", 3.0, 0, 16
 N, N_CONTROL, N_HARM, HARM_STEPS = 64, 16, 32, 20
 OUTPUT = "conv_out"  # the denoiser's own output
-PENULTIMATE = (
-    "up_blocks.2.upsamplers.0"  # the last module of the penultimate up block: its output is the block's
-)
+PENULTIMATE = "up_blocks.2.upsamplers.0"  # the last module of the penultimate up block: its output is the block's
 SHOWN = (PENULTIMATE,)  # all pairs of steps are kept
 HALVES = ("unprompted", "prompted")  # guidance puts the calls without the prompt first
 LAGS = (1, 2, 3, 5, 10)
@@ -48,7 +48,7 @@ CONTROL = "random weights, DDIM, 50 steps"
 
 def held_out(count: int) -> list[str]:
     """Return captions that no pruner is trained with: of all but every fourth, `count` spread evenly."""
-    rest = [caption for i, caption in enumerate(pl.captions(MODEL)) if i % 4]
+    rest = [caption for i, caption in enumerate(pb.captions(MODEL)) if i % 4]
     return [rest[i] for i in spread(count, len(rest))]
 
 
@@ -140,10 +140,12 @@ def summary(pipe, prompts: Sequence[str], steps: int) -> dict:
     """Draw with one sampler and return what the record keeps."""
     found = compare(pipe, prompts, steps)
     return {
-        "n": len(prompts), "steps": steps, "timesteps": pipe.scheduler.timesteps.tolist(),
+        "n": len(prompts),
+        "steps": steps,
+        "timesteps": pipe.scheduler.timesteps.tolist(),
         "units": {h: {name: of_unit(rows) for name, rows in units.items()} for h, units in found.items()},
         "cosine": {h: {name: rounded(units[name]["cosine"].mean(0)) for name in SHOWN} for h, units in found.items()},
-    }  # fmt: skip
+    }
 
 
 def similarity(work: Path) -> None:
@@ -224,10 +226,16 @@ def record(path: Path, work: Path) -> Path:
     samplers = {name: read(f"{kind.__name__}-{steps}") for name, (kind, steps) in SAMPLERS.items()}
     names = list(next(iter(samplers.values()))["units"]["prompted"])
     data = {
-        "model": MODEL, "guidance_scale": GUIDANCE, "seed": SEED, "penultimate": PENULTIMATE, "output": OUTPUT,
-        "prompts": held_out(N), "samplers": samplers, "control": read("control"),
+        "model": MODEL,
+        "guidance_scale": GUIDANCE,
+        "seed": SEED,
+        "penultimate": PENULTIMATE,
+        "output": OUTPUT,
+        "prompts": held_out(N),
+        "samplers": samplers,
+        "control": read("control"),
         "harm": {"n": N_HARM, "steps": HARM_STEPS, "every": 2, "units": {n: read(f"harm-{n}") for n in names}},
-    }  # fmt: skip
+    }
     note = pl.passport(seeds=[SEED], n=N)
     return pl.save_record(path, "step_similarity", data, note)
 
@@ -235,9 +243,7 @@ def record(path: Path, work: Path) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("similarity", "harm", "record"), required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/step-similarity"), help="folder of single results"
-    )
+    parser.add_argument("--work", type=Path, default=Path("_build/step-similarity"), help="folder of single results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()
     check_writable(arguments.out / "step_similarity.json")

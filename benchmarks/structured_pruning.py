@@ -5,7 +5,7 @@
 
 The first stage prunes at three ratios with three kinds of importance, removes blocks as BK-SDM does, fine-tunes each
 on the model's own training pictures, and judges; about 25 minutes on one CPU core. It writes
-book/results/structured_pruning.json with no latencies, and structured_pruning.webp, a sheet of pictures. The second
+the record structured_pruning.json with no latencies, and structured_pruning.webp, a sheet of pictures. The second
 stage needs a quiet machine and no trained weights: it times one call of each architecture, batch 2 as guidance needs
 it, in turn, and adds the ratios to the record; about two minutes.
 """
@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 from judged import judge, once, spread, tiles_of
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import example_inputs, ratio
-from pruning_lib.measure.record import check_writable
-from pruning_lib.training.denoising import DenoisingTask
-from pruning_lib.zoo.assemble import contact_sheet
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.finetuning.denoising import DenoisingTask
+from pruning_lib.latency import ratio
+from pruning_lib.records import check_writable
+from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "book" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
 MODEL = "emoji-sd"
 # name -> widths of the levels, from mild to hard; the whole model has 32, 64, 96, 96
 WIDTHS = {"narrow-1": (32, 48, 80, 80), "narrow-2": (16, 48, 64, 64), "narrow-3": (16, 32, 48, 48)}
@@ -33,28 +35,22 @@ VARIANTS = ("base", "small")
 FINETUNE = {"steps": 400, "batch": 16, "lr": 1e-3}
 SEED, N = 0, 160
 SAMPLER = {"steps": 8, "guidance": 3.0}
-SHOWN = (
-    "lion",
-    "pizza",
-    "red heart",
-    "rocket",
-    "sunflower",
-    "smiling face with sunglasses",
-    "house",
-    "guitar",
-)
+SHOWN = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses", "house", "guitar")
 
 
 def rows() -> list[dict]:
     """Return the architectures, without figures."""
     narrow = [
         {
-            "name": f"{name} {importance}", "kind": "narrow", "ratio_name": name, "widths": list(widths),
+            "name": f"{name} {importance}",
+            "kind": "narrow",
+            "ratio_name": name,
+            "widths": list(widths),
             "importance": importance,
         }
         for name, widths in WIDTHS.items()
         for importance in IMPORTANCES
-    ]  # fmt: skip
+    ]
     short = [{"name": f"bk-sdm {v}", "kind": "blocks", "ratio_name": v, "importance": None} for v in VARIANTS]
     return narrow + short
 
@@ -69,7 +65,7 @@ def cut(row: dict, unet, task: DenoisingTask | None):
 
 def prompts() -> list[str]:
     """Return the captions that are drawn: spread over all, the shown ones among them."""
-    known = pl.captions(MODEL)
+    known = pb.captions(MODEL)
     chosen = [known[i] for i in spread(N, len(known))]
     rest = [name for name in SHOWN if name not in chosen]
     return chosen[: N - len(rest)] + rest
@@ -77,8 +73,8 @@ def prompts() -> list[str]:
 
 def measure(row: dict, folder: Path) -> dict:
     """Prune, judge, fine-tune, judge again."""
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
-    images, captions, asked = pl.training_images(MODEL), pl.captions(MODEL), prompts()
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
+    images, captions, asked = pb.training_images(MODEL), pb.captions(MODEL), prompts()
     # the same pictures for every row: drawn once by the first
     kept = folder / "unpruned.pt"
     if not kept.is_file():
@@ -115,26 +111,29 @@ def quality(path: Path, work: Path) -> Path:
         found.append({**result, "finetune": {**FINETUNE, "seed": SEED}, "latency_times_as_fast": None})
     reference = once(work / "reference.json", lambda: unpruned(work))
     names = [r["name"].replace(" ", "-") for r in found if r["importance"] in ("magnitude", None)]
-    sheets = [
-        work / "unpruned.png",
-        *(work / f"{n}-{when}.png" for n in names for when in ("before", "after")),
-    ]
+    sheets = [work / "unpruned.png", *(work / f"{n}-{when}.png" for n in names for when in ("before", "after"))]
     tiles = torch.cat([tiles_of(s) for s in sheets])
     contact_sheet(tiles, columns=len(SHOWN)).save(path.with_suffix(".webp"), quality=90, method=6)
     data = {
-        "rows": found, "unpruned": {"params": whole.params, "macs": whole.macs, **reference}, "model": MODEL,
-        "sampler": SAMPLER, "shown": list(SHOWN), "sheet": path.with_suffix(".webp").name,
+        "rows": found,
+        "unpruned": {"params": whole.params, "macs": whole.macs, **reference},
+        "model": MODEL,
+        "sampler": SAMPLER,
+        "shown": list(SHOWN),
+        "sheet": path.with_suffix(".webp").name,
         "sheet_rows": ["unpruned", *(f"{n} {when}" for n in names for when in ("before", "after"))],
-        "features": "mini-CLIP", "macs_convention": "with attention products, batch 1, one call", "latency": None,
-    }  # fmt: skip
+        "features": "mini-CLIP",
+        "macs_convention": "with attention products, batch 1, one call",
+        "latency": None,
+    }
     return pl.save_record(path, "structured_pruning", data, pl.passport(seeds=[SEED], n=N))
 
 
 def unpruned(work: Path) -> dict:
     """Judge the whole model."""
-    pipe, clip = pl.load(MODEL), pl.load_clip(MODEL)
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
     asked = prompts()
-    found = judge(pipe, clip, asked, pl.captions(MODEL), None, real=pl.training_images(MODEL), **SAMPLER)
+    found = judge(pipe, clip, asked, pb.captions(MODEL), None, real=pb.training_images(MODEL), **SAMPLER)
     tiles = found.pictures[[asked.index(name) for name in SHOWN]]
     contact_sheet(tiles, columns=len(SHOWN)).save(work / "unpruned.png")
     return {name: value for name, value in found.intervals().items() if name not in ("ssim", "psnr_db")}
@@ -157,9 +156,10 @@ def latency(path: Path, repeats: int, device: str) -> Path:
     for row in record["data"]["rows"]:
         row["latency_times_as_fast"] = faster[places[row["name"]]]
     record["data"]["latency"] = {
-        "what": "one call of the denoiser, batch 2", "calls": {name: t.to_dict() for name, t in times.items()},
+        "what": "one call of the denoiser, batch 2",
+        "calls": {name: t.to_dict() for name, t in times.items()},
         "passport": pl.passport(seeds=[], n=repeats, device=device),
-    }  # fmt: skip
+    }
     return pl.save_record(path, "structured_pruning", record["data"], record["passport"])
 
 
@@ -169,9 +169,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--work", type=Path, default=Path("_build/structured-runs"), help="quality: folder for single runs"
     )
-    parser.add_argument(
-        "--repeats", type=int, default=60, help="latency: timed calls of each model (default 60)"
-    )
+    parser.add_argument("--repeats", type=int, default=60, help="latency: timed calls of each model (default 60)")
     parser.add_argument("--device", default="cpu", help="latency: cpu (default), cuda or mps")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     arguments = parser.parse_args()

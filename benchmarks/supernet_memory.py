@@ -20,9 +20,8 @@ import torch
 from pruner_training import GUIDANCE, MODEL, RESULTS
 
 import pruning_lib as pl
-from pruning_lib.measure.record import check_writable
-from pruning_lib.steps import SuperNet
-from pruning_lib.steps.gradient import loss_and_gradient
+from pruning_lib.records import check_writable
+from pruning_lib.steps.supernet import SuperNet, loss_and_gradient
 
 STEPS, BATCH, REPEATS = (5, 10, 20, 50), 1, 3
 
@@ -42,11 +41,7 @@ def once(steps: int, checkpointing: bool, device: str) -> dict[str, float]:
     with net:
         loss_and_gradient(net, gates, ["lion"] * BATCH, range(BATCH), loss="latent", wanted=wanted)
     seconds = time.perf_counter() - started
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"memory_mib": (peak - before) / 2**20, "seconds": seconds}
 
 
@@ -63,23 +58,19 @@ def run(path: Path, device: str, repeats: int) -> None:
         for checkpointing in (True, False):
             found = []
             for _ in range(repeats):
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--once",
-                    f"{steps},{int(checkpointing)}",
-                    "--device",
-                    device,
-                ]
+                command = [sys.executable, __file__, "--once", f"{steps},{int(checkpointing)}", "--device", device]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
             memory = sorted(one["memory_mib"] for one in found)
             rows.append(
                 {
-                    "steps": steps, "checkpointing": checkpointing, "memory_mib": memory[len(memory) // 2],
-                    "memory_mib_all": memory, "seconds": min(one["seconds"] for one in found),
+                    "steps": steps,
+                    "checkpointing": checkpointing,
+                    "memory_mib": memory[len(memory) // 2],
+                    "memory_mib_all": memory,
+                    "seconds": min(one["seconds"] for one in found),
                 }
-            )  # fmt: skip
+            )
             print(rows[-1], flush=True)
     data = {"batch": BATCH, "guidance": GUIDANCE, "rows": rows}
     print(pl.save_record(path, "supernet_memory", data, pl.passport(seeds=[0], n=repeats, device=device)))

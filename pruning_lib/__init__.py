@@ -19,58 +19,49 @@ from ._lazy import lazy_names
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "zoo.hub",
-    "models": "zoo.models",
-    "load_clip": "zoo.judge",
-    "captions": "zoo.judge",
-    "training_images": "zoo.judge",
-    "new_concepts": "zoo.unseen",
-    "inspect_checkpoint": "weights.checkpoint",
-    "slim": "weights.slimming",
+    "load": "loading",
+    "models": "loading",
+    "inspect_checkpoint": "checkpoint.inspect",
+    "slim": "checkpoint.slim",
     "prune_magnitude": "weights.magnitude",
-    "prune_structured": "weights.structured",
-    "remove_blocks": "weights.blocks",
+    "prune_structured": "structured.structured",
+    "remove_blocks": "structured.blocks",
     "find_operators": "operators.find",
     "score_operators": "operators.score",
     "remove_operators": "operators.remove",
-    "load_pruned": "operators.saving",
+    "load_pruned": "operators.remove",
     "units_of": "steps.units",
-    "grid_of": "steps.grid",
+    "grid_of": "steps.schedule",
     "Schedule": "steps.schedule",
     "train_pruner": "steps.training",
-    "finetune": "training.finetune",
-    "denoiser_on_meta": "zoo.architectures",
-    "count_macs": "measure.macs",
-    "measure_latency": "measure.latency",
-    "load_record": "measure.record",
-    "save_record": "measure.record",
-    "passport": "measure.record",
+    "finetune": "finetuning.finetune",
+    "denoiser_on_meta": "loading",
+    "count_macs": "macs",
+    "measure_latency": "latency",
+    "load_record": "records",
+    "save_record": "records",
+    "passport": "records",
 }
 
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-    from .measure.latency import measure_latency
-    from .measure.macs import count_macs
-    from .measure.record import load_record, passport, save_record
+
+    from .checkpoint.inspect import inspect_checkpoint
+    from .checkpoint.slim import slim
+    from .finetuning.finetune import finetune
+    from .latency import measure_latency
+    from .loading import denoiser_on_meta, load, models
+    from .macs import count_macs
     from .operators.find import find_operators
-    from .operators.remove import remove_operators
-    from .operators.saving import load_pruned
+    from .operators.remove import load_pruned, remove_operators
     from .operators.score import score_operators
-    from .steps.grid import grid_of
-    from .steps.schedule import Schedule
+    from .records import load_record, passport, save_record
+    from .steps.schedule import Schedule, grid_of
     from .steps.training import train_pruner
     from .steps.units import units_of
-    from .training.finetune import finetune
-    from .weights.blocks import remove_blocks
-    from .weights.checkpoint import inspect_checkpoint
+    from .structured.blocks import remove_blocks
+    from .structured.structured import prune_structured
     from .weights.magnitude import prune_magnitude
-    from .weights.slimming import slim
-    from .weights.structured import prune_structured
-    from .zoo.architectures import denoiser_on_meta
-    from .zoo.hub import load
-    from .zoo.judge import captions, load_clip, training_images
-    from .zoo.models import models
-    from .zoo.unseen import new_concepts
 
 __getattr__, __dir__ = lazy_names(__name__, _WHERE)

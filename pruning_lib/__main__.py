@@ -16,6 +16,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from ._checkpoints import app as weights_app
 from ._cut import app as cut_app
 from ._generate import DeviceOption, Guidance, Seed, Steps
 from ._generate import app as generate_app
@@ -23,8 +24,6 @@ from ._generate import draw as _draw
 from ._prune import app as prune_app
 from ._schedule import app as schedule_app
 from ._train_pruner import app as train_pruner_app
-from .weights.cli import app as weights_app
-from .zoo.cli import app as zoo_app
 
 # What wrong input, a missing file, network or package raises. Anything else is a defect of ours: it shows a traceback.
 _TOLD = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
@@ -64,7 +63,6 @@ app.add_typer(cut_app)  # score and cut
 app.add_typer(train_pruner_app)
 app.add_typer(generate_app)
 app.add_typer(schedule_app, name="schedule")
-app.add_typer(zoo_app, name="zoo")
 
 
 class Part(str, Enum):
@@ -75,16 +73,14 @@ class Part(str, Enum):
 
 
 @app.callback()
-def _root(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error is from.")] = False,
-) -> None:
+def _root(traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error is from.")] = False) -> None:
     pass
 
 
 @app.command()
 def models() -> None:
     """List the models that have a short name."""
-    from .zoo.models import models as known
+    from .loading import models as known
 
     for info in known():
         where = f"{info.repo} @ {info.revision[:10]}" if info.repo else "in the package"
@@ -95,15 +91,13 @@ def models() -> None:
 @app.command()
 def macs(
     model: Annotated[str, typer.Argument(help="Name of an architecture, or a folder that diffusers wrote.")],
-    sample_size: Annotated[
-        Optional[int], typer.Option(min=1, help="Side of the latent; default: the model's.")
-    ] = None,
+    sample_size: Annotated[Optional[int], typer.Option(min=1, help="Side of the latent; default: the model's.")] = None,
     depth: Annotated[int, typer.Option(min=1, help="Levels of blocks to show.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count parameters and MACs of one denoiser call, block by block; no weights are needed."""
-    from .measure.macs import count_macs
-    from .zoo.architectures import denoiser_on_meta
+    from .loading import denoiser_on_meta
+    from .macs import count_macs
 
     report = count_macs(denoiser_on_meta(model), sample_size=sample_size)
     if as_json:
@@ -116,9 +110,7 @@ def macs(
 
 @app.command()
 def bench(
-    models: Annotated[
-        list[str], typer.Argument(help="Short names, folders or hub ids; the first is the baseline.")
-    ],
+    models: Annotated[list[str], typer.Argument(help="Short names, folders or hub ids; the first is the baseline.")],
     part: Annotated[Part, typer.Option(help="One call of the denoiser, or a whole picture.")] = Part.denoiser,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before them.")] = 3,
@@ -131,9 +123,9 @@ def bench(
     record: Annotated[Optional[Path], typer.Option(help="Also write a record, a .json file.")] = None,
 ) -> None:
     """Time models in turn: median, p10 to p90, and how many times faster than the first."""
-    from .measure.latency import measure_latency, ratio
-    from .measure.record import check_writable, passport, save_record
-    from .zoo.hub import load
+    from .latency import measure_latency, ratio
+    from .loading import load
+    from .records import check_writable, passport, save_record
 
     if len(set(models)) != len(models):
         raise ValueError(f"A model was given twice: {', '.join(models)}.")
@@ -155,17 +147,18 @@ def bench(
     typer.echo(f"{part.value}, batch {batch}, on {stamp['hardware']}, {stamp['cpu_threads']} CPU threads")
     if record:
         data = {
-            "part": part.value, **options,
+            "part": part.value,
+            **options,
             "latency": {name: found.to_dict() for name, found in timed.items()},
             "times_as_fast": {name: found.to_dict() for name, found in faster.items()},
-        }  # fmt: skip
+        }
         typer.echo(f"Recorded in {save_record(record, 'bench', data, stamp)}")
 
 
 def _denoiser_call(pipe: Any, name: str, *, batch: int, seed: int, **_: Any) -> Callable[[], Any]:
     import torch
 
-    from .measure.inputs import example_inputs
+    from .denoisers import example_inputs
 
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if denoiser is None:
@@ -181,7 +174,7 @@ def _picture_call(pipe: Any, name: str, *, batch: int, prompt: str, **options: A
 @app.command()
 def passport(device: DeviceOption = "cpu") -> None:
     """Print what a record made here would say about this machine and its software."""
-    from .measure.record import passport as describe
+    from .records import passport as describe
 
     typer.echo(json.dumps(describe(seeds=[], n=1, device=device), indent=1))
 

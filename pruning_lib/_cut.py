@@ -28,9 +28,7 @@ def score(
     ] = None,
     latents: Annotated[int, typer.Option(min=2, help="Latents per operator.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 10,
-    guidance: Annotated[
-        Optional[float], typer.Option(help="Guidance scale. Default: the pipeline's own.")
-    ] = None,
+    guidance: Annotated[Optional[float], typer.Option(help="Guidance scale. Default: the pipeline's own.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Latents at a time.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the first latent's noise.")] = 0,
     folder: Annotated[
@@ -41,8 +39,8 @@ def score(
     device: Device = "cpu",
 ) -> None:
     """Score every operator: change it alone, draw the same latents, measure how far they moved (LD-Pruner)."""
-    from ._files import check_new_file
-    from .measure.device import check_device
+    from .checks import check_device
+    from .files import check_new_file
     from .operators.score import score_operators
 
     check_new_file(target, _SUFFIX)
@@ -51,9 +49,16 @@ def score(
     own = folder is None
     folder = folder or target.with_name(f"{target.stem}-unfinished")
     scores = score_operators(
-        pipe, _prompts(pipe, prompt), kinds=kind, num_latents=latents, steps=steps, guidance_scale=guidance,
-        batch=batch, seed=seed, folder=folder,
-    )  # fmt: skip
+        pipe,
+        _prompts(pipe, prompt),
+        kinds=kind,
+        num_latents=latents,
+        steps=steps,
+        guidance_scale=guidance,
+        batch=batch,
+        seed=seed,
+        folder=folder,
+    )
     scores.save(target)
     if own:
         for path in (*folder.glob(f"*{_SUFFIX}"), folder / "settings.json"):
@@ -67,9 +72,7 @@ def score(
 def cut(
     model: Model,
     target: Annotated[Path, typer.Argument(help="A new folder for the pruned pipeline.")],
-    scores: Annotated[
-        Optional[Path], typer.Option(help=f"Scores of this model: a {_SUFFIX} file of `score`.")
-    ] = None,
+    scores: Annotated[Optional[Path], typer.Option(help=f"Scores of this model: a {_SUFFIX} file of `score`.")] = None,
     plan: Annotated[Optional[Path], typer.Option(help="A plan in place of scores: a .json file.")] = None,
     count: Annotated[Optional[int], typer.Option(min=1, help="Operators to change.")] = None,
     macs: Annotated[Optional[float], typer.Option(help="Share of the MACs to remove.")] = None,
@@ -82,10 +85,14 @@ def cut(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove the operators of lowest score, or those of a plan, and save what is left; `pl.load_pruned` loads it."""
-    from ._files import check_place
     from ._prune import _save
-    from .measure.device import check_device
-    from .operators import Plan, Scores, denoiser_of, reductions, remove_operators
+    from .checks import check_device
+    from .denoisers import denoiser_of
+    from .files import check_place
+    from .operators.budget import reductions
+    from .operators.plan import Plan
+    from .operators.remove import remove_operators
+    from .operators.scores import Scores
 
     budget = {"count": count, "macs_ratio": macs, "params_ratio": params, "latency_ratio": latency}
     budget = {name: value for name, value in budget.items() if value is not None}
@@ -118,9 +125,8 @@ def cut(
 
 def _load(model: str, device: str) -> Any:
     """Load a pipeline, also one that was pruned before."""
-    from .operators.remove import CONFIG_KEY
-    from .operators.saving import load_pruned
-    from .zoo.hub import load
+    from .loading import load
+    from .operators.remove import CONFIG_KEY, load_pruned
 
     for name in ("unet", "transformer"):
         path = Path(model) / name / "config.json"

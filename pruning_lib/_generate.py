@@ -18,7 +18,7 @@ STEPS = 25  # unless the command line or a schedule says otherwise
 
 
 def _device(name: str) -> str:
-    from .measure.device import check_device
+    from .checks import check_device
 
     try:
         return str(check_device(name))
@@ -26,14 +26,11 @@ def _device(name: str) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
-DeviceOption = Annotated[
-    str, typer.Option(callback=_device, help="cpu, cuda, cuda:1 …; checked before any work.")
-]
+DeviceOption = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, cuda:1 …; checked before any work.")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the noise, the same for every prompt.")]
 Guidance = Annotated[
-    Optional[float],
-    typer.Option(min=0, help="Guidance scale. Default: 3 for emoji-sd, else the pipeline's own."),
+    Optional[float], typer.Option(min=0, help="Guidance scale. Default: 3 for emoji-sd, else the pipeline's own.")
 ]
 
 
@@ -45,8 +42,7 @@ def generate(
         Optional[Path], typer.Option(help="A schedule of steps and units, as Schedule.save wrote it.")
     ] = None,
     steps: Annotated[
-        Optional[int],
-        typer.Option(min=1, help=f"Denoising steps. Default: those of the schedule, else {STEPS}."),
+        Optional[int], typer.Option(min=1, help=f"Denoising steps. Default: those of the schedule, else {STEPS}.")
     ] = None,
     guidance: Guidance = None,
     seed: Seed = 0,
@@ -54,8 +50,8 @@ def generate(
     device: DeviceOption = "cpu",
 ) -> None:
     """Draw pictures and save them as PNG; the same command writes the same files again."""
-    from .zoo.hub import load
-    from .zoo.pictures import picture_paths
+    from ._pictures import picture_paths
+    from .loading import load
 
     paths = picture_paths(out, prompts, seed)  # before the model is loaded: a wrong place should fail at once
     plan = _plan(schedule, steps) if schedule else None
@@ -63,12 +59,7 @@ def generate(
     with plan.applied(pipe) if plan else nullcontext():
         for path, prompt in zip(paths, prompts, strict=True):
             images = draw(
-                pipe,
-                model,
-                [prompt],
-                steps=plan.steps if plan else steps or STEPS,
-                guidance=guidance,
-                seed=seed,
+                pipe, model, [prompt], steps=plan.steps if plan else steps or STEPS, guidance=guidance, seed=seed
             )
             images[0].save(path)
             typer.echo(path)
@@ -76,7 +67,7 @@ def generate(
 
 def _plan(file: Path, steps: int | None) -> Any:
     """Read a schedule; a number of steps beside it must be its own."""
-    from .steps import Schedule
+    from .steps.schedule import Schedule
 
     plan = Schedule.load(file)
     if steps is not None and steps != plan.steps:
@@ -104,9 +95,7 @@ def draw(pipe: Any, name: str, prompts: list[str], *, steps: int, guidance: floa
     import torch
 
     if "prompt" not in inspect.signature(pipe.__call__).parameters:
-        raise ValueError(
-            f"{name} is a {type(pipe).__name__}, which takes no prompt. Call it from Python instead."
-        )
+        raise ValueError(f"{name} is a {type(pipe).__name__}, which takes no prompt. Call it from Python instead.")
     if guidance is None and name == "emoji-sd":
         guidance = 3.0  # diffusers' default suits Stable Diffusion
     scale = {} if guidance is None else {"guidance_scale": guidance}

@@ -27,14 +27,10 @@ class Scope(str, Enum):
 def prune(
     model: Annotated[str, typer.Argument(help="Short name, folder or hub id.")],
     target: Annotated[Path, typer.Argument(help="A new folder for the pruned model.")],
-    sparsity: Annotated[
-        float, typer.Option(help="Share of the weights to set to zero, from 0 to below 1.")
-    ] = 0.3,
+    sparsity: Annotated[float, typer.Option(help="Share of the weights to set to zero, from 0 to below 1.")] = 0.3,
     scope: Annotated[Scope, typer.Option(help="One cut for all, for each layer, …")] = Scope.everywhere,
-    part: Annotated[
-        str, typer.Option(help="unet, transformer, vae, text_encoder; default: the denoiser.")
-    ] = "",
-    leave_alone: Annotated[
+    part: Annotated[str, typer.Option(help="unet, transformer, vae, text_encoder; default: the denoiser.")] = "",
+    ignore: Annotated[
         Optional[list[str]], typer.Option(help="A further group or pattern to spare, as in 'mid_block*'.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For --scope random.")] = 0,
@@ -42,10 +38,10 @@ def prune(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Set the smallest weights to zero and save the model; its tensors keep their shapes, so it is no faster."""
-    from ._files import check_place
+    from .files import check_place
+    from .loading import load
     from .weights.magnitude import check_sparsity, prune_magnitude
-    from .weights.select import LEAVE_ALONE
-    from .zoo.hub import load
+    from .weights.select import IGNORE
 
     check_sparsity(sparsity)  # before the model is loaded, as is the place
     if target.exists():
@@ -53,21 +49,21 @@ def prune(
     check_place(target)
     pipe = load(model)
     module = _part(pipe, part, model)
-    spared = (*LEAVE_ALONE, *(leave_alone or ()))
-    pruned = prune_magnitude(module, sparsity, scope=scope.value, leave_alone=spared, seed=seed)
+    spared = (*IGNORE, *(ignore or ()))
+    pruned = prune_magnitude(module, sparsity, scope=scope.value, ignore=spared, seed=seed)
     _save(pipe, target)
     if as_json:
         typer.echo(json.dumps(pruned.to_dict(), indent=1))
         return
     typer.echo(pruned.table(depth))
-    typer.echo(f"{len(pruned.left_alone)} tensors were left alone. Saved in {target}")
+    typer.echo(f"{len(pruned.ignored)} tensors were left alone. Saved in {target}")
 
 
 def _part(pipe: Any, name: str, model: str) -> Any:
     """Return a part of the pipeline; "" means the denoiser."""
     from torch import nn
 
-    from ._text import nearest
+    from .checks import nearest
 
     parts = {key: value for key, value in pipe.components.items() if isinstance(value, nn.Module)}
     if not name:

@@ -31,21 +31,18 @@ def make(
     target: Annotated[Path, typer.Argument(help="A new .json file for the schedule.")],
     keep_macs: Annotated[float, typer.Option(help="Share of the MACs to keep at most, above 0 and up to 1.")],
     method: Annotated[
-        Method,
-        typer.Option(help="uniform: whole steps; deepcache: its pattern; scores: of a trained pruner."),
+        Method, typer.Option(help="uniform: whole steps; deepcache: its pattern; scores: of a trained pruner.")
     ] = Method.uniform,
     steps: Annotated[
         Optional[int], typer.Option(min=1, help="Denoising steps. Default: those of the scores, else 20.")
     ] = None,
     grain: Annotated[str, typer.Option(help="blocks, layers or modules.")] = "layers",
     branch: Annotated[int, typer.Option(min=0, help="Of DeepCache; 0 is the cheapest.")] = 0,
-    scores: Annotated[
-        Optional[Path], typer.Option(help="For --method scores: a file of TrainedPruner.save.")
-    ] = None,
+    scores: Annotated[Optional[Path], typer.Option(help="For --method scores: a file of TrainedPruner.save.")] = None,
 ) -> None:
     """Make a schedule within a budget of MACs, without drawing a picture."""
-    from ._files import check_new_file
-    from .steps import grid_of
+    from .files import check_new_file
+    from .steps.schedule import grid_of
 
     if (method is Method.scores) != (scores is not None):
         raise ValueError("--method scores goes with --scores FILE, the other methods without.")
@@ -70,8 +67,8 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print what it costs as JSON.")] = False,
 ) -> None:
     """Draw a schedule as text: # computed, x dead work, . used again; one line per unit."""
-    from ._files import check_place
-    from .steps import Schedule
+    from .files import check_place
+    from .steps.schedule import Schedule
 
     schedule = Schedule.load(file)
     if plot:
@@ -89,12 +86,9 @@ def show(
 
 
 @app.command()
-def check(
-    file: File,
-    model: Annotated[str, typer.Argument(help="Short name, folder or hub id.")],
-) -> None:
+def check(file: File, model: Annotated[str, typer.Argument(help="Short name, folder or hub id.")]) -> None:
     """Say whether a pipeline can follow a schedule: the same units, scheduler and timesteps."""
-    from .steps import Schedule, grid_of
+    from .steps.schedule import Schedule, grid_of
 
     schedule = Schedule.load(file)  # before the model, which takes longer
     pipe = _load(model)
@@ -122,13 +116,21 @@ def drawn(schedule: Any) -> str:
 def _costs(schedule: Any) -> dict[str, Any]:
     grid, live = schedule.grid, schedule.live()
     return {
-        "method": schedule.label, "steps": schedule.steps, "calls": int(grid.calls(schedule.on).sum()),
-        "rows": grid.shape[0], "units": grid.shape[1], "computed": int(live.sum()),
-        "dead": int((schedule.on & ~live).sum()), "macs": schedule.macs(),
-        "macs_without_attention": schedule.macs(attention=False), "keep_macs": schedule.macs_ratio(),
-        "keep_macs_without_attention": schedule.macs_ratio(attention=False), "scheduler": grid.scheduler,
-        "denoiser": grid.class_name, "grain": grid.grain,
-    }  # fmt: skip
+        "method": schedule.label,
+        "steps": schedule.steps,
+        "calls": int(grid.calls(schedule.on).sum()),
+        "rows": grid.shape[0],
+        "units": grid.shape[1],
+        "computed": int(live.sum()),
+        "dead": int((schedule.on & ~live).sum()),
+        "macs": schedule.macs(),
+        "macs_without_attention": schedule.macs(attention=False),
+        "keep_macs": schedule.macs_ratio(),
+        "keep_macs_without_attention": schedule.macs_ratio(attention=False),
+        "scheduler": grid.scheduler,
+        "denoiser": grid.class_name,
+        "grain": grid.grain,
+    }
 
 
 def _sentence(schedule: Any) -> str:
@@ -142,7 +144,7 @@ def _sentence(schedule: Any) -> str:
 
 
 def _baseline(grid: Any, method: Method, keep_macs: float, branch: int) -> Any:
-    from .steps.baselines import deepcache, uniform
+    from .steps.budget import deepcache, uniform
 
     if method is Method.uniform:
         return uniform(grid, keep_macs)
@@ -150,17 +152,15 @@ def _baseline(grid: Any, method: Method, keep_macs: float, branch: int) -> Any:
 
 
 def _trained(file: Path, steps: int | None) -> Any:
-    from .steps.trained import TrainedPruner
+    from .steps.training import TrainedPruner
 
     trained = TrainedPruner.load(file)
     if steps is not None and steps != trained.grid.steps:
-        raise ValueError(
-            f"{file} holds scores for {trained.grid.steps} steps, and --steps {steps} was given."
-        )
+        raise ValueError(f"{file} holds scores for {trained.grid.steps} steps, and --steps {steps} was given.")
     return trained
 
 
 def _load(model: str) -> Any:
-    from .zoo.hub import load
+    from .loading import load
 
     return load(model)

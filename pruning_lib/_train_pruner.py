@@ -28,26 +28,20 @@ def train_pruner(
     target: Annotated[Path, typer.Argument(help=f"A new {_SUFFIX} file for the scores.")],
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 20,
     prompt: Annotated[
-        Optional[list[str]],
-        typer.Option(help="What to draw, repeatable; for a model of classes, their numbers."),
+        Optional[list[str]], typer.Option(help="What to draw, repeatable; for a model of classes, their numbers.")
     ] = None,
     prompts: Annotated[Optional[Path], typer.Option(help="A text file with one prompt a line.")] = None,
     recipe: Annotated[Recipe, typer.Option(help="Ours, or the paper's.")] = Recipe.best,
     keep_macs: Annotated[
         Optional[list[float]],
-        typer.Option(
-            help="Share of MACs to train for, repeatable, the largest first. Default: five of them."
-        ),
+        typer.Option(help="Share of MACs to train for, repeatable, the largest first. Default: five of them."),
     ] = None,
     grain: Annotated[str, typer.Option(help="blocks, layers or modules.")] = "layers",
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Default: the recipe's.")] = None,
-    batch: Annotated[
-        Optional[int], typer.Option(min=1, help="Prompts at a time. Default: the recipe's.")
-    ] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Prompts at a time. Default: the recipe's.")] = None,
     loss: Annotated[Optional[str], typer.Option(help="ssim, l1, l2, ssim+l1 or latent.")] = None,
     guidance: Annotated[
-        Optional[float],
-        typer.Option(help="Guidance scale. Default: 3 for emoji-sd, else the pipeline's own."),
+        Optional[float], typer.Option(help="Guidance scale. Default: 3 for emoji-sd, else the pipeline's own.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of noise, order and network.")] = 1000,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the denoiser under bfloat16 autocast.")] = False,
@@ -59,18 +53,22 @@ def train_pruner(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
 ) -> None:
     """Train a pruner; `schedule make --method scores` makes schedules of its scores, for any budget."""
-    from ._files import check_new_file
-    from .measure.device import check_device
-    from .steps import RECIPES
-    from .steps import train_pruner as train
-    from .zoo.hub import load
+    from .checks import check_device
+    from .files import check_new_file
+    from .loading import load
+    from .steps.config import RECIPES
+    from .steps.training import train_pruner as train
 
     check_new_file(target, _SUFFIX)
     check_device(device)
     asked = {
-        "iterations": iterations, "batch": batch, "loss": loss, "keep_macs": tuple(keep_macs or ()) or None,
-        "bf16": bf16 or None, "checkpointing": None if checkpointing else False,
-    }  # fmt: skip
+        "iterations": iterations,
+        "batch": batch,
+        "loss": loss,
+        "keep_macs": tuple(keep_macs or ()) or None,
+        "bf16": bf16 or None,
+        "checkpointing": None if checkpointing else False,
+    }
     asked = {name: value for name, value in asked.items() if value is not None}
     texts = _texts(prompt, prompts)
     if guidance is None and model == "emoji-sd":
@@ -89,9 +87,17 @@ def train_pruner(
             )
 
     trained = train(
-        pipe, _of_kind(pipe, texts), steps=steps, grain=grain, recipe=recipe.value, guidance_scale=guidance,
-        seed=seed, folder=folder, callback=tell, **asked,
-    )  # fmt: skip
+        pipe,
+        _of_kind(pipe, texts),
+        steps=steps,
+        grain=grain,
+        recipe=recipe.value,
+        guidance_scale=guidance,
+        seed=seed,
+        folder=folder,
+        callback=tell,
+        **asked,
+    )
     trained.save(target)
     if own:
         for name in ("checkpoint.pt", "log.jsonl", "pruner.json"):
@@ -105,9 +111,7 @@ def _texts(given: list[str] | None, path: Path | None) -> list[str]:
     lines = [] if path is None else path.read_text("utf-8").splitlines()
     found = [*(given or ()), *(line.strip() for line in lines if line.strip())]
     if not found:
-        raise ValueError(
-            "There is no prompt: give --prompt TEXT, repeatable, or --prompts FILE with one a line."
-        )
+        raise ValueError("There is no prompt: give --prompt TEXT, repeatable, or --prompts FILE with one a line.")
     return found
 
 

@@ -29,9 +29,7 @@ def check_outputs(root: Path) -> None:
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         print(f"  Executed outputs dropped, these changed: {shown}")
     else:
-        print(
-            "  Library, pins and recorded data are those the cached outputs were made with (or there are none)"
-        )
+        print("  Library, pins and recorded data are those the cached outputs were made with (or there are none)")
 
 
 def sphinx(root: Path) -> int:
@@ -70,10 +68,7 @@ def build(root: Path) -> int:
         return 1
     print("  every page is there, nothing is fetched from another host")
     index = site / "index.html"
-    print(
-        f"\nBuilt in {time.monotonic() - started:.0f} s. Open it:\n  {index.as_uri()}\nor `make serve`.",
-        flush=True,
-    )
+    print(f"\nBuilt in {time.monotonic() - started:.0f} s. Open it:\n  {index.as_uri()}\nor `make serve`.", flush=True)
     return 0
 
 

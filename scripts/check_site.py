@@ -10,11 +10,8 @@ import yaml
 # Anything the browser fetches by itself: scripts, style sheets, images, fonts, frames. Plain links may lead out.
 OUTSIDE = r"""\s*=\s*["']\s*(?:https?:)?//[^"']+"""
 FETCHED = re.compile(
-    r"<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\b(?:src|data|srcset|poster)"
-    + OUTSIDE
-    + "|"
-    r"<link\b(?=[^>]*\brel\s*=\s*[\"'][^\"']*(?:stylesheet|preload|prefetch|preconnect|icon))[^>]*\bhref"
-    + OUTSIDE,
+    r"<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\b(?:src|data|srcset|poster)" + OUTSIDE + "|"
+    r"<link\b(?=[^>]*\brel\s*=\s*[\"'][^\"']*(?:stylesheet|preload|prefetch|preconnect|icon))[^>]*\bhref" + OUTSIDE,
     re.IGNORECASE,
 )
 DEAD_WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -51,12 +48,8 @@ def faults(root: Path, site: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         name = path.relative_to(site)
         if DEAD_WIDGET in text:
-            found.append(
-                f"{name} holds a widget that needs a kernel; give it a text/html twin (CONTRIBUTING.md)"
-            )
+            found.append(f"{name} holds a widget that needs a kernel; give it a text/html twin (CONTRIBUTING.md)")
         if "{glue:" in text:
-            found.append(
-                f"{name} shows the name of a figure, not its value: a glue role inside quotes or code"
-            )
+            found.append(f"{name} shows the name of a figure, not its value: a glue role inside quotes or code")
         found += [f"{name} fetches from another host: {match[0][:120]}" for match in FETCHED.finditer(text)]
     return found

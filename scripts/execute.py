@@ -87,9 +87,7 @@ def execute(root: Path, path: Path) -> Run:
             "programs, or run the notebook by hand to see in which cell, then run make again."
         ) from None
     if result.err is not None:
-        raise SystemExit(
-            f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above."
-        )
+        raise SystemExit(f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above.")
     bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     return Run(path.stem, result.time, time.time(), fresh=True)

@@ -49,9 +49,7 @@ def find() -> str | None:
     named = os.environ.get("PRUNING_LIB_CHROMIUM")
     if named:
         if not Path(named).is_file():
-            raise SystemExit(
-                f"PRUNING_LIB_CHROMIUM is {named!r}, which is not a file; give the path of a Chromium."
-            )
+            raise SystemExit(f"PRUNING_LIB_CHROMIUM is {named!r}, which is not a file; give the path of a Chromium.")
         return named
     for name in NAMES:
         path = shutil.which(name)
@@ -74,9 +72,7 @@ def install() -> str | None:
         apt_install(["chromium"], why="for the site tests")
     else:
         print("Fetching playwright's Chromium for the site tests", flush=True)
-        if subprocess.run(
-            [sys.executable, "-m", "playwright", "install", "--with-deps", "chromium"]
-        ).returncode:
+        if subprocess.run([sys.executable, "-m", "playwright", "install", "--with-deps", "chromium"]).returncode:
             subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"])
     return find()
 

@@ -18,7 +18,7 @@ STAMP = Path("_build/.jupyter_cache/fingerprint.json")
 STALE = (".jupyter_cache", "html", ".doctrees", "jupyter_execute", "generated")
 WATCHED = (
     "pruning_lib",
-    "book/results",
+    "pruning_book",
     "requirements-torch.txt",
     "requirements.lock",
     "requirements-no-deps.txt",
@@ -38,9 +38,7 @@ def _files(root: Path) -> list[Path]:
 
 def fingerprint(root: Path) -> dict[str, str]:
     """Return path -> SHA-256 for every file that executed outputs depend on, and the Python and mode they ran in."""
-    hashes = {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(root)
-    }
+    hashes = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(root)}
     hashes["python"] = ".".join(map(str, sys.version_info[:2]))
     hashes["mode"] = os.environ.get("PRUNING_LIB_MODE") or "replay"
     return hashes

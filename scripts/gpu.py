@@ -91,9 +91,7 @@ def demands(wheels: list[Wheel]) -> dict[str, list[tuple[str, str]]]:
 
     # read as text: tomllib came with Python 3.11
     bounds = re.findall(r'"([\w-]+>=[\d.]+)', (ROOT / "pyproject.toml").read_text("utf-8"))
-    texts = {LIBRARY: bounds} | {
-        name: importlib.metadata.requires(name) for name in ASSUMED if installed(name)
-    }
+    texts = {LIBRARY: bounds} | {name: importlib.metadata.requires(name) for name in ASSUMED if installed(name)}
     texts |= {wheel.name: wheel.requires for wheel in wheels}
     found: dict[str, list[tuple[str, str]]] = {}
     for who, lines in texts.items():
@@ -132,9 +130,7 @@ def choose(folder: Path) -> tuple[list[Wheel], list[str]]:
         lack(absent)
     asked = demands(list(best.values()))
     # An installed one that does not do stays where it is: ours comes first on the path of the measurements.
-    unfit = {
-        n for n, pairs in asked.items() if n in best and not all(met(there[n], what) for _, what in pairs)
-    }
+    unfit = {n for n, pairs in asked.items() if n in best and not all(met(there[n], what) for _, what in pairs)}
     chosen = [wheel for name, wheel in sorted(best.items()) if there[name] is None or name in unfit]
     return chosen, doubts(chosen, asked)
 
@@ -203,9 +199,7 @@ def run(folder: Path, options: list[str]) -> NoReturn:
         probe = subprocess.run([sys.executable, "-c", PROBE], env=variables, capture_output=True, text=True)
         if probe.returncode:
             said = re.findall(r"^\w*Error: .+", probe.stderr, re.M) or ["no reason given"]
-            stop(
-                f"These versions do not work together (see the note): {said[-1]}. Upgrade them in {sys.executable}"
-            )
+            stop(f"These versions do not work together (see the note): {said[-1]}. Upgrade them in {sys.executable}")
     os.execve(sys.executable, [sys.executable, "-m", "benchmarks", "gpu", *options], variables)
 
 
@@ -213,16 +207,12 @@ def main(arguments: list[str]) -> int:
     """Run one of the two commands; returns the exit status."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     arguments, options = arguments[:cut], arguments[cut + 1 :]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("collect", help="fill a folder with wheels, from the package index")
     one.add_argument("folder", type=Path)
     one.add_argument("--python", default=RUNNING, metavar="X.Y", help="the other machine's Python version")
-    two = commands.add_parser(
-        "run", help="measure with this Python; what follows -- goes to the measurements"
-    )
+    two = commands.add_parser("run", help="measure with this Python; what follows -- goes to the measurements")
     two.add_argument("--wheels", type=Path, required=True, metavar="FOLDER")
     given = parser.parse_args(arguments)
     try:
@@ -234,9 +224,7 @@ def main(arguments: list[str]) -> int:
         return 130
     except OSError as error:
         where = "" if error.filename is None else f": {error.filename}"
-        stop(
-            f"{error.strerror}{where}. This command must read the wheels and write to their folder or the checkout"
-        )
+        stop(f"{error.strerror}{where}. This command must read the wheels and write to their folder or the checkout")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,38 @@ from setup_env import MINIMUM, ROOT
 
 # What a machine with PyTorch is expected to have, with all that these ask for themselves.
 ASSUMED = (
-    "torch", "transformers", "accelerate", "safetensors", "numpy", "scipy", "pillow", "tqdm", "typer", "matplotlib",
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pillow",
+    "tqdm",
+    "typer",
+    "matplotlib",
     "packaging",
-)  # fmt: skip
+)
 # What is brought along, each with all that it asks for; a test follows the chain of requirements to its end.
 PACKAGES = (
-    "diffusers", "importlib-metadata", "zipp", "lazy-importer", "huggingface-hub",
-    "requests", "charset-normalizer", "idna", "urllib3", "certifi",
-    "torch-pruning", "deepcache", "clean-fid",
-    "pytest", "iniconfig", "pluggy", "pygments",
-)  # fmt: skip
+    "diffusers",
+    "importlib-metadata",
+    "zipp",
+    "lazy-importer",
+    "huggingface-hub",
+    "requests",
+    "charset-normalizer",
+    "idna",
+    "urllib3",
+    "certifi",
+    "torch-pruning",
+    "deepcache",
+    "clean-fid",
+    "pytest",
+    "iniconfig",
+    "pluggy",
+    "pygments",
+)
 PINS = ("requirements.lock", "requirements-no-deps.txt")
 # diffusers 0.42 cannot be imported beside a huggingface-hub before 1.32, transformers 5.17 beside one from 2.0 on.
 OTHER_PINS = {"huggingface-hub": "1.33.0"}
@@ -60,15 +82,7 @@ def held(folder: Path, name: str, version: str) -> list[Path]:
 
 def download(lacking: list[str], version: str, target: Path) -> None:
     """Let pip download wheels that are pure Python; any other ends the program, as does a missing network."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-input",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(target), "--python-version", version]
     # these tags, and no platform's: the same folder then does for every machine
     command += ["--implementation", "py", "--abi", "none", "--platform", "any"]
@@ -95,9 +109,7 @@ def collect(folder: Path, version: str) -> int:
     if lacking:
         print(f"Collecting {len(lacking)} wheels for Python {version}", flush=True)
         download(lacking, version, part)
-    files = [
-        path for name, pin in wanted.items() for path in (held(folder, name, pin) or held(part, name, pin))
-    ]
+    files = [path for name, pin in wanted.items() for path in (held(folder, name, pin) or held(part, name, pin))]
     total = sum(path.stat().st_size for path in files) / 1e6
     if total > LIMIT_MB:
         largest = max(files, key=lambda path: path.stat().st_size).name

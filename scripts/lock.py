@@ -21,25 +21,12 @@ def main() -> int:
     if not shutil.which("uv"):
         print("`make lock` needs uv, which is not on the path: pip install uv", file=sys.stderr)
         return 1
-    command = [
-        "uv",
-        "pip",
-        "compile",
-        "--universal",
-        "--python-version",
-        "3.11",
-        "--no-annotate",
-        "--no-header",
-    ]
-    result = subprocess.run(
-        [*command, *sys.argv[1:], "requirements.in"], cwd=ROOT, text=True, capture_output=True
-    )
+    command = ["uv", "pip", "compile", "--universal", "--python-version", "3.11", "--no-annotate", "--no-header"]
+    result = subprocess.run([*command, *sys.argv[1:], "requirements.in"], cwd=ROOT, text=True, capture_output=True)
     if result.returncode:
         print(result.stderr, file=sys.stderr)
         return result.returncode
-    lines = [
-        line for line in result.stdout.splitlines() if not SEPARATE.match(line) and not line.startswith("--")
-    ]
+    lines = [line for line in result.stdout.splitlines() if not SEPARATE.match(line) and not line.startswith("--")]
     (ROOT / "requirements.lock").write_text(HEADER + "\n".join(lines) + "\n")
     print(f"requirements.lock: {len(lines)} packages")
     return 0

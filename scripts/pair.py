@@ -47,9 +47,7 @@ def check(root: Path) -> list[str]:
         if not pair.exists() or pair.read_text(encoding="utf-8") != paired(source):
             faults.append(f"{pair.relative_to(root)} is not in step with {source.name}; run `make pair`")
         if not read_alike(root, source):
-            faults.append(
-                f"{source.name}: the book and jupytext see other code cells; keep cells out of ::: blocks"
-            )
+            faults.append(f"{source.name}: the book and jupytext see other code cells; keep cells out of ::: blocks")
         fault = problem(source, repository(root))
         if fault:
             faults.append(fault)
@@ -61,9 +59,7 @@ def check(root: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing, fail where a pair is out of step"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where a pair is out of step")
     parser.add_argument("--root", type=Path, default=ROOT)
     arguments = parser.parse_args()
     if arguments.check:

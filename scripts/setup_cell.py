@@ -23,7 +23,7 @@ REPOSITORY = "{repository}"  # @param {{type:"string"}}
 if "google.colab" in sys.modules:
     assert REPOSITORY, "Write the address of the book's repository in the field above."
     %pip install --quiet "pruning-lib @ git+{{REPOSITORY}}"
-from pruning_lib.notebook import start
+from pruning_book.start import start
 
 session = start()
 """
@@ -76,9 +76,7 @@ def write(root: Path, url: str) -> None:
         text = path.read_text(encoding="utf-8")
         cell = first_cell(text)
         if cell:
-            path.write_text(
-                text[: cell.start("code")] + setup_cell(url) + text[cell.end("code") :], encoding="utf-8"
-            )
+            path.write_text(text[: cell.start("code")] + setup_cell(url) + text[cell.end("code") :], encoding="utf-8")
 
 
 def main() -> int:
@@ -91,16 +89,12 @@ def main() -> int:
     given = arguments.repository or origin(ROOT)
     url = github_url(given) or repository()
     if arguments.repository and not github_url(arguments.repository):
-        parser.error(
-            f"{arguments.repository!r} is not a GitHub address; expected https://github.com/OWNER/REPO"
-        )
+        parser.error(f"{arguments.repository!r} is not a GitHub address; expected https://github.com/OWNER/REPO")
     if not arguments.write:
         print(setup_cell(url), end="")
         return 0
     write(ROOT, url)
-    print(
-        f"Set-up cells install from {url or '(no address: none is known)'}; now run `make pair` and commit."
-    )
+    print(f"Set-up cells install from {url or '(no address: none is known)'}; now run `make pair` and commit.")
     return 0
 
 

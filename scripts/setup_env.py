@@ -62,9 +62,7 @@ def create_venv() -> None:
     if importlib.util.find_spec("ensurepip"):
         raise SystemExit(f"No virtual environment can be made in {VENV}:\n{result.stdout.strip()}")
     if not apt_install([f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"], why="to make .venv"):
-        raise SystemExit(
-            "No virtual environment can be made: install your system's python3-venv, then run make again."
-        )
+        raise SystemExit("No virtual environment can be made: install your system's python3-venv, then run make again.")
     run(*command)
 
 

@@ -19,9 +19,21 @@ from execute import PAGE_BUDGET_S, Run
 
 FOLDER = Path("_build/generated")
 PACKAGES = (
-    "pruning-lib", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "matplotlib",
-    "anywidget", "jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme",
-)  # fmt: skip
+    "pruning-lib",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "anywidget",
+    "jupyter-book",
+    "sphinx",
+    "myst-nb",
+    "sphinx-book-theme",
+)
 
 
 def _version(name: str) -> str:
@@ -56,9 +68,7 @@ def status(root: Path, runs: Sequence[Run]) -> dict:
     return {
         "built": _moment(dt.datetime.now(dt.timezone.utc).timestamp()),
         "page_budget_s": PAGE_BUDGET_S,
-        "pages": [
-            {"page": r.name, "seconds": round(r.seconds, 1), "executed": _moment(r.finished)} for r in runs
-        ],
+        "pages": [{"page": r.name, "seconds": round(r.seconds, 1), "executed": _moment(r.finished)} for r in runs],
         "hardware": {
             "processor": _processor(),
             "cores": usable,
@@ -72,9 +82,7 @@ def status(root: Path, runs: Sequence[Run]) -> dict:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def page(data: dict) -> str:

@@ -40,10 +40,7 @@ def apt_install(packages: Sequence[str], why: str) -> bool:
     print(f"Installing {names} {why}", flush=True)
     environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
     for arguments in (["update", "-qq"], ["install", "-y", "-q", "--no-install-recommends", *packages]):
-        if (
-            subprocess.run([*prefix, *environment, "apt-get", *arguments]).returncode
-            and arguments[0] == "install"
-        ):
+        if subprocess.run([*prefix, *environment, "apt-get", *arguments]).returncode and arguments[0] == "install":
             print(f"apt-get could not install {names}.", file=sys.stderr)
             return False
     return True

@@ -58,9 +58,14 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
     folder = tmp_path_factory.mktemp("tiny") / "pipe"
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
     return folder

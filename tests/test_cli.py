@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import pruning_lib as pl
 from pruning_lib.__main__ import app
-from pruning_lib.measure import load_record
+from pruning_lib.records import load_record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,9 +75,13 @@ def test_bench_measures_and_records(tiny_pipeline, tmp_path):
 def test_bench_compares_with_the_first(tiny_pipeline, tmp_path):
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=32, block_out_channels=(64, 64), layers_per_block=2, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=32,
+        block_out_channels=(64, 64),
+        layers_per_block=2,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "large")
     record = tmp_path / "bench.json"
     code, out, said = run("bench", tmp_path / "large", tiny_pipeline, "--repeats", 5, "--record", record)
@@ -97,9 +101,7 @@ def test_bench_of_a_whole_picture_and_generate_need_prompts(tiny_pipeline, tmp_p
 
 
 def test_generate_writes_what_the_pipeline_draws(tmp_path):
-    code, out, said = run(
-        "generate", "lion", "red heart!", "--steps", 2, "--seed", 5, "--out", tmp_path / "new"
-    )
+    code, out, said = run("generate", "lion", "red heart!", "--steps", 2, "--seed", 5, "--out", tmp_path / "new")
     assert code == 0, said
     assert sorted(os.listdir(tmp_path / "new")) == ["00-lion-5.png", "01-red-heart-5.png"]
     assert out.splitlines() == [str(tmp_path / "new/00-lion-5.png"), str(tmp_path / "new/01-red-heart-5.png")]
@@ -114,12 +116,8 @@ def test_generate_writes_what_the_pipeline_draws(tmp_path):
 
 
 def test_bench_of_emoji_sd_as_a_whole():
-    code, out, said = run(
-        "bench", "emoji-sd", "--part", "pipeline", "--steps", 1, "--repeats", 1, "--warmup", 0
-    )
-    assert code == 0 and re.search(r"emoji-sd +\d+\.\d\d ms .* n = 1", out) and "pipeline, batch 1" in out, (
-        said
-    )
+    code, out, said = run("bench", "emoji-sd", "--part", "pipeline", "--steps", 1, "--repeats", 1, "--warmup", 0)
+    assert code == 0 and re.search(r"emoji-sd +\d+\.\d\d ms .* n = 1", out) and "pipeline, batch 1" in out, said
 
 
 def test_passport():
@@ -145,7 +143,7 @@ def test_the_device_is_checked_before_anything_else(command):
 
 
 def test_places_that_cannot_be_written_to_are_found_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("pruning_lib.zoo.hub.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("pruning_lib.loading.load", lambda *a, **k: pytest.fail("a model was loaded"))
     (tmp_path / "file").write_text("in the way")
     assert "Nothing was measured yet" in refused("bench", "emoji-sd", "--record", tmp_path / "file/b.json")
     assert "does not end in .json" in refused("bench", "emoji-sd", "--record", tmp_path / "b.txt")
@@ -164,12 +162,22 @@ def test_places_that_cannot_be_written_to_are_found_before_the_work(tmp_path, mo
 
 @pytest.mark.parametrize(
     "arguments",
-    [("macs", "sd-1.5", "--depth", 0), ("macs", "sd-1.5", "--sample-size", 0), ("bench", "emoji-sd", "--repeats", 0),
-     ("bench", "emoji-sd", "--part", "vae"), ("generate", "lion", "--steps", 0), ("generate",),
-     ("generate", "lion", "--seed", 2**64), ("bench", "emoji-sd", "--seed", -1),
-     ("zoo", "gate", "--n", 1), ("zoo", "gate", "--steps", 0), ("zoo", "train", "vae", "--batch", 0),
-     ("zoo", "train", "vae", "--steps", 0), ("zoo", "train", "vae", "--threads", 0)],
-)  # fmt: skip
+    [
+        ("macs", "sd-1.5", "--depth", 0),
+        ("macs", "sd-1.5", "--sample-size", 0),
+        ("bench", "emoji-sd", "--repeats", 0),
+        ("bench", "emoji-sd", "--part", "vae"),
+        ("generate", "lion", "--steps", 0),
+        ("generate",),
+        ("generate", "lion", "--seed", 2**64),
+        ("bench", "emoji-sd", "--seed", -1),
+        ("zoo", "gate", "--n", 1),
+        ("zoo", "gate", "--steps", 0),
+        ("zoo", "train", "vae", "--batch", 0),
+        ("zoo", "train", "vae", "--steps", 0),
+        ("zoo", "train", "vae", "--threads", 0),
+    ],
+)
 def test_numbers_out_of_range(arguments):
     refused(*arguments)
 
@@ -187,7 +195,7 @@ def test_our_own_defects_keep_their_traceback(monkeypatch):
     def broken():
         raise KeyError("a defect")
 
-    monkeypatch.setattr("pruning_lib.zoo.models.models", broken)
+    monkeypatch.setattr("pruning_lib.loading.models", broken)
     assert isinstance(CliRunner().invoke(app, ["models"]).exception, KeyError)
 
 
@@ -195,7 +203,7 @@ def test_an_exit_code_and_help_are_no_errors(monkeypatch):
     def leave():
         raise typer.Exit(7)  # as `zoo gate` does when the model fails
 
-    monkeypatch.setattr("pruning_lib.zoo.models.models", leave)
+    monkeypatch.setattr("pruning_lib.loading.models", leave)
     assert run("models") == (7, "", "")
     for command in (["bench"], ["zoo"], ["zoo", "train"]):
         code, out, said = run(*command, "--help")
@@ -215,7 +223,7 @@ def test_interrupting_says_what_the_command_wants_said(monkeypatch):
     def stop():
         raise KeyboardInterrupt("run the same command to go on")
 
-    monkeypatch.setattr("pruning_lib.zoo.models.models", stop)
+    monkeypatch.setattr("pruning_lib.loading.models", stop)
     code, _, said = run("models")
     assert code == 130 and "the same command" in said
 

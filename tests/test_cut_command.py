@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 import pruning_lib as pl
 from pruning_lib.__main__ import app
-from pruning_lib.operators import Plan, Scores, load_pruned
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import load_pruned
+from pruning_lib.operators.scores import Scores
 
 
 def run(*arguments: object):
@@ -21,17 +23,7 @@ def scored(tiny_pipeline, tmp_path_factory):
     """The file of scores of the tiny pipeline."""
     target = tmp_path_factory.mktemp("scored") / "scores.safetensors"
     done = run(
-        "score",
-        tiny_pipeline,
-        target,
-        "--latents",
-        2,
-        "--steps",
-        2,
-        "--kind",
-        "resnet",
-        "--kind",
-        "downsampler",
+        "score", tiny_pipeline, target, "--latents", 2, "--steps", 2, "--kind", "resnet", "--kind", "downsampler"
     )
     assert done.exit_code == 0, done.output
     assert f"Saved in {target}" in done.output and "down_blocks.0.resnets.0" in done.output
@@ -60,12 +52,7 @@ def test_a_budget_is_met_and_a_pruned_folder_is_cut_again(tiny_pipeline, scored,
     done = run("cut", tiny_pipeline, tmp_path / "small", "--scores", scored, "--macs", 0.1, "--json")
     assert json.loads(done.stdout)["macs_ratio"] >= 0.1
     target = tmp_path / "scores.safetensors"
-    assert (
-        run(
-            "score", tmp_path / "small", target, "--latents", 2, "--steps", 1, "--kind", "upsampler"
-        ).exit_code
-        == 0
-    )
+    assert run("score", tmp_path / "small", target, "--latents", 2, "--steps", 1, "--kind", "upsampler").exit_code == 0
     twice = run("cut", tmp_path / "small", tmp_path / "smaller", "--scores", target, "--count", 1)
     assert twice.exit_code == 0, twice.output
     assert len(load_pruned(tmp_path / "smaller").unet.config["pruning_lib"]["plans"]) == 2

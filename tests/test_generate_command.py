@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import pruning_lib as pl
 from pruning_lib.__main__ import app
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.baselines import uniform
+from pruning_lib.steps.budget import uniform
+from pruning_lib.steps.schedule import grid_of
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -44,7 +44,7 @@ def test_it_draws_what_the_schedule_draws(made, tmp_path):
 
 def test_mistakes_are_told_before_a_model_is_loaded(made, tmp_path, monkeypatch):
     _, _, file = made
-    monkeypatch.setattr("pruning_lib.zoo.hub.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("pruning_lib.loading.load", lambda *a, **k: pytest.fail("a model was loaded"))
     damaged = tmp_path / "damaged.json"
     damaged.write_text(file.read_text()[:100])
     for arguments, words in {
@@ -59,7 +59,5 @@ def test_mistakes_are_told_before_a_model_is_loaded(made, tmp_path, monkeypatch)
 
 def test_a_schedule_of_another_model_is_told(made, tiny_pipeline, tmp_path):
     _, _, file = made
-    code, _, said = run(
-        "generate", "lion", "--model", tiny_pipeline, "--schedule", file, "--out", tmp_path / "x.png"
-    )
+    code, _, said = run("generate", "lion", "--model", tiny_pipeline, "--schedule", file, "--out", tmp_path / "x.png")
     assert code == 2 and "made for another denoiser" in said

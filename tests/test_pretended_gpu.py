@@ -12,19 +12,18 @@ from small_pipe import small_unet
 from tiny import tiny
 from torch import nn
 
-from pruning_lib.measure.quality import clip_score, psnr, ssim
-from pruning_lib.operators.controls import contributions
+from pruning_book.rivals.rankings import contributions
+from pruning_lib.finetuning.denoising import DenoisingTask
+from pruning_lib.finetuning.distill import Distillation
+from pruning_lib.finetuning.loop import FitConfig, fit
 from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.score import score_operators
-from pruning_lib.steps.gradient import loss_and_gradient
-from pruning_lib.steps.grid import grid_of
+from pruning_lib.quality import clip_score, psnr, ssim
 from pruning_lib.steps.hooks import Control, attach
 from pruning_lib.steps.reuse import reusing
-from pruning_lib.steps.supernet import SuperNet
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.supernet import SuperNet, loss_and_gradient
 from pruning_lib.steps.units import list_units
-from pruning_lib.training.denoising import DenoisingTask
-from pruning_lib.training.distill import Distillation
-from pruning_lib.training.fit import FitConfig, fit
 from pruning_lib.weights.magnitude import SCOPES, prune_magnitude
 from pruning_lib.weights.nm import prune_nm
 
@@ -32,7 +31,7 @@ from pruning_lib.weights.nm import prune_nm
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
-    monkeypatch.setattr("pruning_lib.training.fit_config.check_device", torch.device)
+    monkeypatch.setattr("pruning_lib.finetuning.loop.check_device", torch.device)
     return PretendedGPU()
 
 
@@ -44,19 +43,32 @@ def pipe():
 
 
 READ = [
-    lambda x: x.sum().item(), lambda x: float(x[0, 0]), lambda x: bool((x > 0).any()), lambda x: x.tolist(),
-    lambda x: x.cpu(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: torch.zeros(2, 2).copy_(x),
-]  # fmt: skip
+    lambda x: x.sum().item(),
+    lambda x: float(x[0, 0]),
+    lambda x: bool((x > 0).any()),
+    lambda x: x.tolist(),
+    lambda x: x.cpu(),
+    lambda x: x[x > 0],
+    lambda x: x.nonzero(),
+    lambda x: torch.zeros(2, 2).copy_(x),
+]
 WRONG = [
-    lambda x: x + torch.ones(2), lambda x: torch.cat([x, torch.ones(2, 2)]), lambda x: x.numpy(),
-    lambda x: nn.functional.linear(x, torch.ones(2, 2)), lambda x: x.index_select(0, torch.tensor([0])),
-    lambda x: torch.ones(2, 2)[x.long()], lambda x: x.add_(torch.ones(2, 2)),
+    lambda x: x + torch.ones(2),
+    lambda x: torch.cat([x, torch.ones(2, 2)]),
+    lambda x: x.numpy(),
+    lambda x: nn.functional.linear(x, torch.ones(2, 2)),
+    lambda x: x.index_select(0, torch.tensor([0])),
+    lambda x: torch.ones(2, 2)[x.long()],
+    lambda x: x.add_(torch.ones(2, 2)),
     lambda x: torch.randn(2, generator=torch.Generator(), device=x.device),
-]  # fmt: skip
+]
 FINE = [
-    lambda x: x + torch.tensor(1.0), lambda x: x[torch.tensor([0])], lambda x: torch.zeros_like(x) + x[:1],
-    lambda x: torch.zeros(2, device=x.device) + x, lambda x: torch.tensor([1.0, 2.0], device="cuda:0") + x,
-]  # fmt: skip
+    lambda x: x + torch.tensor(1.0),
+    lambda x: x[torch.tensor([0])],
+    lambda x: torch.zeros_like(x) + x[:1],
+    lambda x: torch.zeros(2, device=x.device) + x,
+    lambda x: torch.tensor([1.0, 2.0], device="cuda:0") + x,
+]
 
 
 @pytest.mark.parametrize("number", range(len(READ)))
@@ -105,9 +117,7 @@ def test_a_bad_control_is_caught(gpu, pipe, how) -> None:
             assert gpu.reads["test_pretended_gpu.py"] == control.values > 0
 
 
-@pytest.mark.parametrize(
-    "name, reuse", [("sd-1.5", "output"), ("sd-1.5", "prediction"), ("dit-xl-2-256", "output")]
-)
+@pytest.mark.parametrize("name, reuse", [("sd-1.5", "output"), ("sd-1.5", "prediction"), ("dit-xl-2-256", "output")])
 def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, reuse) -> None:
     pipe, steps = pipe if name == "sd-1.5" else tiny(name), 4
     grid, held = grid_of(pipe, steps), gpu.holds(pipe)
@@ -125,8 +135,8 @@ def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, reuse) -> None
     with gpu:
         found = draw(held)
     # One reading compares the sampler's timesteps with the schedule's, one finds the row of the first call.
-    assert gpu.mine(gpu.reads).pop("pruning_lib/steps/run.py") <= 2 and set(gpu.mine(gpu.reads)) == {
-        "pruning_lib/steps/run.py"
+    assert gpu.mine(gpu.reads).pop("pruning_lib/steps/replay.py") <= 2 and set(gpu.mine(gpu.reads)) == {
+        "pruning_lib/steps/replay.py"
     }
     assert not gpu.mine(gpu.uploads)
     torch.testing.assert_close(torch.as_tensor(real(found)), torch.as_tensor(draw(pipe)), atol=1e-3, rtol=0)
@@ -152,9 +162,7 @@ def test_gates_wait_as_often_however_many_they_are(gpu, pipe, loss, dtype) -> No
     if dtype == torch.float32:
         wanted, slope_wanted = slopes(pipe)
         assert value == pytest.approx(wanted, rel=1e-2, abs=1e-6)
-        torch.testing.assert_close(
-            slope, slope_wanted, rtol=0.05, atol=1e-3 * slope_wanted.abs().max().item()
-        )
+        torch.testing.assert_close(slope, slope_wanted, rtol=0.05, atol=1e-3 * slope_wanted.abs().max().item())
 
 
 def test_operators_are_scored_with_one_reading_per_batch(gpu, pipe) -> None:
@@ -166,16 +174,14 @@ def test_operators_are_scored_with_one_reading_per_batch(gpu, pipe) -> None:
         scores = score_operators(held, ["lion"], operators=operators, progress=False, **how)
         reads = gpu.mine(gpu.reads)
         added = contributions(held, ["lion"], operators=operators, **{**how, "steps": 2})
-    assert reads.pop("pruning_lib/operators/generate.py") == 1 + len(chosen)
+    assert reads.pop("pruning_lib/sampling.py") == 1 + len(chosen)
     assert reads.pop("pruning_lib/operators/no_change.py") <= 10 * len(chosen)
-    assert set(reads) == {"pruning_lib/operators/storing.py"}  # once per run: which weights are scored
-    assert gpu.reads["pruning_lib/operators/controls.py"] == len(chosen)
+    assert set(reads) == {"pruning_lib/operators/scores.py"}  # once per run: which weights are scored
+    assert gpu.reads["pruning_book/rivals/rankings.py"] == len(chosen)
     wanted = score_operators(pipe, ["lion"], operators=operators, progress=False, **how)
     for path in chosen:
         assert scores[path].avg_dist == pytest.approx(wanted[path].avg_dist, rel=1e-3)
-    assert added == pytest.approx(
-        contributions(pipe, ["lion"], operators=operators, **{**how, "steps": 2}), rel=1e-3
-    )
+    assert added == pytest.approx(contributions(pipe, ["lion"], operators=operators, **{**how, "steps": 2}), rel=1e-3)
 
 
 @pytest.mark.parametrize("scope", [*SCOPES, "2:4"])
@@ -206,13 +212,7 @@ def test_training_with_a_teacher_and_an_average(gpu, tmp_path) -> None:
         task = DenoisingTask(*(x.to(device) for x in data), DDPMScheduler())
         listens = Distillation(teacher, output=1, features=1)
         config = FitConfig(steps=3, lr=1e-3, device=str(device), log_every=10)
-        fit(
-            student,
-            lambda g: listens.loss(student, task.draw(g, 2)),
-            config,
-            tmp_path / str(device),
-            progress=False,
-        )
+        fit(student, lambda g: listens.loss(student, task.draw(g, 2)), config, tmp_path / str(device), progress=False)
         return student.state_dict()
 
     held = gpu.holds(student), gpu.holds(teacher)

@@ -10,7 +10,7 @@ from diffusers import DDPMPipeline
 from typer.testing import CliRunner
 
 from pruning_lib.__main__ import app
-from pruning_lib.weights import prunable_weights
+from pruning_lib.weights.select import prunable_weights
 
 
 def run(*arguments: object):
@@ -38,7 +38,7 @@ def test_patterns_are_spared_and_json_is_printed(tiny_pipeline, tmp_path) -> Non
     done = run(tiny_pipeline, tmp_path / "small", "--leave-alone", "mid_block*", "--json")
     found = json.loads(done.stdout)
     assert found["asked"] == 0.3 and not any(row["name"].startswith("mid_block") for row in found["layers"])
-    assert found["left_alone"]["mid_block.resnets.0.conv1.weight"] == "mid_block*"
+    assert found["ignored"]["mid_block.resnets.0.conv1.weight"] == "mid_block*"
 
 
 def test_mistakes_are_told_and_leave_nothing(tiny_pipeline, tmp_path) -> None:

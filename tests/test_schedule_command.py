@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import pruning_lib as pl
 from pruning_lib.__main__ import app
-from pruning_lib.steps import Schedule, grid_of
-from pruning_lib.steps.trained import TrainedPruner
+from pruning_lib.steps.schedule import Schedule, grid_of
+from pruning_lib.steps.training import TrainedPruner
 
 
 def run(*arguments: object):
@@ -71,9 +71,13 @@ def other(tmp_path):
     from diffusers import DDPMScheduler, UNet2DModel
 
     unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "other")
     return tmp_path / "other"
 
@@ -98,7 +102,7 @@ def test_mistakes_are_told_and_leave_nothing(tiny_pipeline, other, tmp_path) -> 
         ("show", damaged): "not valid JSON",
         ("show", made, "--plot", tmp_path / "a.gif"): "allowed: .png, .svg, .pdf",
         ("check", made, other): "another denoiser",
-    }.items():  # fmt: skip
+    }.items():
         done = run(*arguments)
         assert done.exit_code == 2 and words in done.output, (arguments, done.output)
     assert not target.exists()

@@ -7,7 +7,7 @@ from tiny_pipes import pipe_of
 from typer.testing import CliRunner
 
 from pruning_lib.__main__ import app
-from pruning_lib.steps import TrainedPruner
+from pruning_lib.steps.training import TrainedPruner
 
 
 def run(*arguments: object):
@@ -30,9 +30,7 @@ def test_scores_are_trained_kept_and_made_into_a_schedule(model, tmp_path):
     assert "iteration    2" in done.output and f"Saved in {target}" in done.output
     found = TrainedPruner.load(target)
     assert found.budgets == (0.6,) and found.settings["prompts"] == 2 and len(found.history) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {target.name, texts.name}, (
-        "nothing else is left behind"
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, texts.name}, "nothing else is left behind"
     again = run("train-pruner", model, target, *more)
     assert again.exit_code == 2 and "exists already" in again.output
 
@@ -40,12 +38,13 @@ def test_scores_are_trained_kept_and_made_into_a_schedule(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("x.pt", "--prompt", "lion"), "does not end in .safetensors"), (("x.safetensors",), "There is no prompt"),
+        (("x.pt", "--prompt", "lion"), "does not end in .safetensors"),
+        (("x.safetensors",), "There is no prompt"),
         (("x.safetensors", "--prompt", "lion", "--loss", "mse"), "There is no loss 'mse'"),
         (("x.safetensors", "--prompt", "lion", "--keep-macs", "0.01"), "keep_macs=0.01"),
         (("x.safetensors", "--prompts", "none.txt"), "none.txt"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_told_in_a_line(model, tmp_path, monkeypatch, arguments, match):
     monkeypatch.chdir(tmp_path)
     done = run("train-pruner", model, *arguments)

@@ -24,7 +24,7 @@ from . import summary
 from .stages import DONE, NO_GPU, OUT_OF_TIME, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "book" / "results"
+RESULTS = ROOT / "pruning_book" / "records"
 WORK = ROOT / "_build" / "gpu"
 USAGE, STOPPED = 2, 130
 GRACE = 5  # seconds before the limit at which the worker is ended
@@ -48,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, help="end in this time; the same command goes on later")
-    parser.add_argument(
-        "--archive", type=Path, metavar="FILE", help="keep records, gpu.md and log in this .tar.gz"
-    )
+    parser.add_argument("--archive", type=Path, metavar="FILE", help="keep records, gpu.md and log in this .tar.gz")
     parser.add_argument(
         "--import", dest="imported", type=Path, metavar="FILE", help="put an archive into these records"
     )
@@ -58,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="NAMES", help="these stages, separated by commas")
     parser.add_argument("--again", metavar="NAMES", default="", help="measure these stages anew")
     parser.add_argument("--list", action="store_true", help="name the stages, with their times")
-    parser.add_argument("--out", type=Path, help="folder of the records; default: book/results")
+    parser.add_argument("--out", type=Path, help="folder of the records; default: pruning_book/records")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of single parts, the log and gpu.md")
     parser.add_argument("--worker", metavar="DEADLINE", type=float, help=argparse.SUPPRESS)
     return parser
@@ -80,11 +78,7 @@ def _worker(options: argparse.Namespace) -> int:
     elif torch.cuda.is_available():
         device, hardware = torch.device("cuda"), torch.cuda.get_device_name(0)
     else:
-        reason = (
-            "this PyTorch was built without CUDA"
-            if torch.version.cuda is None
-            else "PyTorch finds no CUDA GPU"
-        )
+        reason = "this PyTorch was built without CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA GPU"
         print(
             f"gpu: {reason} (torch {torch.__version__}), so nothing was measured. Run it on a machine with an NVIDIA "
             "GPU and a CUDA build of PyTorch; --dry-run tries every stage on the CPU."
@@ -99,12 +93,8 @@ def _worker(options: argparse.Namespace) -> int:
     todo = [stage for stage in wanted if stage.name in again or stage.name not in done]
     print(f"# {hardware}, torch {torch.__version__}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
     if known := [stage.name for stage in wanted if stage not in todo]:
-        print(
-            f"Recorded before on this GPU: {', '.join(known)} (--again NAME measures one anew).", flush=True
-        )
-    run = Run(
-        device, hardware, folder, options.work / "running", options.out, options.worker, options.dry_run
-    )
+        print(f"Recorded before on this GPU: {', '.join(known)} (--again NAME measures one anew).", flush=True)
+    run = Run(device, hardware, folder, options.work / "running", options.out, options.worker, options.dry_run)
     return run_stages(run, todo, MEASURES)
 
 
@@ -194,14 +184,34 @@ class _Runner:
 
     def worker(self, todo: list[str], again: list[str]) -> int:
         """Run one worker to its end, and return what it ended with."""
-        command = [sys.executable, "-m", "benchmarks", "gpu", "--worker", str(self.deadline), "--only", ",".join(todo),
-                   "--again", ",".join(again), "--out", str(self.options.out), "--work", str(self.work)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "gpu",
+            "--worker",
+            str(self.deadline),
+            "--only",
+            ",".join(todo),
+            "--again",
+            ",".join(again),
+            "--out",
+            str(self.options.out),
+            "--work",
+            str(self.work),
+        ]
         command += ["--dry-run"] * self.options.dry_run
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
         late = threading.Event()
 
         def out_of_time() -> None:
@@ -246,9 +256,7 @@ class _Runner:
         told = {OUT_OF_TIME: "Time is up. ", STOPPED: "Stopped. "}.get(status, "")
         if left:
             told += f"Not complete: {', '.join(left)}. The same command goes on with them."
-        self.say(
-            f"\n{told or 'All stages are recorded.'}\nRecords: {self.options.out}. Summary and log: {self.work}."
-        )
+        self.say(f"\n{told or 'All stages are recorded.'}\nRecords: {self.options.out}. Summary and log: {self.work}.")
         if self.options.archive:
             self.say(
                 f"Archive: {self.options.archive}; `python -m benchmarks gpu --import FILE` puts it into a checkout."
@@ -298,8 +306,12 @@ def _import(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{options.imported} is no archive of this command: {error}. Give the file that --archive wrote."
         ) from error
-    told = f"measured with the sources of commit {commit[:10]}" if commit else (
-        "measured with other sources than these, or with changes that are not committed: their passports name no commit"
-    )  # fmt: skip
+    told = (
+        f"measured with the sources of commit {commit[:10]}"
+        if commit
+        else (
+            "measured with other sources than these, or with changes that are not committed: no passport names a commit"
+        )
+    )
     print(f"Imported {', '.join(names) or 'nothing'} into {out}; {told}.")
     return DONE

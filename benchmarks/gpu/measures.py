@@ -17,14 +17,15 @@ from pathlib import Path
 import sparse_latency
 import torch
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.steps import grid_of
-from pruning_lib.training.fit import FitConfig, read_log
-from pruning_lib.zoo.architectures import denoiser_config
-from pruning_lib.zoo.data import EmojiData
-from pruning_lib.zoo.standin import drawn, stand_in
-from pruning_lib.zoo.unet import train_unet
-from pruning_lib.zoo.vae import train_vae
+from pruning_book.stand_in import drawn, stand_in
+from pruning_lib.finetuning.loop import FitConfig, read_log
+from pruning_lib.loading import denoiser_config
+from pruning_lib.steps.schedule import grid_of
+from zoo.data import EmojiData
+from zoo.unet import train_unet
+from zoo.vae import train_vae
 
 from . import sd15
 from .ways import timed_ways
@@ -51,23 +52,34 @@ def _pytest(run: Run, marks: str) -> dict:
         report = Path(place) / "report.xml"
         # In a dry run one of them is enough: on the CPU all of them are tests of their own.
         chosen = run.at(["-m", marks], ["-k", "restore_after_a_move"])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5",
-                   f"--junitxml={report}", "tests/gpu", *chosen]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--durations=5",
+            f"--junitxml={report}",
+            "tests/gpu",
+            *chosen,
+        ]
         started = time.time()
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         if not report.is_file():
             raise RuntimeError(f"pytest ended with {done.returncode} and wrote no report")
         cases = list(ElementTree.parse(report).iter("testcase"))
     kinds = [
-        next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), "")
-        for case in cases
+        next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), "") for case in cases
     ]
     names = [case.get("name", "") for case in cases]
     return {
-        "passed": kinds.count(""), "skipped": kinds.count("skipped"), "seconds": round(time.time() - started, 1),
+        "passed": kinds.count(""),
+        "skipped": kinds.count("skipped"),
+        "seconds": round(time.time() - started, 1),
         "failed": [name for name, kind in zip(names, kinds, strict=True) if kind in ("failure", "error")],
         "skips": {n: _why(c) for n, c, kind in zip(names, cases, kinds, strict=True) if kind == "skipped"},
-    }  # fmt: skip
+    }
 
 
 def _why(case: ElementTree.Element) -> str:
@@ -77,49 +89,56 @@ def _why(case: ElementTree.Element) -> str:
 def _big_models(run: Run) -> None:
     for name, make, steps, pixels, guidance, seconds in BIG:
         facts = {
-            "model": name, "steps": run.at(steps, 4), "pixels": run.at(pixels, 64), "dtype": "float16",
+            "model": name,
+            "steps": run.at(steps, 4),
+            "pixels": run.at(pixels, 64),
+            "dtype": "float16",
             "guidance": guidance,
-        }  # fmt: skip
+        }
 
         def work(make=make, facts=facts) -> dict:
             pipe, draw = make(run, facts["guidance"])
             return timed_ways(
-                pipe, grid_of(pipe, facts["steps"]), draw, (0.4,), repeats=run.at(3, 2), device=run.device,
+                pipe,
+                grid_of(pipe, facts["steps"]),
+                draw,
+                (0.4,),
+                repeats=run.at(3, 2),
+                device=run.device,
                 wanted=("uniform", "searched-like"),
-            )  # fmt: skip
+            )
 
         run.part(f"{name}, {steps} steps", seconds, work, **facts)
 
 
 def _by_classes(run: Run, guidance: float):
     pipe = stand_in(
-        "dit-xl-2-256",
-        scale=run.at(1, 0.1),
-        sample_size=run.at(None, 8),
-        dtype=torch.float16,
-        device=run.device,
+        "dit-xl-2-256", scale=run.at(1, 0.1), sample_size=run.at(None, 8), dtype=torch.float16, device=run.device
     )
 
     def draw(steps: int) -> object:
-        return pipe(
-            [207], num_inference_steps=steps, guidance_scale=guidance, generator=_noise(), output_type="np"
-        )
+        return pipe([207], num_inference_steps=steps, guidance_scale=guidance, generator=_noise(), output_type="np")
 
     return pipe, draw
 
 
 def _by_t5(run: Run, guidance: float):
     size = run.at(None, 8)
-    pipe = stand_in(
-        "pixart-alpha", scale=run.at(1, 0.1), sample_size=size, dtype=torch.float16, device=run.device
-    )
+    pipe = stand_in("pixart-alpha", scale=run.at(1, 0.1), sample_size=size, dtype=torch.float16, device=run.device)
     pixels = run.at(1024, 64)
 
     def draw(steps: int) -> object:
         return pipe(
-            sd15.PROMPTS[0], num_inference_steps=steps, guidance_scale=guidance, generator=_noise(), height=pixels,
-            width=pixels, output_type="latent", use_resolution_binning=False, clean_caption=False,
-        )  # fmt: skip
+            sd15.PROMPTS[0],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=_noise(),
+            height=pixels,
+            width=pixels,
+            output_type="latent",
+            use_resolution_binning=False,
+            clean_caption=False,
+        )
 
     pipe.vae_scale_factor = pixels // pipe.transformer.config.sample_size
     return pipe, draw
@@ -127,19 +146,28 @@ def _by_t5(run: Run, guidance: float):
 
 # The last two are given what their text encoders would say, so that these encoders need not be there.
 SMALL_SDXL = {
-    "block_out_channels": [32, 64, 64], "cross_attention_dim": 32, "norm_num_groups": 8, "sample_size": 8,
-    "attention_head_dim": [2, 4, 4], "transformer_layers_per_block": [1, 1, 2], "addition_time_embed_dim": 8,
+    "block_out_channels": [32, 64, 64],
+    "cross_attention_dim": 32,
+    "norm_num_groups": 8,
+    "sample_size": 8,
+    "attention_head_dim": [2, 4, 4],
+    "transformer_layers_per_block": [1, 1, 2],
+    "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 16 + 6 * 8,
-}  # fmt: skip
+}
 SMALL_SD3 = {
-    "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 16, "caption_projection_dim": 32,
-    "joint_attention_dim": 32, "pooled_projection_dim": 16, "pos_embed_max_size": 8, "sample_size": 8,
-}  # fmt: skip
+    "num_layers": 3,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "caption_projection_dim": 32,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 16,
+    "pos_embed_max_size": 8,
+    "sample_size": 8,
+}
 
 
-def _by_embeddings(
-    name: str, small: dict, kind: str, scheduler: str, encoders: Sequence[str], tokens: int
-) -> Callable:
+def _by_embeddings(name: str, small: dict, kind: str, scheduler: str, encoders: Sequence[str], tokens: int) -> Callable:
     def make(run: Run, guidance: float):
         import diffusers
 
@@ -163,10 +191,17 @@ def _by_embeddings(
 
         def draw(steps: int) -> object:
             return pipe(
-                prompt_embeds=words, pooled_prompt_embeds=whole, negative_prompt_embeds=-words,
-                negative_pooled_prompt_embeds=-whole, num_inference_steps=steps, guidance_scale=guidance, height=pixels,
-                width=pixels, generator=_noise(), output_type="latent",
-            )  # fmt: skip
+                prompt_embeds=words,
+                pooled_prompt_embeds=whole,
+                negative_prompt_embeds=-words,
+                negative_pooled_prompt_embeds=-whole,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=pixels,
+                width=pixels,
+                generator=_noise(),
+                output_type="latent",
+            )
 
         return pipe, draw
 
@@ -180,11 +215,30 @@ def _noise() -> torch.Generator:
 BIG = (
     ("DiT-XL/2", _by_classes, 250, 256, 4.0, 40),
     ("PixArt-alpha", _by_t5, 20, 1024, 4.5, 25),
-    ("SDXL", _by_embeddings("sdxl", SMALL_SDXL, "StableDiffusionXLPipeline", "EulerDiscreteScheduler", ("", "_2"), 77),
-     30, 1024, 5.0, 35),
-    ("SD3-medium", _by_embeddings("sd-3-medium", SMALL_SD3, "StableDiffusion3Pipeline",
-                                  "FlowMatchEulerDiscreteScheduler", ("", "_2", "_3"), 333), 28, 1024, 7.0, 35),
-)  # fmt: skip
+    (
+        "SDXL",
+        _by_embeddings("sdxl", SMALL_SDXL, "StableDiffusionXLPipeline", "EulerDiscreteScheduler", ("", "_2"), 77),
+        30,
+        1024,
+        5.0,
+        35,
+    ),
+    (
+        "SD3-medium",
+        _by_embeddings(
+            "sd-3-medium",
+            SMALL_SD3,
+            "StableDiffusion3Pipeline",
+            "FlowMatchEulerDiscreteScheduler",
+            ("", "_2", "_3"),
+            333,
+        ),
+        28,
+        1024,
+        7.0,
+        35,
+    ),
+)
 
 
 def _zeros(run: Run) -> None:
@@ -208,12 +262,10 @@ def _training_speed(run: Run, part: str, bf16: bool) -> dict:
     """Train a part of emoji-sd from nothing for a while, as the shipped model was trained, and read the log."""
     batch, warm, steps = run.at({"unet": 32, "vae": 24}[part], 2), run.at(20, 1), run.at(220, 3)
     count = run.at(None, 8)
-    images, labels = pl.training_images()[:count], pl.captions()[:count]
+    images, labels = pb.training_images()[:count], pb.captions()[:count]
     every = torch.ones(len(labels), dtype=torch.bool)
     data = EmojiData(images, labels, [[] for _ in labels], torch.zeros(len(labels), dtype=torch.int64), every)
-    config = FitConfig(
-        steps=steps, lr=1e-3, bf16=bf16, log_every=warm, checkpoint_every=10**6, device=str(run.device)
-    )
+    config = FitConfig(steps=steps, lr=1e-3, bf16=bf16, log_every=warm, checkpoint_every=10**6, device=str(run.device))
     with tempfile.TemporaryDirectory() as place:
         if part == "vae":
             train_vae(data, config, place, batch)
@@ -227,7 +279,13 @@ def _training_speed(run: Run, part: str, bf16: bool) -> dict:
 
 
 MEASURES: dict[str, Callable[[Run], None]] = {
-    "tests": _tests("gpu and not slow", 90), "sd15_speed": sd15.speed, "sd15_training": sd15.training,
-    "sd15_compiled": sd15.compiled, "sd15_operators": sd15.operators, "big_models": _big_models, "zeros": _zeros,
-    "throughput": _throughput, "tests_compiled": _tests("gpu and slow", 150),
-}  # fmt: skip
+    "tests": _tests("gpu and not slow", 90),
+    "sd15_speed": sd15.speed,
+    "sd15_training": sd15.training,
+    "sd15_compiled": sd15.compiled,
+    "sd15_operators": sd15.operators,
+    "big_models": _big_models,
+    "zeros": _zeros,
+    "throughput": _throughput,
+    "tests_compiled": _tests("gpu and slow", 150),
+}

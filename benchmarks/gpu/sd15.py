@@ -16,13 +16,14 @@ from judged import compared, peak_mib
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.measure import backward_bytes, example_inputs
-from pruning_lib.measure.skeleton import skeleton
-from pruning_lib.operators import find_operators, reductions, remove_operators
-from pruning_lib.operators.budget import choose
-from pruning_lib.steps import grid_of
-from pruning_lib.weights import narrow_widths
-from pruning_lib.zoo.standin import drawn
+from pruning_book.activation_memory import backward_bytes
+from pruning_book.stand_in import drawn
+from pruning_lib.denoisers import example_inputs, skeleton
+from pruning_lib.operators.budget import choose, reductions
+from pruning_lib.operators.find import find_operators
+from pruning_lib.operators.remove import remove_operators
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.structured.structured import narrow_widths
 
 from .ways import timed_ways, ways_at
 from .worker import Run
@@ -31,10 +32,13 @@ PROMPTS = ("a photograph of a lion", "a bowl of soup", "a red bicycle", "a light
 GUIDANCE = 7.5
 KEEPS = (0.5, 0.3, 0.2)
 SHALLOW = {
-    "_class_name": "UNet2DConditionModel", "block_out_channels": [16, 32], "layers_per_block": 1,
-    "attention_head_dim": 4, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "_class_name": "UNet2DConditionModel",
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-}  # fmt: skip
+}
 
 
 def build(run: Run, dtype: str = "float16"):
@@ -50,9 +54,14 @@ def drawing(pipe, run: Run, batch: int) -> Callable[[int], object]:
     def draw(steps: int) -> object:
         noise = [torch.Generator().manual_seed(i) for i in range(batch)]
         return pipe(
-            prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, height=side, width=side, generator=noise,
+            prompts,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            height=side,
+            width=side,
+            generator=noise,
             output_type="latent",
-        )  # fmt: skip
+        )
 
     return draw
 
@@ -80,13 +89,7 @@ def speed(run: Run) -> None:
 def compiled(run: Run) -> None:
     steps = run.at(20, 4)
     for batch in run.at((1, 4), (1,)):
-        facts = {
-            "steps": steps,
-            "batch": batch,
-            "guidance": GUIDANCE,
-            "side": run.at(64, 8),
-            "dtype": "float16",
-        }
+        facts = {"steps": steps, "batch": batch, "guidance": GUIDANCE, "side": run.at(64, 8), "dtype": "float16"}
         run.part(f"20 steps, batch {batch}", 120, lambda batch=batch: _compiled(run, steps, batch), **facts)
 
 
@@ -116,22 +119,38 @@ def _compiled(run: Run, steps: int, batch: int) -> dict:
         compiling = time.time() - started
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         found = timed_ways(
-            pipe, grid, draw, keeps, repeats=3, warmup=1, device=run.device, wanted=wanted,
+            pipe,
+            grid,
+            draw,
+            keeps,
+            repeats=3,
+            warmup=1,
+            device=run.device,
+            wanted=wanted,
             more={"eager_unpruned": torch.no_grad()(lambda: plain(steps))},
-        )  # fmt: skip
+        )
         late = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
     return {
-        **found, "first_call_seconds": whole, "compile_seconds": compiling, "graphs": graphs, "late_graphs": late,
+        **found,
+        "first_call_seconds": whole,
+        "compile_seconds": compiling,
+        "graphs": graphs,
+        "late_graphs": late,
         "backend": backend,
-    }  # fmt: skip
+    }
 
 
 # (steps, recipe, type of the denoiser, checkpointing, seconds). What fits a T4 first; what may not fit anything last.
 TRAININGS = (
-    (50, "best", "float16", True, 12), (50, "published", "float16", True, 15), (20, "best", "float16", True, 6),
-    (20, "published", "float16", True, 8), (50, "best", "bfloat16", True, 12), (20, "best", "float16", False, 6),
-    (20, "published", "float16", False, 6), (50, "best", "float16", False, 12),
-)  # fmt: skip
+    (50, "best", "float16", True, 12),
+    (50, "published", "float16", True, 15),
+    (20, "best", "float16", True, 6),
+    (20, "published", "float16", True, 8),
+    (50, "best", "bfloat16", True, 12),
+    (20, "best", "float16", False, 6),
+    (20, "published", "float16", False, 6),
+    (50, "best", "float16", False, 12),
+)
 
 
 def training(run: Run) -> None:
@@ -163,17 +182,28 @@ def _training(run: Run, pipe, facts: dict) -> dict:
     before = torch.cuda.memory_allocated(run.device) / 2**20 if run.device.type == "cuda" else 0.0
     started = time.time()
     pl.train_pruner(
-        pipe, PROMPTS, steps=facts["steps"], recipe=facts["recipe"], guidance_scale=GUIDANCE,
-        options={"height": side, "width": side}, iterations=3, batch=1, accumulation=1,
-        checkpointing=facts["checkpointing"], loss=facts["loss"], callback=lambda look: ended.append(time.time()),
+        pipe,
+        PROMPTS,
+        steps=facts["steps"],
+        recipe=facts["recipe"],
+        guidance_scale=GUIDANCE,
+        options={"height": side, "width": side},
+        iterations=3,
+        batch=1,
+        accumulation=1,
+        checkpointing=facts["checkpointing"],
+        loss=facts["loss"],
+        callback=lambda look: ended.append(time.time()),
         on_collapse="go on",  # with random weights it may; what an iteration costs stays the same
         **({"keep_macs": (0.5,)} if facts["recipe"] == "best" else {}),
-    )  # fmt: skip
+    )
     seconds = [b - a for a, b in zip([started, *ended], ended, strict=False)]
     return {
-        "seconds_per_iteration": min(seconds[1:]), "seconds": seconds, "before_mib": before,
+        "seconds_per_iteration": min(seconds[1:]),
+        "seconds": seconds,
+        "before_mib": before,
         "peak_mib": peak_mib(run.device),
-    }  # fmt: skip
+    }
 
 
 def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
@@ -191,8 +221,15 @@ def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
 
 
 def operators(run: Run) -> None:
-    how = {"size": run.at(64, 8), "latents": run.at(8, 2), "steps": run.at(10, 2), "guidance": GUIDANCE,
-           "batch": run.at(8, 2), "dtype": "float16", "scale": run.at(1, 0.1)}  # fmt: skip
+    how = {
+        "size": run.at(64, 8),
+        "latents": run.at(8, 2),
+        "steps": run.at(10, 2),
+        "guidance": GUIDANCE,
+        "batch": run.at(8, 2),
+        "dtype": "float16",
+        "scale": run.at(1, 0.1),
+    }
     count = run.at(24, 3)
     run.part("scoring", 45, lambda: sd15_scoring.scoring(run.device, how, count))
     run.part("cut", 25, lambda: _cut(run), dtype="float16")
@@ -220,23 +257,16 @@ def fewer_channels(run: Run) -> dict:
     """Time UNets with fewer channels. Their shapes are what `prune_structured` leaves; time asks for no more."""
     pipe = build(run)
     config, batch = dict(pipe.unet.config), 2
-    config |= {
-        "_class_name": "UNet2DConditionModel",
-        "time_embedding_dim": 4 * config["block_out_channels"][0],
-    }
+    config |= {"_class_name": "UNet2DConditionModel", "time_embedding_dim": 4 * config["block_out_channels"][0]}
     base, models, kept = pl.count_macs(pipe.unet).macs, {"whole": pipe.unet}, {}
     for share in (0.25, 0.5):
         small = drawn(
-            {**config, "block_out_channels": narrow_widths(pipe.unet, share)},
-            device=run.device,
-            dtype=torch.float16,
+            {**config, "block_out_channels": narrow_widths(pipe.unet, share)}, device=run.device, dtype=torch.float16
         )
         models[str(share)], kept[share] = small, pl.count_macs(small).macs / base
     inputs = example_inputs(pipe.unet, batch=batch, device=run.device, dtype=torch.float16)
     calls = {name: lambda m=model: m(**inputs) for name, model in models.items()}
     with torch.no_grad():
         times = pl.measure_latency(calls, repeats=run.at(30, 2), warmup=run.at(5, 1), device=run.device)
-    rows = [
-        {"ratio": r, "macs_ratio": k, **compared(times["whole"], times[str(r)], k)} for r, k in kept.items()
-    ]
+    rows = [{"ratio": r, "macs_ratio": k, **compared(times["whole"], times[str(r)], k)} for r, k in kept.items()]
     return {"batch": batch, "unpruned": times["whole"].to_dict(), "rows": rows}

@@ -47,9 +47,11 @@ def rows_of(stage: str, run: dict) -> Iterator[tuple[str, str, str]]:
         for row in part.get("rows", ()):
             yield from _row(name, row)
         if "seconds_per_iteration" in part:
-            yield name, f"{part['counted_mib'] / 1024:.1f} GiB", (
-                f"{part['peak_mib'] / 1024:.1f} GiB, {part['seconds_per_iteration']:.2f} s an iteration"
-            )  # fmt: skip
+            yield (
+                name,
+                f"{part['counted_mib'] / 1024:.1f} GiB",
+                (f"{part['peak_mib'] / 1024:.1f} GiB, {part['seconds_per_iteration']:.2f} s an iteration"),
+            )
         if "of_floor" in part:
             yield (
                 name,
@@ -66,10 +68,7 @@ def _row(name: str, row: dict) -> Iterator[tuple[str, str, str]]:
     elif "way" in row:
         what, promised = f"{row['way']}, {row['keep']:g}", row["promised"]
     else:
-        what, promised = (
-            f"batch {row['batch']}" if "batch" in row else f"{row['ratio']:g} removed",
-            row["promised"],
-        )
+        what, promised = (f"batch {row['batch']}" if "batch" in row else f"{row['ratio']:g} removed", row["promised"])
     yield f"{name}: {what}", f"{promised:.2f} times", f"{row['times_as_fast']['value']:.2f} times"
 
 
@@ -107,8 +106,7 @@ def markdown(folder: Path, *, dry: bool = False) -> str:
         lines += ["| " + " | ".join(HEAD) + " |", "|---|---|---|---|"]
         for stage, run in found:
             lines += [
-                f"| {stage} | {' | '.join(cell.replace('|', '/') for cell in row)} |"
-                for row in rows_of(stage, run)
+                f"| {stage} | {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows_of(stage, run)
             ]
             if run["unfinished"]:
                 lines.append(f"| {stage} | not complete | | {run['unfinished'].replace('|', '/')} |")

@@ -11,10 +11,10 @@ from DeepCache import DeepCacheSDHelper
 from judged import compared
 
 import pruning_lib as pl
-from pruning_lib.steps import Grid, Schedule, deepcache, uniform
-from pruning_lib.steps.fewer_steps import fewer_steps
-from pruning_lib.steps.local_search import simple_starts
-from pruning_lib.steps.rows import to_table
+from pruning_book.rivals.fewer_steps import fewer_steps
+from pruning_lib.steps.budget import deepcache, uniform
+from pruning_lib.steps.schedule import Grid, Schedule, decode_table
+from pruning_lib.steps.search import simple_starts
 
 Draw = Callable[[int], object]  # a generation with so many steps
 
@@ -31,7 +31,7 @@ def searched_like(grid: Grid, keep: float) -> Schedule:
     """
     for cell in pl.load_record(FOUND)["data"]["cells"]:
         if cell["row"] == "ours" and (cell["steps"], cell["budget"]) == (grid.steps, keep):
-            on = to_table(cell["rows"])
+            on = decode_table(cell["rows"])
             if tuple(on.shape) == grid.shape:
                 return grid.schedule(on, method="searched-like", found_for="emoji-sd")
     starts = [on for on in simple_starts(grid, keep) if (grid.live(on).any(1) & ~grid.live(on).all(1)).any()]
@@ -50,14 +50,13 @@ def by_the_package(pipe, interval: int, branch: int) -> Iterator[None]:
         helper.disable()
 
 
-def ways_at(
-    pipe, grid: Grid, keep: float, wanted: Sequence[str] = WAYS
-) -> Iterator[tuple[str, dict, Callable, int]]:
+def ways_at(pipe, grid: Grid, keep: float, wanted: Sequence[str] = WAYS) -> Iterator[tuple[str, dict, Callable, int]]:
     """Yield (way, its counts, a context in which the pipeline runs so, steps) for every way that fits the budget."""
     make = {
-        "fewer steps": lambda: fewer_steps(pipe, grid, keep), "uniform": lambda: uniform(grid, keep),
+        "fewer steps": lambda: fewer_steps(pipe, grid, keep),
+        "uniform": lambda: uniform(grid, keep),
         "searched-like": lambda: searched_like(grid, keep),
-    }  # fmt: skip
+    }
     for way in wanted:
         try:
             found = make.get(way, lambda: deepcache(grid, keep_macs=keep))()
@@ -66,8 +65,11 @@ def ways_at(
             continue
         counts = {"keep": keep, "macs_ratio": found.macs_ratio()}
         if isinstance(found, Schedule):
-            counts |= {"calls": int(grid.calls(found.on).sum()), "cells": int(found.live().sum()),
-                       "provenance": found.provenance}  # fmt: skip
+            counts |= {
+                "calls": int(grid.calls(found.on).sum()),
+                "cells": int(found.live().sum()),
+                "provenance": found.provenance,
+            }
         else:
             counts |= {"calls": found.calls, "cells": found.calls * grid.shape[1]}
         applied = functools.partial(found.applied, pipe)
@@ -78,9 +80,17 @@ def ways_at(
 
 
 def timed_ways(
-    pipe, grid: Grid, draw: Draw, keeps: Sequence[float], *, repeats: int, device: torch.device,
-    wanted: Sequence[str] = WAYS, more: Mapping[str, Callable[[], object]] | None = None, warmup: int = 1,
-) -> dict:  # fmt: skip
+    pipe,
+    grid: Grid,
+    draw: Draw,
+    keeps: Sequence[float],
+    *,
+    repeats: int,
+    device: torch.device,
+    wanted: Sequence[str] = WAYS,
+    more: Mapping[str, Callable[[], object]] | None = None,
+    warmup: int = 1,
+) -> dict:
     """Time the unpruned generation and every way at every budget in turn.
 
     Args:
@@ -111,12 +121,14 @@ def timed_ways(
             calls[name], counts[name] = run(context, steps), {"way": way, **found}
     times = pl.measure_latency(calls, repeats=repeats, warmup=warmup, device=device)
     rows = [
-        {**found, **compared(times["unpruned"], times[name], found["macs_ratio"])}
-        for name, found in counts.items()
+        {**found, **compared(times["unpruned"], times[name], found["macs_ratio"])} for name, found in counts.items()
     ]
     for row in rows:
-        print(f"    {row['way']}, {row['keep']:g}: {row['times_as_fast']['value']:.2f} times as fast, "
-              f"{row['reached']:.2f} of the promise", flush=True)  # fmt: skip
+        print(
+            f"    {row['way']}, {row['keep']:g}: {row['times_as_fast']['value']:.2f} times as fast, "
+            f"{row['reached']:.2f} of the promise",
+            flush=True,
+        )
     return {
         "unpruned": times["unpruned"].to_dict(),
         "rows": rows,

@@ -22,8 +22,8 @@ import torch
 from judged import write_whole
 
 import pruning_lib as pl
-from pruning_lib.measure.device import synchronise
-from pruning_lib.operators.sharing import is_out_of_memory
+from pruning_lib.checks import synchronise
+from pruning_lib.processes import is_out_of_memory
 
 from .stages import BROKEN, DONE, OUT_OF_TIME
 from .summary import put_runs, slug
@@ -55,7 +55,7 @@ class Run:
 
     def __init__(
         self, device: torch.device, hardware: str, work: Path, running: Path, out: Path, deadline: float, dry: bool
-    ):  # fmt: skip
+    ):
         self.device, self.hardware, self.work, self.running, self.out = device, hardware, work, running, out
         self.deadline, self.dry = deadline, dry
         self.stage = ""
@@ -99,13 +99,7 @@ class Run:
         else:
             self.pace = max(1.0, (time.time() - started) / seconds)
         self.tidy()
-        found = {
-            "name": name,
-            **facts,
-            **found,
-            "took_seconds": round(time.time() - started, 2),
-            "ended": time.time(),
-        }
+        found = {"name": name, **facts, **found, "took_seconds": round(time.time() - started, 2), "ended": time.time()}
         write_whole(path, json.dumps(found, indent=1))
         note = found.get("error") or found.get("out_of_memory") or ""
         print(f"  {name}: {found['took_seconds']:.1f} s{', ' + note if note else ''}", flush=True)
@@ -174,9 +168,12 @@ def record(run: Run, stage: Stage, unfinished: str) -> None:
     """Put what is known of a stage into its record."""
     passport = pl.passport(seeds=[0], n=stage.n, device=run.device)
     mine = {
-        "hardware": run.hardware, "passport": passport, "unfinished": unfinished, "dry": run.dry,
+        "hardware": run.hardware,
+        "passport": passport,
+        "unfinished": unfinished,
+        "dry": run.dry,
         "parts": run.parts(stage.name),
-    }  # fmt: skip
+    }
     put_runs(run.out / f"gpu_{stage.name}.json", [mine], passport)
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .._text import nearest
-from ..measure.inputs import example_inputs
-from ..measure.latency import measure_latency, ratio
-from ..measure.macs import MacsReport, count_macs
-from ..measure.skeleton import skeleton
+from ..checks import nearest
+from ..denoisers import example_inputs, skeleton
+from ..latency import measure_latency, ratio
+from ..macs import MacsReport, count_macs
 from .find import Operators
 from .plan import Plan, plan_for
 from .remove import change_operators, pruned_copy
@@ -26,10 +25,17 @@ _RATIOS = ("macs_ratio", "params_ratio", "latency_ratio")
 
 
 def choose(
-    ranking: Sequence[str], operators: Operators, denoiser: nn.Module, *, count: int | None = None,
-    macs_ratio: float | None = None, params_ratio: float | None = None, latency_ratio: float | None = None,
-    sample_size: int | tuple[int, int] | None = None, batch: int = 1,
-) -> Plan:  # fmt: skip
+    ranking: Sequence[str],
+    operators: Operators,
+    denoiser: nn.Module,
+    *,
+    count: int | None = None,
+    macs_ratio: float | None = None,
+    params_ratio: float | None = None,
+    latency_ratio: float | None = None,
+    sample_size: int | tuple[int, int] | None = None,
+    batch: int = 1,
+) -> Plan:
     """Return the shortest plan that takes the first operators of a ranking and meets one budget.
 
     An operator inside one that was already taken is skipped; where the outer one comes later, it takes the place of
@@ -53,12 +59,7 @@ def choose(
         KeyError: the ranking names an unknown operator.
         ValueError: not exactly one budget, one out of range, or one that the whole ranking does not meet.
     """
-    asked = {
-        "count": count,
-        "macs_ratio": macs_ratio,
-        "params_ratio": params_ratio,
-        "latency_ratio": latency_ratio,
-    }
+    asked = {"count": count, "macs_ratio": macs_ratio, "params_ratio": params_ratio, "latency_ratio": latency_ratio}
     asked = {name: value for name, value in asked.items() if value is not None}
     if len(asked) != 1:
         given = ", ".join(asked) or "none"
@@ -117,9 +118,7 @@ def _of_count(steps: list[list[str]], count: int) -> list[str]:
     )
 
 
-def _shortest(
-    steps: list[list[str]], removed: Callable[[list[str]], float], ratio: float, name: str
-) -> list[str]:
+def _shortest(steps: list[list[str]], removed: Callable[[list[str]], float], ratio: float, name: str) -> list[str]:
     low, high = 0, len(steps) - 1
     most = removed(steps[high])
     if most < ratio:
@@ -135,9 +134,7 @@ def _shortest(
 def _time_saved(denoiser: nn.Module, plan: Plan, sample_size, batch: int) -> float:
     """Return the share of the time of a call that a plan saves; both take turns, so that a slow moment hits both."""
     weight = next(denoiser.parameters())
-    inputs = example_inputs(
-        denoiser, sample_size=sample_size, batch=batch, device=weight.device, dtype=weight.dtype
-    )
+    inputs = example_inputs(denoiser, sample_size=sample_size, batch=batch, device=weight.device, dtype=weight.dtype)
     pruned = pruned_copy(denoiser, plan)
 
     def call(model: nn.Module) -> Callable[[], object]:

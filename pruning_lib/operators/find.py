@@ -1,4 +1,9 @@
-"""Every operator of a denoiser that can be changed alone.
+"""What the operators of each architecture are called: one small table per architecture.
+
+A *family* maps the class of a module to the kind of operator it is.  For another architecture write such a table and
+add it to `FAMILIES` under the class name of the denoiser; `measure/inputs.py` must know how to call it.
+
+Every operator of a denoiser that can be changed alone.
 
 An operator is a module with one stream in and one out: a residual block, a transformer, an attention, a single layer.
 Operators lie inside one another, so a plan never holds both a block and a layer of it.  The list is made from one
@@ -7,22 +12,86 @@ forward call on the meta device, without weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from .._text import nearest
-from ..measure.inputs import example_inputs
-from ..measure.macs import count_macs
-from ..measure.skeleton import skeleton
-from .denoiser import Base
-from .families import DEFAULT_KINDS, KINDS, Family, family_of
-from .modify import allowed
+from ..checks import nearest
+from ..denoisers import Fingerprint, example_inputs, skeleton
+from ..macs import count_macs
+from .replace import allowed
 
-__all__ = ["Operator", "Operators", "find_operators"]
+__all__ = ["DEFAULT_KINDS", "FAMILIES", "Family", "KINDS", "Operator", "Operators", "family_of", "find_operators"]
+
+# What each kind is; the order is that of tables and legends.
+KINDS: dict[str, str] = {
+    "resnet": "two convolutions with norms, around which the stream passes unchanged or through a 1x1 projection",
+    "transformer": "the transformer of one place in a UNet, with the projections in and out",
+    "transformer block": "self-attention, cross-attention and feed-forward, each added to the stream",
+    "self-attention": "attention among the positions of the picture",
+    "cross-attention": "attention from the picture to the text",
+    "feed-forward": "two linear layers at every position",
+    "downsampler": "halves height and width",
+    "upsampler": "doubles height and width",
+    "convolution": "a single convolution with a window larger than one position",
+    "linear": "a single linear layer, or a 1x1 convolution, which is one at every position",
+    "norm": "a single group norm or layer norm with learned scale",
+}
+# Single linear layers and norms are many, and each saves little: they are scored when asked for.
+DEFAULT_KINDS = tuple(kind for kind in KINDS if kind not in ("linear", "norm"))
+
+_LAYERS = {"Conv2d": "convolution", "Linear": "linear", "GroupNorm": "norm", "LayerNorm": "norm"}
+_UNET = {"ResnetBlock2D": "resnet", "Downsample2D": "downsampler", "Upsample2D": "upsampler"}
+_BLOCK = {"BasicTransformerBlock": "transformer block", "Attention": "self-attention", "FeedForward": "feed-forward"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known about an architecture.
+
+    Attributes:
+        kinds: class name of a module -> kind. An `Attention` over text counts as cross-attention by itself.
+        indivisible: kinds whose inner layers are not operators of their own.
+        needed: path -> why it must stay, although its shapes would allow to remove it.
+    """
+
+    kinds: Mapping[str, str]
+    indivisible: tuple[str, ...] = ("downsampler", "upsampler")
+    needed: Mapping[str, str] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DModel": Family({**_LAYERS, **_UNET, "Attention": "self-attention"}),
+    "UNet2DConditionModel": Family({**_LAYERS, **_UNET, **_BLOCK, "Transformer2DModel": "transformer"}),
+    "DiTTransformer2DModel": Family(
+        {**_LAYERS, **_BLOCK},
+        needed={"transformer_blocks.0": "its first norm holds the embedding that the output layer uses too"},
+    ),
+    "PixArtTransformer2DModel": Family({**_LAYERS, **_BLOCK}),
+}
+
+
+def family_of(denoiser: nn.Module) -> Family:
+    """Return the table of a denoiser's architecture; subclasses count as their parent.
+
+    Raises:
+        TypeError: not a module, or an unknown architecture.
+    """
+    if not isinstance(denoiser, nn.Module):
+        hint = " Pass its denoiser: pipe.unet or pipe.transformer." if hasattr(denoiser, "components") else ""
+        raise TypeError(f"Expected a diffusers denoiser (an nn.Module), got {type(denoiser).__name__}.{hint}")
+    for cls in type(denoiser).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    name = type(denoiser).__name__
+    raise TypeError(
+        f"{name} is not of a known family. {nearest(name, FAMILIES)} A family needs two things: a table from the class "
+        "names of its modules to kinds of operators (FAMILIES in pruning_lib/operators/find.py), and a function "
+        "that builds the inputs of its forward from its configuration (_FAMILIES in pruning_lib/denoisers.py)."
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +128,7 @@ class Operators(Sequence[Operator]):
         base: the denoiser they belong to.
     """
 
-    def __init__(self, items: Iterable[Operator], base: Base):
+    def __init__(self, items: Iterable[Operator], base: Fingerprint):
         self._items, self.base = tuple(items), base
         self._by_path = {op.path: op for op in self._items}
 
@@ -104,9 +173,7 @@ class Operators(Sequence[Operator]):
 
     def table(self) -> str:
         """Return one line per operator: path, kind, shapes, parameters, MACs, default modification."""
-        head = (
-            f"{'operator':<52} {'kind':<17} {'in':>15} {'out':>15} {'params':>12} {'MMACs':>9}  modification"
-        )
+        head = f"{'operator':<52} {'kind':<17} {'in':>15} {'out':>15} {'params':>12} {'MMACs':>9}  modification"
         lines = [
             f"{op.path:<52} {op.kind:<17} {_times(op.in_shape):>15} {_times(op.out_shape):>15} {op.params:>12,} "
             f"{op.macs / 1e6:>9,.2f}  {op.modifications[0]}"
@@ -116,10 +183,7 @@ class Operators(Sequence[Operator]):
 
 
 def find_operators(
-    denoiser: nn.Module,
-    kinds: Sequence[str] | None = None,
-    *,
-    sample_size: int | tuple[int, int] | None = None,
+    denoiser: nn.Module, kinds: Sequence[str] | None = None, *, sample_size: int | tuple[int, int] | None = None
 ) -> Operators:
     """List the operators of a denoiser that can be changed alone while all shapes stay valid.
 
@@ -141,7 +205,7 @@ def find_operators(
     """
     kinds = DEFAULT_KINDS if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     _check_kinds(kinds)
-    family, base = family_of(denoiser), Base.of(denoiser)
+    family, base = family_of(denoiser), Fingerprint.of(denoiser)
     costs = count_macs(denoiser, sample_size=sample_size).modules
     found, order = [], 0
     for path, (module, shapes) in _streams(denoiser, sample_size, family).items():
@@ -151,9 +215,7 @@ def find_operators(
             continue
         if kind in kinds:
             cost = costs[path]
-            found.append(
-                Operator(path, kind, type(module).__name__, *shapes, cost.params, cost.macs, order, how)
-            )
+            found.append(Operator(path, kind, type(module).__name__, *shapes, cost.params, cost.macs, order, how))
         order += 1
     return Operators(found, base)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .._text import path_levels
+from ..checks import path_levels
 
 __all__ = ["FirstCall"]
 
@@ -71,9 +71,7 @@ class FirstCall:
         finally:
             stop()
         self._versions = {path: kept for path, kept in self._versions.items() if calls[path] == 1}
-        stored = {
-            t.untyped_storage().data_ptr(): t for output in self._outputs.values() for t in _tensors(output)
-        }
+        stored = {t.untyped_storage().data_ptr(): t for output in self._outputs.values() for t in _tensors(output)}
         self.bytes = sum(t.untyped_storage().nbytes() for t in stored.values())
 
     def shared(self, changed: Iterable[str]) -> list[str]:

@@ -47,11 +47,7 @@ def why_no_change(denoiser: nn.Module, path: str, how: str) -> str:
 
 def _is_silent(branch: nn.Module) -> bool:
     end, _ = _ENDS.get(type(branch).__name__, ("", ()))
-    if (
-        not end
-        or getattr(branch, "output_scale_factor", 1) != 1
-        or getattr(branch, "rescale_output_factor", 1) != 1
-    ):
+    if not end or getattr(branch, "output_scale_factor", 1) != 1 or getattr(branch, "rescale_output_factor", 1) != 1:
         return False
     try:
         return _is_zero(branch.get_submodule(end), with_bias=True)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from .._files import check_place
-from .._text import nearest
-from .denoiser import Base
-from .families import KINDS
-from .find import Operators, find_operators
+from ..checks import nearest
+from ..denoisers import Fingerprint
+from ..files import check_place
+from .find import KINDS, Operators, find_operators
 
 __all__ = ["Plan", "as_plan"]
 
@@ -30,7 +29,7 @@ class Plan:
     """
 
     changes: tuple[tuple[str, str], ...]
-    base: Base
+    base: Fingerprint
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -50,7 +49,7 @@ class Plan:
         Raises:
             ValueError: it was not, or the denoiser was changed since.
         """
-        here = Base.of(denoiser)
+        here = Fingerprint.of(denoiser)
         if here == self.base:
             return
         changed = "; it was pruned before" if getattr(denoiser, "config", {}).get("pruning_lib") else ""
@@ -61,11 +60,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, from which `from_dict` makes the plan again."""
-        return {
-            "version": _VERSION,
-            "base": self.base.to_dict(),
-            "changes": [list(pair) for pair in self.changes],
-        }
+        return {"version": _VERSION, "base": self.base.to_dict(), "changes": [list(pair) for pair in self.changes]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Plan:
@@ -75,7 +70,7 @@ class Plan:
             ValueError: it is not that, or of a newer version.
         """
         try:
-            version, base = data["version"], Base(**data["base"])
+            version, base = data["version"], Fingerprint(**data["base"])
             changes = tuple((str(path), str(how)) for path, how in data["changes"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -83,9 +78,7 @@ class Plan:
                 "([path, modification] pairs), as Plan.save writes them."
             ) from error
         if version != _VERSION:
-            raise ValueError(
-                f"This plan has version {version}; this package reads version {_VERSION}. Update it."
-            )
+            raise ValueError(f"This plan has version {version}; this package reads version {_VERSION}. Update it.")
         return cls(changes, base)
 
     def save(self, path: str | Path) -> Path:
@@ -106,9 +99,7 @@ class Plan:
         try:
             data = json.loads(Path(path).read_text("utf-8"))
         except ValueError as error:
-            raise ValueError(
-                f"{path} is not JSON ({error}). Expected a file that Plan.save wrote."
-            ) from error
+            raise ValueError(f"{path} is not JSON ({error}). Expected a file that Plan.save wrote.") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path} holds a {type(data).__name__}, not a plan that Plan.save wrote.")
         return cls.from_dict(data)

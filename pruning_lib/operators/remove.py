@@ -2,32 +2,48 @@
 
 What is replaced leaves the module tree, so its parameters and MACs are gone, and everything that counts, saves, moves
 or trains the model sees the smaller one.
+
+Load a pruned pipeline again: build the base without weights, carry out its plans, then read the weights.
+
+Saving is diffusers' own `save_pretrained`: the plans lie in the denoiser's config.json, beside the weights.  diffusers
+alone cannot load such a folder: it warns that weights are missing and fills them with random numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from .denoiser import denoiser_of
-from .modify import replacement
+from ..denoisers import denoiser_of
 from .plan import Plan, as_plan
-from .replacements import Identity
+from .replace import Identity, replacement
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["CONFIG_KEY", "Cut", "change_operators", "pruned_copy", "remove_operators"]
+__all__ = [
+    "CONFIG_KEY",
+    "Replacement",
+    "change_operators",
+    "load_pruned",
+    "load_pruned_denoiser",
+    "pruned_copy",
+    "remove_operators",
+]
 
 CONFIG_KEY = "pruning_lib"  # where the configuration of a pruned denoiser keeps its plans
 # Norms that serve one branch only: without it they would run for nothing.
 _NORM_OF = {"attn1": "norm1", "attn2": "norm2", "ff": "norm3"}
 
 
-class Cut:
+class Replacement:
     """Changes to a live denoiser that can be taken back; also a context manager.
 
     Args:
@@ -44,7 +60,7 @@ class Cut:
         state = "in place" if self._originals else "taken back"
         return f"<Cut of {len(self.plan)} operators, {state}: {', '.join(self.plan.paths)}>"
 
-    def __enter__(self) -> Cut:
+    def __enter__(self) -> Replacement:
         return self
 
     def __exit__(self, *error) -> None:
@@ -64,7 +80,7 @@ class Cut:
         self._originals = {}
 
 
-def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[str, str]) -> Cut:
+def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[str, str]) -> Replacement:
     """Change operators of a live denoiser in place.
 
     Args:
@@ -84,7 +100,7 @@ def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[s
         ...     image = pipe("lion").images[0]
     """
     plan = as_plan(plan, denoiser)
-    cut = Cut(denoiser, plan)
+    cut = Replacement(denoiser, plan)
     # Made before anything is swapped, so that an error changes nothing.
     made = {path: _replace(denoiser, path, how) for path, how in plan.changes}
     for path, new in made.items():
@@ -99,9 +115,7 @@ def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[s
     return cut
 
 
-def remove_operators(
-    pipe: DiffusionPipeline, plan: Plan | Iterable[str] | Mapping[str, str]
-) -> DiffusionPipeline:
+def remove_operators(pipe: DiffusionPipeline, plan: Plan | Iterable[str] | Mapping[str, str]) -> DiffusionPipeline:
     """Return a pipeline without some operators; the given one stays as it is.
 
     The denoiser is a copy, in which the operators are gone; the other components are shared. `save_pretrained` of the
@@ -157,3 +171,97 @@ def _put(model: nn.Module, path: str, new: nn.Module) -> None:
     parent, name = path.rpartition(".")[::2]
     # Through _modules, so that lists work too and the order of modules, hence of weights, stays.
     model.get_submodule(parent)._modules[name] = new
+
+
+def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32, **options) -> DiffusionPipeline:
+    """Load a pipeline that `remove_operators` made and `save_pretrained` wrote.
+
+    Args:
+        folder: of the pipeline, with a model_index.json.
+        dtype: of the weights of all components.
+        options: passed on to diffusers' `from_pretrained`.
+
+    Returns:
+        The pipeline, bit for bit as it was saved, in evaluation mode, on the CPU.
+
+    Raises:
+        OSError: no such folder or files.
+        ValueError: the denoiser there was not pruned by this package, or the plans, the configuration and the weights
+            do not fit one another.
+
+    Example:
+        >>> small.save_pretrained("small-sd")
+        >>> small = pl.load_pruned("small-sd")
+    """
+    from diffusers import DiffusionPipeline  # here: it brings half of diffusers and transformers
+
+    from ..sampling import quietly
+
+    folder = Path(folder)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise OSError(
+            f"{folder} has no model_index.json, so it is no saved pipeline. Give the folder save_pretrained wrote."
+        )
+    parts = json.loads(index.read_text("utf-8"))
+    name = next((n for n in ("unet", "transformer") if parts.get(n, [None])[0]), None)
+    if name is None:
+        raise ValueError(f"The pipeline in {folder} has neither unet nor transformer.")
+    denoiser = load_pruned_denoiser(folder / name, dtype=dtype)
+    with quietly():
+        return DiffusionPipeline.from_pretrained(folder, **{name: denoiser}, torch_dtype=dtype, **options)
+
+
+def load_pruned_denoiser(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load the denoiser alone, from the folder with its config.json; see `load_pruned`."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise OSError(f"{folder} has no config.json.")
+    config = json.loads(path.read_text("utf-8"))
+    done = config.pop(CONFIG_KEY, None)
+    if done is None:
+        raise ValueError(f"{path} holds no plan: this denoiser was not pruned here. Load it with from_pretrained.")
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    if cls is None:
+        raise ValueError(f"{path} names the class {config.get('_class_name')!r}, which diffusers does not have.")
+    with init_empty_weights(include_buffers=False):  # tables of positions are computed, not saved
+        denoiser = cls.from_config(config).eval()
+    try:
+        for plan in done["plans"]:
+            change_operators(denoiser, Plan.from_dict(plan))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The plans in {path} do not fit the configuration there: {error}") from error
+    weights = _weights(folder)
+    _check_weights(denoiser, weights, folder)
+    denoiser.load_state_dict(weights, strict=False, assign=True)
+    denoiser.register_to_config(_name_or_path=str(folder))
+    return nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns about half precision on a CPU
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
+        raise OSError(f"{folder} has no diffusion_pytorch_model*.safetensors. Save with safe_serialization=True.")
+    found = {}
+    for file in files:  # one, or the shards of one
+        found.update(load_file(file))
+    return found
+
+
+def _check_weights(denoiser: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    wanted = denoiser.state_dict()
+    extra = [name for name in weights if name not in wanted]
+    wrong = [n for n, w in weights.items() if n in wanted and w.shape != wanted[n].shape]
+    tied = {id(p) for n, p in denoiser.named_parameters(remove_duplicate=False) if n in weights}
+    missing = [n for n, p in denoiser.named_parameters() if n not in weights and id(p) not in tied]
+    for what, names in (("unknown", extra), ("of another shape", wrong), ("missing", missing)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(
+                f"The weights in {folder} do not fit the plan in its config.json: {what}: "
+                f"{', '.join(names[:3])}{more}. Take both from the same save_pretrained."
+            )

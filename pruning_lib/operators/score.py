@@ -1,4 +1,6 @@
-"""Score operators as LD-Pruner does: change one at a time, generate the same latents, see how far they moved.
+"""Which operators a caller means, and what is to be done to each.
+
+Score operators as LD-Pruner does: change one at a time, generate the same latents, see how far they moved.
 
 The floor is k + 1 generations for k operators.  What is proven to change nothing is not generated, the first step is
 shared up to the operator that was changed, and no picture is decoded.
@@ -16,31 +18,84 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .asked import asked_operators
-from .denoiser import denoiser_of
-from .distance import Scored, measure
-from .families import KINDS
-from .find import Operators, find_operators
+from ..checks import nearest
+from ..denoisers import denoiser_of
+from ..processes import Share, is_out_of_memory
+from ..sampling import LatentSampler
+from .find import KINDS, Operator, Operators, find_operators
 from .first_call import FirstCall
-from .generate import LatentSampler
 from .no_change import why_no_change
 from .plan import Plan, plan_for
 from .remove import change_operators
-from .scores import Scores
-from .sharing import Share, is_out_of_memory
-from .storing import ScoreStore, checksum
+from .scores import OperatorScore, ScoreCache, Scores, checksum, measure
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["score_operators", "score_plans"]
+__all__ = ["asked_operators", "score_operators", "score_plans"]
+
+
+def asked_operators(
+    denoiser: nn.Module,
+    operators: Operators | Iterable[str] | None = None,
+    *,
+    kinds: Sequence[str] | None = None,
+    how: Mapping[str, str] | None = None,
+    sample_size: int | tuple[int, int] | None = None,
+) -> Operators:
+    """Return the operators that were asked for, each with the modification that was asked for at the front.
+
+    Args:
+        denoiser: they belong to.
+        operators: as `find_operators` lists them, or their paths. Default: all of `kinds`.
+        kinds, sample_size: as in `find_operators`.
+        how: path or kind -> modification; a path goes before its kind.
+
+    Raises:
+        KeyError: an unknown path or kind.
+        ValueError: operators of another denoiser, or a modification that one of them does not allow.
+    """
+    return _with_how(_chosen(denoiser, operators, kinds, sample_size), how or {})
+
+
+def _chosen(denoiser: nn.Module, operators, kinds, sample_size) -> Operators:
+    if operators is None:
+        return find_operators(denoiser, kinds, sample_size=sample_size)
+    if isinstance(operators, Operators):
+        Plan((), operators.base).check(denoiser)
+        return operators
+    every = find_operators(denoiser, tuple(KINDS), sample_size=sample_size)
+    paths = [operators] if isinstance(operators, str) else list(dict.fromkeys(operators))
+    return Operators(sorted((every[path] for path in paths), key=lambda op: op.order), every.base)
+
+
+def _with_how(operators: Operators, how: Mapping[str, str]) -> Operators:
+    """Put the modification that is asked for at the front, where everybody looks for it."""
+    known = {*operators.paths, *KINDS}
+    for key in how:
+        if key not in known:
+            raise KeyError(f"how names {key!r}, which is neither an operator here nor a kind. {nearest(key, known)}")
+
+    def chosen(op: Operator) -> Operator:
+        name = how.get(op.path, how.get(op.kind, op.modifications[0]))
+        if name not in op.modifications:
+            raise ValueError(f"{op.path} does not allow {name!r}. {nearest(str(name), op.modifications)}")
+        return replace(op, modifications=(name, *(m for m in op.modifications if m != name)))
+
+    return Operators([chosen(op) for op in operators], operators.base)
 
 
 def score_operators(
-    pipe: DiffusionPipeline, prompts: Sequence[str] | Sequence[int] | None = None, *,
-    operators: Operators | Iterable[str] | None = None, kinds: Sequence[str] | None = None,
-    how: Mapping[str, str] | None = None, sample_size: int | tuple[int, int] | None = None, folder=None, **sampling,
-) -> Scores:  # fmt: skip
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str] | Sequence[int] | None = None,
+    *,
+    operators: Operators | Iterable[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    how: Mapping[str, str] | None = None,
+    sample_size: int | tuple[int, int] | None = None,
+    folder=None,
+    **sampling,
+) -> Scores:
     """Score every operator alone, by LD-Pruner's score: low means that little would be lost with it.
 
     The score is how far the average and the standard deviation of the latents move, in Euclidean length (chapter 7).
@@ -82,9 +137,13 @@ def score_operators(
 
 
 def score_plans(
-    pipe: DiffusionPipeline, prompts: Sequence[str] | Sequence[int] | None,
-    plans: Sequence[Plan | Iterable[str] | Mapping[str, str]], *, folder=None, **sampling,
-) -> list[Scored]:  # fmt: skip
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str] | Sequence[int] | None,
+    plans: Sequence[Plan | Iterable[str] | Mapping[str, str]],
+    *,
+    folder=None,
+    **sampling,
+) -> list[OperatorScore]:
     """Score sets of changes made together, with the same latents and the same arguments as `score_operators`.
 
     Args:
@@ -93,7 +152,7 @@ def score_plans(
         folder, sampling: as there.
 
     Returns:
-        One `Scored` per plan.
+        One `OperatorScore` per plan.
     """
     _, denoiser = denoiser_of(pipe)
     plans, every = list(plans), None
@@ -115,7 +174,7 @@ class _Run:
     original: Tensor | None = None
     first_calls: tuple[FirstCall | None, ...] = ()
 
-    def draw_original(self, plans: Sequence[Plan], share_mib: float) -> Scored:
+    def draw_original(self, plans: Sequence[Plan], share_mib: float) -> OperatorScore:
         """Generate with the unchanged denoiser, and keep what the others can share."""
         paths = {path for plan in plans for path in plan.paths}
         started, parts, kept, left = time.perf_counter(), [], [], share_mib * 2**20
@@ -134,7 +193,7 @@ class _Run:
             )
         return measure(self.original, self.original, seconds=time.perf_counter() - started, keep=self.keep)
 
-    def draw(self, plan: Plan) -> Scored:
+    def draw(self, plan: Plan) -> OperatorScore:
         """Score one plan."""
         reasons = [why_no_change(self.denoiser, *change) for change in plan.changes]
         if all(reasons):
@@ -150,14 +209,21 @@ class _Run:
 
 
 def _score(
-    pipe, prompts, plans: Sequence[Plan], *, folder=None, keep_latents: bool = False, share_mib: float = 1024,
-    progress: bool = True, **sampling,
-) -> tuple[Scored, tuple[Scored, ...], dict[str, object]]:  # fmt: skip
+    pipe,
+    prompts,
+    plans: Sequence[Plan],
+    *,
+    folder=None,
+    keep_latents: bool = False,
+    share_mib: float = 1024,
+    progress: bool = True,
+    **sampling,
+) -> tuple[OperatorScore, tuple[OperatorScore, ...], dict[str, object]]:
     """Return the original, one score per plan, and the settings."""
     _, denoiser = denoiser_of(pipe)
     sampler = LatentSampler(pipe, prompts, **sampling)
     run, share, failure = _Run(denoiser, sampler, keep_latents), Share.here(pipe._execution_device), ""
-    store = ScoreStore(folder, _settings(pipe, denoiser, sampler, keep_latents))
+    store = ScoreCache(folder, _settings(pipe, denoiser, sampler, keep_latents))
     known = share.union(store.load())
     todo = [plan for plan in dict.fromkeys(plans) if plan.changes not in known]
     bar = tqdm(total=len(todo), desc="score operators", disable=not (progress and share.is_main))
@@ -199,7 +265,7 @@ def _next_try(batch: int) -> str:
     return "Try share_mib=0, half precision, or pipe.enable_model_cpu_offload()."
 
 
-def _told(known: Mapping, store: ScoreStore) -> str:
+def _told(known: Mapping, store: ScoreCache) -> str:
     done = sum(bool(changes) for changes in known)
     return f"{done} finished scores are kept; the same call with folder={str(store.folder)!r} goes on."
 

@@ -1,10 +1,27 @@
-"""The scores of a denoiser's operators: a table, a ranking by any formula, and the plan that follows from it."""
+"""The score of LD-Pruner (arXiv 2404.11936), from the latents of the original and of a modified denoiser.
+
+    score = || avg_orig - avg_mod ||_2  +  || std_orig - std_mod ||_2
+
+Average and standard deviation are taken over the generated latents, one number per element of a latent; the norm runs
+over all elements.  The parts are kept, so that other formulas can be tried without generating again.
+
+A folder of finished scores: one small file for each, so that an interrupted run loses nothing but the running one.
+
+Each file is written under another name and moved into place.  `settings.json` says what the scores belong to, and a
+run with other settings, or another model, is refused.
+
+The scores of a denoiser's operators: a table, a ranking by any formula, and the plan that follows from it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,27 +29,237 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from .._files import check_place
+from ..checks import nearest
+from ..denoisers import Fingerprint, denoiser_of
+from ..files import check_place
 from .budget import choose
-from .denoiser import Base, denoiser_of
-from .distance import Formula, Scored, formula_of, measure
 from .find import Operator, Operators
 from .plan import Plan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["Scores"]
+__all__ = ["FORMULAS", "Formula", "ScoreCache", "OperatorScore", "Scores", "checksum", "measure"]
+
+Change = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class OperatorScore:
+    """What was measured with some operators changed.
+
+    Attributes:
+        changes: (path, modification) pairs; empty for the original.
+        avg, std: over the latents, float32, shape of one latent; None where they were not kept. The standard deviation
+            divides by n - 1.
+        avg_dist, std_dist: norms of the differences to the original, in units of the latents; infinite where a latent
+            is not finite.
+        mse: mean square of the differences between latents of the same seed, over latents and elements.
+        seconds: that it took.
+        skipped: why nothing had to be generated; else "".
+        latents: float32 `[n, ...]`, where they were kept.
+    """
+
+    changes: tuple[Change, ...]
+    avg: Tensor | None
+    std: Tensor | None
+    avg_dist: float
+    std_dist: float
+    mse: float
+    seconds: float = 0.0
+    skipped: str = ""
+    latents: Tensor | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the modified denoiser gave numbers at all."""
+        return math.isfinite(self.mse)
+
+
+Formula = Callable[[OperatorScore, OperatorScore], float]
+# name -> worth of a change, from the original and the modified one. High: much depends on what was changed.
+FORMULAS: dict[str, Formula] = {
+    "paper": lambda original, modified: modified.avg_dist + modified.std_dist,
+    "mean": lambda original, modified: modified.avg_dist,
+    "std": lambda original, modified: modified.std_dist,
+    "mse": lambda original, modified: modified.mse,
+}
+
+
+def measure(
+    latents: Tensor, original: Tensor, changes: tuple[Change, ...] = (), *, seconds: float = 0.0, keep: bool = False
+) -> OperatorScore:
+    """Compare the latents of a modified denoiser with the original's, seed by seed.
+
+    Args:
+        latents, original: `[n, ...]`, n >= 2, the same seeds in the same order.
+        changes: what was modified.
+        seconds: that it took to generate them.
+        keep: keep the latents too.
+
+    Returns:
+        The parts of the score; infinite distances where a latent is infinite or not a number.
+
+    Raises:
+        ValueError: other shapes, or fewer than two latents.
+    """
+    if latents.shape != original.shape or len(latents) < 2:
+        raise ValueError(
+            f"latents {list(latents.shape)} and original {list(original.shape)}; expected equal shapes [n, ...] with "
+            "n >= 2: of fewer latents there is no standard deviation."
+        )
+    mine, theirs = latents.double(), original.double()  # sums of many squares
+    avg, std = mine.mean(0), mine.std(0)
+    kept = {"avg": avg.float(), "std": std.float(), "seconds": seconds, "latents": latents if keep else None}
+    if not latents.isfinite().all():
+        return OperatorScore(changes, avg_dist=math.inf, std_dist=math.inf, mse=math.inf, **kept)
+    return OperatorScore(
+        changes,
+        avg_dist=torch.linalg.vector_norm(avg - theirs.mean(0)).item(),
+        std_dist=torch.linalg.vector_norm(std - theirs.std(0)).item(),
+        mse=(mine - theirs).square().mean().item(),
+        **kept,
+    )
+
+
+def formula_of(formula: str | Formula) -> Formula:
+    """Return the function of that name, or the function itself.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if callable(formula):
+        return formula
+    if formula not in FORMULAS:
+        raise ValueError(
+            f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)} Or give a function of (original, "
+            "modified), both with avg and std, that returns a number."
+        )
+    return FORMULAS[formula]
+
+
+_NUMBERS = ("avg_dist", "std_dist", "mse", "seconds")
+_TENSORS = ("avg", "std", "latents")
+
+
+class ScoreCache:
+    """Finished scores of one setting, in a folder.
+
+    Args:
+        folder: made when absent. Default: a temporary one, which `close` removes.
+        settings: JSON values that decide the scores.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: it holds scores of other settings.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: Mapping[str, object]):
+        self._own = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix="operator-scores-") if folder is None else folder)
+        mine = json.loads(json.dumps(settings, default=str))
+        path = self.folder / "settings.json"
+        check_place(path)
+        if path.is_file():
+            _check_settings(json.loads(path.read_text("utf-8")), mine, path)
+        else:
+            _write(path, lambda part: part.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8"))
+
+    def load(self) -> dict[tuple[Change, ...], OperatorScore]:
+        """Return what is finished: changes -> score. A file that is damaged counts as not there."""
+        found = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                scored = read_scored(path)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                continue
+            found[scored.changes] = scored
+        return found
+
+    def add(self, scored: OperatorScore) -> None:
+        """Keep a score."""
+        _write(self.folder / _name(scored.changes), lambda part: write_scored(part, scored))
+
+    def close(self) -> None:
+        """Remove the folder if it was a temporary one."""
+        if self._own:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_scored(path: Path, scored: OperatorScore) -> None:
+    """Write a score as safetensors: tensors, and the numbers beside them."""
+    tensors = {name: getattr(scored, name) for name in _TENSORS if getattr(scored, name) is not None}
+    note = {name: getattr(scored, name) for name in _NUMBERS}
+    note |= {"changes": scored.changes, "skipped": scored.skipped}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"scored": json.dumps(note)})
+
+
+def read_scored(path: Path) -> OperatorScore:
+    """Read what `write_scored` wrote."""
+    with safe_open(path, "pt") as file:
+        note = json.loads(file.metadata()["scored"])
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+    changes = tuple((str(p), str(how)) for p, how in note.pop("changes"))
+    return OperatorScore(changes, **{name: tensors.get(name) for name in _TENSORS}, **note)
+
+
+def checksum(module: nn.Module) -> str:
+    """Return a hash of all weights of a module, the same on every device; of their shapes only, where they are absent.
+
+    Bits are added up as whole numbers, which no order of summation changes.
+    """
+    text = hashlib.sha256()
+    for name, weight in module.state_dict().items():
+        text.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
+        if not weight.is_meta:
+            whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+            bits = weight.detach().contiguous().view(-1).view(whole)
+            # Halves are told apart, so that two weights that change places are noticed in most cases.
+            sums = [part.sum(dtype=torch.int64) for part in (bits, bits[::2], bits[::7])]
+            text.update(str([s.item() for s in sums]).encode())
+    return text.hexdigest()[:16]
+
+
+def _name(changes: tuple[Change, ...]) -> str:
+    if not changes:
+        return "original.safetensors"
+    code = hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:12]
+    return f"{changes[0][0][:100]}-{code}.safetensors"
+
+
+def _write(path: Path, write) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_settings(saved: dict, mine: dict, path: Path) -> None:
+    wrong = {k: (saved.get(k), mine.get(k)) for k in {**saved, **mine} if saved.get(k) != mine.get(k)}
+    if wrong:
+        told = "; ".join(f"{k}: {_short(a)} there, {_short(b)} now" for k, (a, b) in wrong.items())
+        raise ValueError(
+            f"{path.parent} holds scores of another model or other settings ({told}). Give another folder, or call as "
+            "before to go on."
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 _VERSION = 1
-_NUMBERS = ("avg_dist", "std_dist", "mse", "seconds", "skipped")
+_NUMBERS_scores = ("avg_dist", "std_dist", "mse", "seconds", "skipped")
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What each operator of a denoiser is worth; `[path]` gives one operator's `Scored`.
+    """What each operator of a denoiser is worth; `[path]` gives one operator's `OperatorScore`.
 
     Attributes:
         operators: in the order in which they run; the first modification of each is the one that was scored.
@@ -43,18 +270,18 @@ class Scores:
     """
 
     operators: Operators
-    scored: tuple[Scored, ...]
-    original: Scored
+    scored: tuple[OperatorScore, ...]
+    original: OperatorScore
     sampling: Mapping[str, object]
     denoiser: nn.Module | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.scored)
 
-    def __iter__(self) -> Iterator[Scored]:
+    def __iter__(self) -> Iterator[OperatorScore]:
         return iter(self.scored)
 
-    def __getitem__(self, path: str) -> Scored:
+    def __getitem__(self, path: str) -> OperatorScore:
         operator = self.operators[path]  # names the nearest where there is none
         return self.scored[self.operators.paths.index(operator.path)]
 
@@ -70,15 +297,13 @@ class Scores:
     @property
     def broken(self) -> list[str]:
         """Paths of operators without which the denoiser gave infinities or NaN; their scores are infinite."""
-        return [
-            op.path for op, scored in zip(self.operators, self.scored, strict=True) if not scored.is_finite
-        ]
+        return [op.path for op, scored in zip(self.operators, self.scored, strict=True) if not scored.is_finite]
 
     def values(self, formula: str | Formula = "paper") -> dict[str, float]:
         """Return path -> score, in the order of `operators`.
 
         Args:
-            formula: "paper", "mean", "std" or "mse" (`FORMULAS`); or a function of (original, modified), two `Scored`
+            formula: "paper", "mean", "std" or "mse" (`FORMULAS`); or a function of (original, modified), two `OperatorScore`
                 with `avg` and `std`, that returns a number: high where much depends on the operator.
 
         Raises:
@@ -99,9 +324,13 @@ class Scores:
         return sorted(values, key=values.__getitem__)
 
     def lowest(
-        self, count: int | None = None, *, formula: str | Formula = "paper", pipe: DiffusionPipeline | None = None,
+        self,
+        count: int | None = None,
+        *,
+        formula: str | Formula = "paper",
+        pipe: DiffusionPipeline | None = None,
         **budget,
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         """Plan to change the operators of lowest score.
 
         Args:
@@ -119,9 +348,7 @@ class Scores:
         ranking = [path for path in sorted(values, key=values.__getitem__) if math.isfinite(values[path])]
         denoiser = self.denoiser if pipe is None else denoiser_of(pipe)[1]
         if denoiser is None and count is None:
-            raise ValueError(
-                "These scores come from a file. Pass pipe=, the pipeline that was scored, to count on."
-            )
+            raise ValueError("These scores come from a file. Pass pipe=, the pipeline that was scored, to count on.")
         return choose(ranking, self.operators, denoiser, count=count, **budget)
 
     def of(self, *kinds: str) -> Scores:
@@ -143,13 +370,10 @@ class Scores:
             raise ValueError("The latents were not kept. Score with keep_latents=True.")
         original = self.original.latents[rows]
         scored = tuple(
-            replace(measure(s.latents[rows], original, s.changes, keep=True), skipped=s.skipped)
-            for s in self.scored
+            replace(measure(s.latents[rows], original, s.changes, keep=True), skipped=s.skipped) for s in self.scored
         )
         sampling = {**self.sampling, "num_latents": len(rows)}
-        return replace(
-            self, scored=scored, original=measure(original, original, keep=True), sampling=sampling
-        )
+        return replace(self, scored=scored, original=measure(original, original, keep=True), sampling=sampling)
 
     def table(self, formula: str | Formula = "paper", count: int | None = None) -> str:
         """Return one line per operator, lowest score first: path, kind, modification, score, its two parts, MACs."""
@@ -168,7 +392,7 @@ class Scores:
         """Return one dict of plain values per operator, as records hold them; None stands for an infinite number."""
         found = []
         for op, scored in zip(self.operators, self.scored, strict=True):
-            numbers = {name: getattr(scored, name) for name in _NUMBERS}
+            numbers = {name: getattr(scored, name) for name in _NUMBERS_scores}
             finite = {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in numbers.items()}
             score = scored.avg_dist + scored.std_dist if scored.is_finite else None
             found.append({**asdict(op), "how": op.modifications[0], "score": score, **finite})
@@ -201,9 +425,7 @@ class Scores:
             "version": _VERSION,
             "base": self.operators.base.to_dict(),
             "operators": [asdict(op) for op in self.operators],
-            "scored": [
-                {"changes": s.changes, **{name: getattr(s, name) for name in _NUMBERS}} for s in every
-            ],
+            "scored": [{"changes": s.changes, **{name: getattr(s, name) for name in _NUMBERS_scores}} for s in every],
             "sampling": dict(self.sampling),
         }
         save_file(tensors, path, {"scores": json.dumps(note)})
@@ -223,22 +445,16 @@ class Scores:
                 note = json.loads((file.metadata() or {})["scores"])
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}
             if note["version"] != _VERSION:
-                raise ValueError(
-                    f"{path} has version {note['version']}; this package reads {_VERSION}. Update it."
-                )
+                raise ValueError(f"{path} has version {note['version']}; this package reads {_VERSION}. Update it.")
             operators = [Operator(**{k: _tuple(v) for k, v in row.items()}) for row in note["operators"]]
             scored = []
             for i, row in enumerate(note["scored"]):
                 changes = tuple((p, how) for p, how in row.pop("changes"))
-                avg, std = (
-                    tensors[n] + tensors[f"{n}_shift"][i] if tensors else None for n in ("avg", "std")
-                )
-                scored.append(Scored(changes, avg, std, **row))
+                avg, std = (tensors[n] + tensors[f"{n}_shift"][i] if tensors else None for n in ("avg", "std"))
+                scored.append(OperatorScore(changes, avg, std, **row))
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} holds no scores: {error!r}. Expected what Scores.save wrote."
-            ) from error
-        found = Operators(operators, Base(**note["base"]))
+            raise ValueError(f"{path} holds no scores: {error!r}. Expected what Scores.save wrote.") from error
+        found = Operators(operators, Fingerprint(**note["base"]))
         return cls(found, tuple(scored[1:]), scored[0], note["sampling"])
 
 

@@ -34,9 +34,7 @@ class Control:
     "contribution", output minus input.
     """
 
-    def denoiser(
-        self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None
-    ) -> object:
+    def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
         """Run one call of the denoiser: `forward()` runs it as it was called, `forward(*args, **kwargs)` otherwise.
 
         Args:
@@ -125,9 +123,7 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Atta
             last = len(unit.modules) - 1
             for position, path in enumerate(unit.modules):
                 module = denoiser.get_submodule(path)
-                hook = (
-                    _LastHook(control, index, unit.kind) if position == last else _InnerHook(control, index)
-                )
+                hook = _LastHook(control, index, unit.kind) if position == last else _InnerHook(control, index)
                 with _inside_offloading(module):
                     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
                 attached._modules.append(module)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .._text import nearest
-from ..measure.quality import ssim
+from ..checks import nearest
+from ..quality import ssim
 
 if TYPE_CHECKING:
     from .supernet import SuperNet

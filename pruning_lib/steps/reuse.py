@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .run import Replay, applied
+from .replay import Replay, applied
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ class Turn:
         t = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
         below = min(max(int(t), 0), len(self.levels) - 1)
         above = min(below + 1, len(self.levels) - 1)
-        level = torch.lerp(
-            self.levels[below], self.levels[above], max(t, 0.0) - below if above > below else 0.0
-        )
+        level = torch.lerp(self.levels[below], self.levels[above], max(t, 0.0) - below if above > below else 0.0)
         return torch.atan2((1 - level).sqrt(), level.sqrt()).item()
 
     def __call__(self, sample: Tensor, timestep: object, output: object, then: object) -> object:

@@ -1,4 +1,14 @@
-"""Train a pruner (DiP-GO, arXiv 2410.16942, Section 3.3): gates move, the denoiser stays.
+"""What a callback sees of a training run: the figures of an iteration, and the current pictures if it asks.
+
+The trap of gate training: all gates shut within a few iterations, and none opens again.
+
+While everything is computed the consistency loss is 0 and flat, so only the sparsity loss pulls; and gates that share a
+network move together.  They reach one half at the same time and shut at once.  Then almost nothing has a gradient any
+more, because what lies behind a shut gate is not seen.
+
+What training a pruner leaves behind: numbers, from which schedules of any budget are made.
+
+Train a pruner (DiP-GO, arXiv 2410.16942, Section 3.3): gates move, the denoiser stays.
 
 One iteration draws a batch of prompts through the SuperNet, compares with the unpruned generation, and moves the logits
 along the gradient of the gates.  Of the whole generation the optimiser sees T x N numbers; those are also all that
@@ -7,44 +17,250 @@ several processes have to exchange.
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..measure.denoiser import denoiser_of
-from ..training.checkpoint import add_line, end_line, note_run, read_log, restore, save_checkpoint
-from ..training.processes import Processes
-from .budget import check_budget
-from .collapse import PrunerCollapseError, collapse_message, shut_for
-from .gating import Gating
-from .gradient import loss_and_gradient
-from .grid import Grid, grid_of
-from .look import Look
-from .supernet import SuperNet
-from .train_config import PrunerConfig, config_of, lr_factor, within_reach
-from .trained import TrainedPruner
+from ..denoisers import denoiser_of
+from ..files import check_place
+from ..finetuning.loop import add_line, end_line, note_run, read_log, restore, save_checkpoint
+from ..processes import Processes
+from .budget import check_budget, within_budget
+from .config import PrunerConfig, config_of, lr_factor, within_reach
+from .gates import GatePruner
+from .schedule import Grid, Schedule, grid_of
+from .supernet import SuperNet, loss_and_gradient
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
-__all__ = ["train_pruner"]
+__all__ = ["TrainingStep", "PrunerCollapseError", "TrainedPruner", "collapse_message", "shut_for", "train_pruner"]
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One iteration of `train_pruner`.
+
+    Attributes:
+        iteration: from 1.
+        figures: as in `TrainedPruner.history`.
+        schedule: the open gates as a schedule.
+        net: the SuperNet that is trained.
+
+    Example:
+        >>> def show(look):
+        ...     print(look.iteration, look.figures["loss"], look.pictures(["lion"]).shape)
+    """
+
+    iteration: int
+    figures: dict[str, object]
+    schedule: Schedule
+    net: SuperNet
+
+    @torch.no_grad()
+    def pictures(self, prompts: Sequence, seeds: Sequence[int] | None = None) -> Tensor:
+        """Draw with the current gates, hard: costs one generation.
+
+        Args:
+            prompts: n texts or numbers of classes.
+            seeds: n seeds. Default: 0, 1, ...
+
+        Returns:
+            float32 `[n, 3, h, w]` in [0, 1], on the CPU.
+        """
+        seeds = range(len(prompts)) if seeds is None else seeds
+        gates = self.schedule.on.float()
+        return self.net.pictures(self.net.latents(gates, prompts, list(seeds))).float().cpu()
+
+
+class PrunerCollapseError(RuntimeError):
+    """Training has shut all gates and does not open them again."""
+
+
+def shut_for(history: Sequence[dict[str, object]]) -> int:
+    """Return for how many iterations, up to the last one, nothing but the first call was left."""
+    count = 0
+    for line in reversed(history):
+        if not line["collapsed"]:
+            break
+        count += 1
+    return count
+
+
+def collapse_message(history: Sequence[dict[str, object]], *, lr: float, alpha: float, folder: object) -> str:
+    """Explain a collapse: when, how, why, and what to do.
+
+    Args:
+        history: of the run, one dict per iteration, with "step", "macs_ratio" and "collapsed".
+        lr, alpha: of the run.
+        folder: of the run, or None.
+    """
+    shut = shut_for(history)
+    since = history[-shut]["step"]
+    before = ", ".join(f"{line['macs_ratio']:.2f}" for line in history[-shut - 4 : len(history) - shut + 1])
+    where = f" What was trained so far is in {folder}." if folder else ""
+    return (
+        f"The pruner has collapsed: since iteration {since} all gates behind the first call are shut. The kept share "
+        f"of MACs went {before}. While all gates are open the consistency loss is 0 and only the sparsity loss (alpha="
+        f"{alpha:g}) pulls, on all of them alike, until they shut together; behind shut gates there is no gradient to "
+        "open them again. Use recipe='best', whose gates keep to a budget; or a lower lr "
+        f"(now {lr:g}, try {lr / 10:g}); or a lower alpha (try {alpha / 10:g}); or leak=0.25. "
+        f"Pass on_collapse='go on' to watch it.{where}"
+    )
+
+
+_FORMAT = "pruning_lib.pruner/1"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedPruner:
+    """Scores of all cells, and how they came about.
+
+    Attributes:
+        grid: what the rows and columns are.
+        tables: float64 `[K, T, N]`, one table of scores per budget trained for, in [0, 1]; the higher, the more a cell
+            is worth computing. For gates of kind "probability" one table, the probabilities to keep.
+        budgets: the K budgets; empty if it was trained for none.
+        history: one dict per iteration: "step" (from 1), "seconds", "loss", "sparsity", "macs_ratio", "open" (share of
+            open gates behind the first call), "budget", "rows" (the gates, as texts of 0 and 1), "collapsed".
+        settings: of the run, as in `PrunerConfig`, with "recipe" and "prompts", how many there were.
+
+    Example:
+        >>> trained = pl.train_pruner(pipe, ["lion", "pizza"], steps=20, guidance_scale=3)
+        >>> with trained.schedule(keep_macs=0.25).applied(pipe):
+        ...     image = pipe("lion", num_inference_steps=20, guidance_scale=3).images[0]
+    """
+
+    grid: Grid
+    tables: Tensor
+    budgets: tuple[float, ...]
+    history: list[dict[str, object]]
+    settings: dict[str, object]
+
+    @property
+    def scores(self) -> Tensor:
+        """The last table, float64 `[T, N]`."""
+        return self.tables[-1]
+
+    def scores_for(self, keep_macs: float) -> Tensor:
+        """Return the table that was trained for the budget nearest to `keep_macs`, float64 `[T, N]`."""
+        if not self.budgets:
+            return self.scores
+        ratios = [abs(math.log(budget / keep_macs)) for budget in self.budgets]
+        return self.tables[ratios.index(min(ratios))]
+
+    def schedule(self, keep_macs: float) -> Schedule:
+        """Return the schedule that opens the cells of the highest scores, as many as the budget allows.
+
+        Args:
+            keep_macs: largest share of the MACs to keep, in (0, 1].
+
+        Raises:
+            ValueError: a budget that the first call alone exceeds.
+        """
+        check_budget(self.grid, keep_macs)
+        on = within_budget(self.scores_for(keep_macs), self.grid, keep_macs)
+        told = {name: self.settings.get(name) for name in ("recipe", "seed", "iterations", "loss", "prompts")}
+        return self.grid.schedule(on, method="DiP-GO", keep_macs=float(keep_macs), **told)
+
+    def curve(self, name: str = "loss") -> tuple[list[int], list]:
+        """Return the iterations, from 1, and the values of one figure of the history.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        if not self.history or name not in self.history[0]:
+            known = ", ".join(self.history[0]) if self.history else "nothing"
+            raise KeyError(f"The history has no {name!r}. It has: {known}.")
+        return [line["step"] for line in self.history], [line[name] for line in self.history]
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file.
+
+        Raises:
+            ValueError: another ending.
+            OSError: a place that cannot be written to.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path} does not end in .safetensors.")
+        check_place(path)
+        told = {
+            "format": _FORMAT,
+            "grid": self.grid.to_dict(),
+            "budgets": list(self.budgets),
+            "history": self.history,
+            "settings": self.settings,
+        }
+        save_file({"tables": self.tables.contiguous()}, path, {"pruner": json.dumps(told)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainedPruner:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: another file, or a damaged one.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        try:
+            with safe_open(path, "pt") as file:
+                told = json.loads((file.metadata() or {})["pruner"])
+                tables = file.get_tensor("tables")
+            if told["format"] != _FORMAT:
+                raise ValueError(f"its format is {told['format']!r}")
+            grid = Grid.from_dict(told["grid"])
+            budgets = tuple(float(b) for b in told["budgets"])
+            if tuple(tables.shape) != (max(1, len(budgets)), *grid.shape) or not torch.isfinite(tables).all():
+                raise ValueError(f"scores of shape {tuple(tables.shape)} for a grid of {grid.shape}")
+            return cls(grid, tables, budgets, list(told["history"]), dict(told["settings"]))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} does not hold a trained pruner, or is damaged: {error}. TrainedPruner.save() writes one."
+            ) from error
+
+    def __repr__(self) -> str:
+        calls, units = self.grid.shape
+        return (
+            f"<TrainedPruner: {calls} calls x {units} units, recipe {self.settings.get('recipe')!r}, "
+            f"{len(self.history)} iterations>"
+        )
+
 
 _DIFFERS = "other prompts, another model, sampler or number of processes"
 
 
 def train_pruner(
-    pipe: DiffusionPipeline, prompts: Sequence, *, steps: int, grain: str | Grid = "layers", recipe: str = "best",
-    guidance_scale: float | None = None, options: Mapping[str, object] | None = None, seed: int = 1000,
-    folder: str | Path | None = None, callback: Callable[[Look], object] | None = None,
-    accelerator: Accelerator | None = None, progress: bool = False, **settings,
-) -> TrainedPruner:  # fmt: skip
+    pipe: DiffusionPipeline,
+    prompts: Sequence,
+    *,
+    steps: int,
+    grain: str | Grid = "layers",
+    recipe: str = "best",
+    guidance_scale: float | None = None,
+    options: Mapping[str, object] | None = None,
+    seed: int = 1000,
+    folder: str | Path | None = None,
+    callback: Callable[[TrainingStep], object] | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+    **settings,
+) -> TrainedPruner:
     """Learn which units are worth computing at which step.
 
     Two recipes. "best" is ours: gates that keep to a budget, one gradient per MAC, shut gates that leak. "published"
@@ -61,7 +277,7 @@ def train_pruner(
         guidance_scale, options: of the pipeline's call.
         seed: of the noise, of the order of prompts and of the network.
         folder: keeps every iteration; the same call goes on from there, to the same result. Default: nothing is kept.
-        callback: called after every iteration, in the main process, with a `Look`: figures, and pictures on request.
+        callback: called after every iteration, in the main process, with a `TrainingStep`: figures, and pictures on request.
         accelerator: of accelerate, to share a batch between processes; found by itself under `accelerate launch`.
             Gradients are averaged, so n processes with `batch` each take the step of one with n * `batch`.
         progress: show a bar with loss and share of MACs.
@@ -86,20 +302,14 @@ def train_pruner(
     denoiser_of(pipe)  # a pipeline it must be
     device = processes.device or pipe._execution_device
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-        raise ValueError(
-            f"steps={steps!r}; it must be a whole number >= 2: the first step is always computed."
-        )
+        raise ValueError(f"steps={steps!r}; it must be a whole number >= 2: the first step is always computed.")
     config = config_of(recipe, steps, {**settings, "seed": seed, "device": str(device)})
     if callback is not None and not callable(callback):
-        raise TypeError(
-            f"callback is a {type(callback).__name__}; expected a function of one argument, a Look."
-        )
+        raise TypeError(f"callback is a {type(callback).__name__}; expected a function of one argument, a Look.")
     grid = grain if isinstance(grain, Grid) else grid_of(pipe, steps, grain)
     if grid.steps != steps:
         raise ValueError(f"The grid is for {grid.steps} steps, but steps={steps}.")
-    net = SuperNet(
-        pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=config.checkpointing
-    )
+    net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=config.checkpointing)
     prompts = net.unroll.check(prompts)
     if config.keep_macs and "keep_macs" not in settings:
         config = within_reach(config, grid)
@@ -111,7 +321,7 @@ def train_pruner(
     told = {**asdict(config), "recipe": recipe, "prompts": len(prompts), "processes": processes.count}
 
     def run(place: Path) -> TrainedPruner:
-        gating = Gating(grid, config)
+        gating = GatePruner(grid, config)
         history = _loop(net, gating, prompts, config, place, processes, callback, progress, folder)
         return TrainedPruner(grid, gating.tables(), config.keep_macs, history, told)
 
@@ -122,9 +332,16 @@ def train_pruner(
 
 
 def _loop(
-    net: SuperNet, gating: Gating, prompts: list, config: PrunerConfig, place: Path, processes: Processes,
-    callback: Callable | None, progress: bool, folder: object,
-) -> list[dict[str, object]]:  # fmt: skip
+    net: SuperNet,
+    gating: GatePruner,
+    prompts: list,
+    config: PrunerConfig,
+    place: Path,
+    processes: Processes,
+    callback: Callable | None,
+    progress: bool,
+    folder: object,
+) -> list[dict[str, object]]:
     """Run what is missing of the iterations, and return the history."""
     kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
     optimizer = kind(gating.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -135,9 +352,7 @@ def _loop(
     if processes.is_main:
         end_line(place)
     started = time.time() - seconds
-    bar = tqdm(
-        total=config.iterations, initial=done, desc="pruner", disable=not (progress and processes.is_main)
-    )
+    bar = tqdm(total=config.iterations, initial=done, desc="pruner", disable=not (progress and processes.is_main))
     with net, bar:
         for iteration in range(done, config.iterations):
             for group in optimizer.param_groups:
@@ -153,9 +368,13 @@ def _loop(
             optimizer.step()
             gating.keep_table(iteration)
             line = {
-                "step": iteration + 1, "seconds": round(time.time() - started, 2), "loss": value,
-                "sparsity": sparsity, **open_.figures, "lr": optimizer.param_groups[0]["lr"],
-            }  # fmt: skip
+                "step": iteration + 1,
+                "seconds": round(time.time() - started, 2),
+                "loss": value,
+                "sparsity": sparsity,
+                **open_.figures,
+                "lr": optimizer.param_groups[0]["lr"],
+            }
             history.append(line)
             if processes.is_main:
                 add_line(place, line)  # first, because a repeated line does no harm and a missing one does
@@ -163,7 +382,7 @@ def _loop(
             bar.update()
             bar.set_postfix(loss=f"{value:.4f}", macs=f"{line['macs_ratio']:.2f}")
             if callback and processes.is_main:
-                callback(Look(iteration + 1, line, net.grid.schedule(open_.on), net))
+                callback(TrainingStep(iteration + 1, line, net.grid.schedule(open_.on), net))
             if config.on_collapse == "raise" and shut_for(history) >= config.patience:
                 told = {"lr": config.lr, "alpha": config.alpha, "folder": folder}
                 raise PrunerCollapseError(collapse_message(history, **told))
@@ -171,12 +390,7 @@ def _loop(
 
 
 def _gradient(
-    net: SuperNet,
-    gates: torch.Tensor,
-    prompts: list,
-    config: PrunerConfig,
-    iteration: int,
-    processes: Processes,
+    net: SuperNet, gates: torch.Tensor, prompts: list, config: PrunerConfig, iteration: int, processes: Processes
 ) -> tuple[float, torch.Tensor]:
     """Return the consistency loss and its gradient, averaged over batches and processes."""
     gates = gates.detach().to(config.device)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .._text import nearest
-from ..measure.macs import count_macs
+from ..checks import nearest
+from ..macs import count_macs
 from .wiring import Wiring, trace_wiring
 
 __all__ = ["GRAINS", "Unit", "Units", "units_of"]
@@ -59,9 +59,18 @@ class Units(Sequence[Unit]):
     """
 
     def __init__(
-        self, units: Sequence[Unit], *, grain: str, macs: Sequence[int], macs_without_attention: Sequence[int],
-        base_macs: int, base_macs_without_attention: int, wiring: Wiring, class_name: str, structure: str,
-    ):  # fmt: skip
+        self,
+        units: Sequence[Unit],
+        *,
+        grain: str,
+        macs: Sequence[int],
+        macs_without_attention: Sequence[int],
+        base_macs: int,
+        base_macs_without_attention: int,
+        wiring: Wiring,
+        class_name: str,
+        structure: str,
+    ):
         self._units = tuple(units)
         self.grain, self.wiring = grain, wiring
         self.macs, self.macs_without_attention = tuple(macs), tuple(macs_without_attention)
@@ -98,9 +107,7 @@ class Units(Sequence[Unit]):
         return f"<{len(self)} units of {self.class_name} at grain {self.grain!r}>"
 
 
-def units_of(
-    denoiser: nn.Module, grain: str = "layers", *, sample_size: int | tuple[int, int] | None = None
-) -> Units:
+def units_of(denoiser: nn.Module, grain: str = "layers", *, sample_size: int | tuple[int, int] | None = None) -> Units:
     """List the units of a denoiser, count their MACs and trace their wiring.
 
     The model is only read; its weights may be absent (meta).
@@ -132,12 +139,16 @@ def units_of(
     with_products = [sum(report[path].macs for path in unit.modules) for unit in found]
     without = [sum(report[path].macs_without_attention for path in unit.modules) for unit in found]
     return Units(
-        found, grain=grain, macs=with_products, macs_without_attention=without,
+        found,
+        grain=grain,
+        macs=with_products,
+        macs_without_attention=without,
         base_macs=report[""].macs - sum(with_products),
         base_macs_without_attention=report[""].macs_without_attention - sum(without),
         wiring=trace_wiring(denoiser, found, sample_size=sample_size),
-        class_name=type(denoiser).__name__, structure=structure_of(denoiser),
-    )  # fmt: skip
+        class_name=type(denoiser).__name__,
+        structure=structure_of(denoiser),
+    )
 
 
 def list_units(denoiser: nn.Module, grain: str) -> list[Unit]:
@@ -147,9 +158,7 @@ def list_units(denoiser: nn.Module, grain: str) -> list[Unit]:
 
 def structure_of(denoiser: nn.Module) -> str:
     """Return a hash of a denoiser's class and configuration, which LoRA and other weights do not change."""
-    config = {
-        k: v for k, v in dict(denoiser.config).items() if not k.startswith("_") and k != "quantization_config"
-    }
+    config = {k: v for k, v in dict(denoiser.config).items() if not k.startswith("_") and k != "quantization_config"}
     text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

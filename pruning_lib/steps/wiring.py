@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..measure.inputs import example_inputs
-from ..measure.skeleton import skeleton
+from ..denoisers import example_inputs, skeleton
 from .hooks import Control, attach
 
 __all__ = ["Wiring", "trace_wiring"]
@@ -65,17 +64,13 @@ class Wiring:
         wiring = cls(inputs, frozenset(data["output"]), data["output_reads_input"])
         for reader, read in enumerate(inputs):
             if any(not 0 <= unit < reader for unit in read):
-                raise ValueError(
-                    f"Unit {reader} reads units {sorted(read)}; it can only read units before it."
-                )
+                raise ValueError(f"Unit {reader} reads units {sorted(read)}; it can only read units before it.")
         if not wiring.output or any(not 0 <= unit < len(inputs) for unit in wiring.output):
             raise ValueError(f"The output reads units {sorted(wiring.output)} of {len(inputs)}.")
         return wiring
 
 
-def trace_wiring(
-    denoiser: nn.Module, units: Sequence, *, sample_size: int | tuple[int, int] | None = None
-) -> Wiring:
+def trace_wiring(denoiser: nn.Module, units: Sequence, *, sample_size: int | tuple[int, int] | None = None) -> Wiring:
     """Trace which unit reads which, in one call without weights.
 
     Args:
@@ -95,9 +90,7 @@ def trace_wiring(
     if missing:
         raise RuntimeError(f"{type(model).__name__} did not call these units: {', '.join(missing[:5])}.")
     final, reads_input = tracer.walk(pytree.tree_leaves(output))
-    wiring = Wiring(
-        tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input
-    )
+    wiring = Wiring(tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input)
     return Wiring.from_dict(wiring.to_dict())
 
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._text import nearest
-from .masks import Pruned, check_unpruned
-from .select import LEAVE_ALONE, prunable_weights
+from ..checks import nearest
+from .masks import PrunedWeights, check_unpruned
+from .select import IGNORE, prunable_weights
 from .sensitivity import Sensitivity, allocate, estimate_sensitivity
 
 __all__ = ["SCOPES", "check_sparsity", "magnitude_masks", "prune_magnitude"]
@@ -36,17 +36,17 @@ def prune_magnitude(
     sparsity: float,
     *,
     scope: str = "global",
-    leave_alone: Iterable[str] = LEAVE_ALONE,
+    ignore: Iterable[str] = IGNORE,
     sensitivity: Sensitivity | None = None,
     seed: int = 0,
-) -> Pruned:
+) -> PrunedWeights:
     """Set the smallest weights of a module to zero, in place, and return a handle that can put them back.
 
     Args:
         module: a denoiser, VAE, text encoder or any part of one, in 16, 32 or 64 bit floats, on any device.
         sparsity: share of the weights to remove, in [0, 1).
         scope: "global", "layer", "sensitivity" or "random"; see the module's docstring.
-        leave_alone: groups and patterns that are spared and not counted, see `select.prunable_weights`.
+        ignore: groups and patterns that are spared and not counted, see `select.prunable_weights`.
         sensitivity: for the scope "sensitivity", as `measure_sensitivity` returns it for this module and these weights;
             by default it is estimated from the weights themselves.
         seed: for the scope "random".
@@ -68,10 +68,10 @@ def prune_magnitude(
     """
     sparsity = check_sparsity(sparsity)
     _check_scope(scope, sensitivity)
-    chosen = prunable_weights(module, leave_alone)
+    chosen = prunable_weights(module, ignore)
     check_unpruned(chosen.weights)
     masks = magnitude_masks(chosen.weights, sparsity, scope=scope, sensitivity=sensitivity, seed=seed)
-    return Pruned(module, masks, scope, sparsity, chosen.left_alone)
+    return PrunedWeights(module, masks, scope, sparsity, chosen.ignored)
 
 
 @torch.no_grad()
@@ -124,9 +124,7 @@ def check_sparsity(sparsity: float) -> float:
         raise TypeError(f"sparsity is {sparsity!r}; give a number from 0 to below 1, as in 0.5.")
     if not 0 <= sparsity < 1:
         hint = f" {sparsity:g} per cent is {sparsity / 100:g}." if 1 < sparsity < 100 else ""
-        raise ValueError(
-            f"sparsity={sparsity}; it is the share of weights set to zero and must lie in [0, 1).{hint}"
-        )
+        raise ValueError(f"sparsity={sparsity}; it is the share of weights set to zero and must lie in [0, 1).{hint}")
     return float(sparsity)
 
 
@@ -134,9 +132,7 @@ def _check_scope(scope: str, sensitivity: Sensitivity | None) -> None:
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is unknown. {nearest(str(scope), SCOPES)}")
     if sensitivity is not None and scope != "sensitivity":
-        raise ValueError(
-            f"A sensitivity was given, but scope={scope!r} does not use it. Use scope='sensitivity'."
-        )
+        raise ValueError(f"A sensitivity was given, but scope={scope!r} does not use it. Use scope='sensitivity'.")
 
 
 def smallest_removed(keys: Mapping[str, Callable[[], Tensor]], count: int, bits: int) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .._text import path_levels
+from ..checks import path_levels
 
-__all__ = ["LayerRow", "Pruned", "check_unpruned"]
+__all__ = ["LayerRow", "PrunedWeights", "check_unpruned"]
 
 # Parameter -> the handle that prunes it.  Weak on both sides: it keeps neither model nor handle alive, and a copy, a
 # saved file or a state dict carries nothing of it.
@@ -45,7 +45,7 @@ class LayerRow:
 
 
 @dataclass(eq=False)
-class Pruned:
+class PrunedWeights:
     """A module some of whose weights are held at zero; made by `prune_magnitude` and `prune_nm`.
 
     As a context manager it restores the module at the end.  When the last reference to the handle is gone, so are the
@@ -56,7 +56,7 @@ class Pruned:
         masks: parameter name -> bool tensor of its shape, True = kept.
         scope: how the masks were chosen, in a word.
         asked: the sparsity that was asked for.
-        left_alone: parameter name -> why it was not considered.
+        ignored: parameter name -> why it was not considered.
 
     Raises:
         ValueError: a parameter is pruned already, or a mask does not fit.
@@ -66,7 +66,7 @@ class Pruned:
     masks: dict[str, Tensor]
     scope: str
     asked: float
-    left_alone: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     @torch.no_grad()
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ class Pruned:
         for name, weight in self._parameters.items():
             weight.masked_fill_(~self._mask(name, weight), 0)
 
-    def hold(self, optimizer: torch.optim.Optimizer) -> Pruned:
+    def hold(self, optimizer: torch.optim.Optimizer) -> PrunedWeights:
         """Keep the masks through training: every `optimizer.step()` ends with `reapply()`.
 
         Ends with `restore`, `finish` or `release`.
@@ -216,13 +216,17 @@ class Pruned:
     def to_dict(self) -> dict[str, object]:
         """Return everything but the masks as plain JSON types."""
         return {
-            "module": type(self.module).__name__, "scope": self.scope, "asked": self.asked,
-            "sparsity": self.sparsity, "n": self.n, "zeros": self.zeros,
+            "module": type(self.module).__name__,
+            "scope": self.scope,
+            "asked": self.asked,
+            "sparsity": self.sparsity,
+            "n": self.n,
+            "zeros": self.zeros,
             "layers": [{**asdict(row), "shape": list(row.shape)} for row in self.layers],
-            "left_alone": dict(self.left_alone),
-        }  # fmt: skip
+            "ignored": dict(self.ignored),
+        }
 
-    def __enter__(self) -> Pruned:
+    def __enter__(self) -> PrunedWeights:
         return self
 
     def __exit__(self, *_: object) -> None:

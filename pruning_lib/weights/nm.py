@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .masks import Pruned, check_unpruned
-from .select import LEAVE_ALONE, prunable_weights
+from .masks import PrunedWeights, check_unpruned
+from .select import IGNORE, prunable_weights
 
 __all__ = ["nm_mask", "prune_nm", "semi_structured_problem", "to_semi_structured"]
 
@@ -48,13 +48,11 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return keep.reshape(along.shape).movedim(-1, 1).contiguous()
 
 
-def prune_nm(
-    module: nn.Module, n: int = 2, m: int = 4, *, leave_alone: Iterable[str] = LEAVE_ALONE
-) -> Pruned:
+def prune_nm(module: nn.Module, n: int = 2, m: int = 4, *, ignore: Iterable[str] = IGNORE) -> PrunedWeights:
     """Keep the `n` largest of every `m` neighbouring weights, in place, and return the handle.
 
     Args:
-        module, leave_alone: as for `prune_magnitude`. Layers whose input is no multiple of m are left alone too.
+        module, ignore: as for `prune_magnitude`. Layers whose input is no multiple of m are left alone too.
         n, m: as for `nm_mask`.
 
     Raises:
@@ -66,14 +64,14 @@ def prune_nm(
         0.5
     """
     _check_pattern(n, m)
-    chosen = prunable_weights(module, leave_alone)
+    chosen = prunable_weights(module, ignore)
     check_unpruned(chosen.weights)
     fits = {name: w for name, w in chosen.weights.items() if w.ndim > 1 and w.shape[1] % m == 0}
     if not fits:
         raise ValueError(f"No layer of {type(module).__name__} has an input that is a multiple of {m}.")
     spared = {name: f"input is no multiple of {m}" for name in chosen.weights if name not in fits}
     masks = {name: nm_mask(weight, n, m) for name, weight in fits.items()}
-    return Pruned(module, masks, f"{n}:{m}", 1 - n / m, {**chosen.left_alone, **spared})
+    return PrunedWeights(module, masks, f"{n}:{m}", 1 - n / m, {**chosen.ignored, **spared})
 
 
 def semi_structured_problem(weight: Tensor) -> str:

@@ -25,12 +25,12 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .._text import nearest
+from ..checks import nearest
 
-__all__ = ["GROUPS", "LEAVE_ALONE", "Selection", "group_of", "prunable_weights"]
+__all__ = ["GROUPS", "IGNORE", "Selection", "group_of", "prunable_weights"]
 
 GROUPS = ("ends", "norms", "biases", "embeddings")
-LEAVE_ALONE = GROUPS
+IGNORE = GROUPS
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Names that diffusers gives to the layers next to the sample, at any depth and at the top of a model.
@@ -44,11 +44,11 @@ class Selection:
 
     Attributes:
         weights: parameter name -> parameter, in the order of the module.
-        left_alone: parameter name -> the group or pattern that spared it.
+        ignored: parameter name -> the group or pattern that spared it.
     """
 
     weights: dict[str, nn.Parameter]
-    left_alone: dict[str, str]
+    ignored: dict[str, str]
 
     @property
     def n(self) -> int:
@@ -75,12 +75,12 @@ def group_of(owner: nn.Module, path: str, own_name: str) -> str:
     return "weights"
 
 
-def prunable_weights(module: nn.Module, leave_alone: Iterable[str] = LEAVE_ALONE) -> Selection:
+def prunable_weights(module: nn.Module, ignore: Iterable[str] = IGNORE) -> Selection:
     """Choose the weights of a module that may be pruned.
 
     Args:
         module: a denoiser, a VAE, a text encoder, or any other module; a part of one works too.
-        leave_alone: groups (see `GROUPS`), and patterns of parameter names or module paths with `*` and `?`, as in
+        ignore: groups (see `GROUPS`), and patterns of parameter names or module paths with `*` and `?`, as in
             "mid_block*" or "*.attn2.*"; a path also spares all below it. An empty list spares nothing.
 
     Raises:
@@ -91,7 +91,7 @@ def prunable_weights(module: nn.Module, leave_alone: Iterable[str] = LEAVE_ALONE
     if not isinstance(module, nn.Module):
         hint = " Give one of its parts, as in pipe.unet." if hasattr(module, "components") else ""
         raise TypeError(f"Expected a torch module, got {type(module).__name__}.{hint}")
-    patterns = _patterns(leave_alone)
+    patterns = _patterns(ignore)
     parameters = dict(module.named_parameters())
     owners = dict(module.named_modules())
     weights, spared, used = {}, {}, set()
@@ -108,26 +108,24 @@ def prunable_weights(module: nn.Module, leave_alone: Iterable[str] = LEAVE_ALONE
         if word not in used and word not in GROUPS:
             options = [*GROUPS, *dict.fromkeys(part for name in parameters for part in _prefixes(name))]
             raise ValueError(
-                f"leave_alone={word!r} matches no parameter of {type(module).__name__}. {nearest(word, options)}"
+                f"ignore={word!r} matches no parameter of {type(module).__name__}. {nearest(word, options)}"
             )
     if not weights:
         raise ValueError(
             f"{type(module).__name__} has no weights to prune: {len(parameters)} parameters, "
-            f"{len(spared)} of them left alone ({', '.join(patterns) or 'none asked'}). Shorten leave_alone."
+            f"{len(spared)} of them left alone ({', '.join(patterns) or 'none asked'}). Shorten ignore."
         )
     _check_values(weights)
     return Selection(weights, spared)
 
 
-def _patterns(leave_alone: Iterable[str]) -> Sequence[str]:
-    if isinstance(leave_alone, str):
-        raise TypeError(f"leave_alone is the string {leave_alone!r}; give a list, as in [{leave_alone!r}].")
-    patterns = list(leave_alone)
+def _patterns(ignore: Iterable[str]) -> Sequence[str]:
+    if isinstance(ignore, str):
+        raise TypeError(f"ignore is the string {ignore!r}; give a list, as in [{ignore!r}].")
+    patterns = list(ignore)
     wrong = [word for word in patterns if not isinstance(word, str) or not word]
     if wrong:
-        raise TypeError(
-            f"leave_alone holds {wrong[0]!r}; give names of groups ({', '.join(GROUPS)}) or patterns."
-        )
+        raise TypeError(f"ignore holds {wrong[0]!r}; give names of groups ({', '.join(GROUPS)}) or patterns.")
     return patterns
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .masks import Pruned, check_unpruned
-from .select import LEAVE_ALONE, prunable_weights
+from .masks import PrunedWeights, check_unpruned
+from .select import IGNORE, prunable_weights
 
 __all__ = ["STOPS", "Sensitivity", "allocate", "estimate_sensitivity", "measure_sensitivity"]
 
@@ -48,13 +48,9 @@ class Sensitivity:
     def __post_init__(self) -> None:
         stops = tuple(self.sparsities)
         if not stops or list(stops) != sorted(set(stops)) or not 0 < stops[0] <= stops[-1] < 1:
-            raise ValueError(
-                f"sparsities are {stops}; give increasing numbers between 0 and 1, both left out."
-            )
+            raise ValueError(f"sparsities are {stops}; give increasing numbers between 0 and 1, both left out.")
         if len(self.errors) != len(self.layers) or any(len(row) != len(stops) for row in self.errors):
-            raise ValueError(
-                f"errors must have a row for each of {len(self.layers)} layers and {len(stops)} columns."
-            )
+            raise ValueError(f"errors must have a row for each of {len(self.layers)} layers and {len(stops)} columns.")
         if not all(math.isfinite(error) for row in self.errors for error in row):
             raise ValueError("A sensitivity holds an error that is not finite.")
 
@@ -66,17 +62,12 @@ class Sensitivity:
     def from_dict(cls, found: Mapping[str, Any]) -> Sensitivity:
         """Return what `to_dict` wrote."""
         return cls(
-            tuple(found["layers"]),
-            tuple(found["sparsities"]),
-            tuple(map(tuple, found["errors"])),
-            found["unit"],
+            tuple(found["layers"]), tuple(found["sparsities"]), tuple(map(tuple, found["errors"])), found["unit"]
         )
 
 
 @torch.no_grad()
-def estimate_sensitivity(
-    weights: Mapping[str, Tensor], sparsities: Sequence[float] = ESTIMATE_STOPS
-) -> Sensitivity:
+def estimate_sensitivity(weights: Mapping[str, Tensor], sparsities: Sequence[float] = ESTIMATE_STOPS) -> Sensitivity:
     """Estimate from the weights alone: the share of a layer's energy, the sum of its squares, that pruning removes.
 
     Args:
@@ -99,7 +90,7 @@ def measure_sensitivity(
     *,
     loss: Callable[[], float | Tensor] | None = None,
     sparsities: Sequence[float] = STOPS,
-    leave_alone: Iterable[str] = LEAVE_ALONE,
+    ignore: Iterable[str] = IGNORE,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Sensitivity:
     """Prune one layer at a time and measure what it does.
@@ -111,7 +102,7 @@ def measure_sensitivity(
         loss: in place of inputs, a function that uses the module and returns a number, smaller being better. The error
             is then how much it grows; it must give the same number for the same weights.
         sparsities: increasing stops in (0, 1).
-        leave_alone: as for `prune_magnitude`, which must be given the same.
+        ignore: as for `prune_magnitude`, which must be given the same.
         progress: wraps the list of layers, as in `tqdm`.
 
     Raises:
@@ -122,7 +113,7 @@ def measure_sensitivity(
     if (inputs is None) == (loss is None):
         raise ValueError("Give either inputs, the keyword arguments of calls, or loss, a function; not both.")
     _check_stops(sparsities)
-    chosen = prunable_weights(module, leave_alone)
+    chosen = prunable_weights(module, ignore)
     check_unpruned(chosen.weights)
     error, unit = _output_error(module, inputs) if loss is None else _loss_growth(loss)
     training = module.training
@@ -132,7 +123,7 @@ def measure_sensitivity(
         for name in progress(list(chosen.weights)):
             weight, row = {name: chosen.weights[name]}, []
             for sparsity in sparsities:
-                with Pruned(module, magnitude_masks(weight, sparsity, scope="layer"), "layer", sparsity):
+                with PrunedWeights(module, magnitude_masks(weight, sparsity, scope="layer"), "layer", sparsity):
                     row.append(float(error()))
             rows.append(tuple(row))
     finally:
@@ -155,12 +146,10 @@ def allocate(sensitivity: Sensitivity, sparsity: float, weights: Mapping[str, Te
         ValueError: other layers than those measured, or more zeros than the last stop allows.
     """
     if set(sensitivity.layers) != set(weights):
-        missing = sorted(set(weights) - set(sensitivity.layers)) or sorted(
-            set(sensitivity.layers) - set(weights)
-        )
+        missing = sorted(set(weights) - set(sensitivity.layers)) or sorted(set(sensitivity.layers) - set(weights))
         raise ValueError(
             f"The sensitivity was taken for other layers; for example, {missing[0]} is only in one of both. "
-            "Measure it on this module, with the same leave_alone."
+            "Measure it on this module, with the same ignore."
         )
     sizes = {name: weight.numel() for name, weight in weights.items()}
     wanted = round(sparsity * sum(sizes.values()))
@@ -177,9 +166,7 @@ def allocate(sensitivity: Sensitivity, sparsity: float, weights: Mapping[str, Te
             f"{sensitivity.sparsities[-1]} only, which allows {allowed:,}. Take it at a higher stop."
         )
     given = [0] * len(sizes)
-    for _, place, zeros in sorted(
-        segments, key=lambda s: s[:2]
-    ):  # stable: a layer's segments keep their order
+    for _, place, zeros in sorted(segments, key=lambda s: s[:2]):  # stable: a layer's segments keep their order
         taken = min(zeros, wanted)
         given[place] += taken
         wanted -= taken
@@ -202,9 +189,7 @@ def _hull_segments(counts: Sequence[int], errors: Sequence[float]) -> list[tuple
 
 def _check_stops(stops: Sequence[float]) -> None:
     if not stops or list(stops) != sorted(set(stops)) or not 0 < stops[0] <= stops[-1] < 1:
-        raise ValueError(
-            f"sparsities are {tuple(stops)}; give increasing numbers between 0 and 1, both left out."
-        )
+        raise ValueError(f"sparsities are {tuple(stops)}; give increasing numbers between 0 and 1, both left out.")
 
 
 def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
@@ -221,9 +206,7 @@ def _output_error(module: nn.Module, inputs: Any) -> tuple[Callable[[], float], 
     module.train(training)
     whole = sum(out.square().sum().item() for out in wanted)
     if not (math.isfinite(whole) and whole):
-        raise ValueError(
-            f"The module's outputs have a square sum of {whole}; errors relative to it mean nothing."
-        )
+        raise ValueError(f"The module's outputs have a square sum of {whole}; errors relative to it mean nothing.")
 
     def error() -> float:
         found = (_first_tensor(module(**call)).double() for call in calls)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pruning_lib as pl
-from pruning_lib.steps import grid_of
+from pruning_lib.steps.schedule import grid_of
 
 # cuBLAS repeats its sums in the same order only with this; it reads it once, when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -57,10 +57,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def exact() -> Iterator[None]:
     """Let backward passes repeat bit for bit: CUDA's fastest ones add up in any order."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     cudnn = torch.backends.cudnn.deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = True

@@ -20,9 +20,7 @@ PROMPTS = ["lion", "pizza", "red heart"]
 
 def draw(pipe, batch: int = 1, *, steps: int = STEPS, output_type: str = "latent") -> Tensor:
     """Draw latents, or pictures in [0, 1] with output_type="pt", always from the same noise."""
-    noise = [
-        torch.Generator().manual_seed(i) for i in range(batch)
-    ]  # on the CPU: the same numbers on any device
+    noise = [torch.Generator().manual_seed(i) for i in range(batch)]  # on the CPU: the same numbers on any device
     how = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": output_type}
     return pipe(PROMPTS[:batch], generator=noise, **how).images
 
@@ -114,10 +112,7 @@ def waits(pipe, refuse_above: int | None = None) -> Iterator[dict]:
                 raise RuntimeError("A read of a number in a call of the denoiser.")
 
     # Hooks of PyTorch lie outside those of diffusers, which replace `forward`.
-    hooks = [
-        pipe.unet.register_forward_pre_hook(before),
-        pipe.unet.register_forward_hook(after, always_call=True),
-    ]
+    hooks = [pipe.unet.register_forward_pre_hook(before), pipe.unet.register_forward_hook(after, always_call=True)]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:

@@ -56,9 +56,7 @@ def test_score_remove_save_load(precision, shared, half, device, tmp_path):
     operators = pl.find_operators(pipe.unet, ["resnet", "cross-attention"])[::9]
     how = {"operators": operators, "num_latents": 2, "steps": 2, "guidance_scale": 3.0, "progress": False}
     scores = pl.score_operators(pipe, ["lion", "pizza"], **how)
-    assert len(scores) == len(operators) and all(
-        0 < score < float("inf") for score in scores.values().values()
-    )
+    assert len(scores) == len(operators) and all(0 < score < float("inf") for score in scores.values().values())
     # The first step is shared by all; without sharing everything runs, to the same bits.
     alone = pl.score_operators(pipe, ["lion", "pizza"], share_mib=0, **how)
     assert alone.values() == scores.values()

@@ -9,9 +9,9 @@ from on_gpu import STEPS, draw, macs_of_run, relative, some, waits
 from torch._dynamo.utils import counters
 
 import pruning_lib as pl
-from pruning_lib.steps import grid_of
+from pruning_lib.steps.replay import Replay
 from pruning_lib.steps.reuse import Turn, reusing
-from pruning_lib.steps.run import Replay
+from pruning_lib.steps.schedule import grid_of
 
 
 @pytest.mark.parametrize(("precision", "batch"), [("single", 2), ("half", 3)])
@@ -67,9 +67,7 @@ def test_nobody_waits_inside_the_loop(reuse, shared, grid_for):
         with waits(pipe) as pruned:
             draw(pipe)
     on_cuda = pipe.unet.device.type == "cuda"
-    assert len(pruned["calls"]) == STEPS and pruned["calls"][0] == 1, (
-        "one read, to learn where the run begins"
-    )
+    assert len(pruned["calls"]) == STEPS and pruned["calls"][0] == 1, "one read, to learn where the run begins"
     assert max(pruned["calls"][1:]) <= (0 if on_cuda else CPU_READS[reuse])
     # The scheduler waits at every step, with or without us. Ours: the timesteps as a list, before the loop; that read.
     more = pruned["all"] - unpruned["all"]
@@ -78,17 +76,12 @@ def test_nobody_waits_inside_the_loop(reuse, shared, grid_for):
 
 def test_waiting_would_be_noticed(shared):
     pipe = shared()
-    hook = pipe.unet.mid_block.register_forward_hook(
-        lambda module, args, out: float(out.flatten()[0]) and None
-    )
+    hook = pipe.unet.mid_block.register_forward_hook(lambda module, args, out: float(out.flatten()[0]) and None)
     try:
         with waits(pipe) as found:
             draw(pipe, steps=2)
         assert found["calls"] == [1, 1] and found["all"] >= 2
-        with (
-            pytest.raises(RuntimeError, match="synchronizing CUDA|read of a number"),
-            waits(pipe, refuse_above=0),
-        ):
+        with pytest.raises(RuntimeError, match="synchronizing CUDA|read of a number"), waits(pipe, refuse_above=0):
             draw(pipe, steps=2)
     finally:
         hook.remove()
@@ -116,9 +109,7 @@ def offloaded(device, grid_for):
     plain = draw(pipe)
     with schedule.applied(pipe):
         pruned = draw(pipe)
-    pipe.enable_model_cpu_offload(
-        device=device
-    )  # on a CPU weights have nowhere to go, but the hooks are the same
+    pipe.enable_model_cpu_offload(device=device)  # on a CPU weights have nowhere to go, but the hooks are the same
     return pipe, schedule, plain, pruned
 
 
@@ -153,11 +144,21 @@ def test_compiled(graphs, device):
     counters.clear()
     pipe = pl.load("emoji-sd", device=device, dtype=torch.float32)
     torch.manual_seed(0)
-    pipe.unet = UNet2DConditionModel(  # of few kinds of layers: compiling takes long
-        sample_size=16, block_out_channels=(32,), layers_per_block=1, cross_attention_dim=128, attention_head_dim=8,
-        norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
-        mid_block_type=None,
-    ).eval().to(device)  # fmt: skip
+    pipe.unet = (
+        UNet2DConditionModel(  # of few kinds of layers: compiling takes long
+            sample_size=16,
+            block_out_channels=(32,),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            mid_block_type=None,
+        )
+        .eval()
+        .to(device)
+    )
     grid = grid_of(pipe, STEPS)
     schedule, wanted = some(grid), draw(pipe)
     with schedule.applied(pipe):
@@ -169,9 +170,7 @@ def test_compiled(graphs, device):
         whole = counters["stats"]["unique_graphs"]
         with grid.full().applied(pipe):
             assert relative(draw(pipe), wanted) < 1e-2
-        assert whole > 0 and counters["stats"]["unique_graphs"] >= whole + len(grid.names), (
-            "compiled, unit by unit"
-        )
+        assert whole > 0 and counters["stats"]["unique_graphs"] >= whole + len(grid.names), "compiled, unit by unit"
         with schedule.applied(pipe) as control:
             assert relative(draw(pipe), pruned) < 1e-2
             first = draw(pipe)  # with everything compiled

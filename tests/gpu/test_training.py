@@ -6,6 +6,7 @@ import pytest
 import torch
 from on_gpu import PROMPTS, draw, same, state
 
+import pruning_book as pb
 import pruning_lib as pl
 
 RECIPES = {
@@ -49,9 +50,7 @@ def test_a_pruner_goes_on_where_it_stopped(recipe, shared, grid_for, tmp_path):
 def test_a_pruner_in_float16(shared, grid_for):
     """Small gradients survive: the loss is lifted before the backward pass."""
     few = {"iterations": 1, "batch": 1, "keep_macs": 0.75}
-    single, half = (
-        train(shared(kind), grid_for(2), "best", **few) for kind in (torch.float32, torch.float16)
-    )
+    single, half = (train(shared(kind), grid_for(2), "best", **few) for kind in (torch.float32, torch.float16))
     # Latents differ by about 0.003 in float16, and the loss is their mean square: twice that, with room.
     assert half.history[0]["loss"] == pytest.approx(single.history[0]["loss"], rel=0.02)
     assert half.tables.isfinite().all() and (half.tables[0, 1] != half.tables[0, 1, 0]).any()
@@ -67,15 +66,26 @@ def test_fine_tuning_with_a_teacher(device, tmp_path):
     def tune(steps: int, name: str) -> list[dict]:
         start.unet.load_state_dict(cut)
         return pl.finetune(
-            start, pl.training_images()[:4], pl.captions()[:4], steps=steps, batch=2, teacher=teacher,
-            distill_output=1, distill_features=1, lr=1e-5, ema=0, warmup=1, decay=0, log_every=1, checkpointing=True,
-            bf16=True, folder=tmp_path / name,
-        ).lines  # fmt: skip
+            start,
+            pb.training_images()[:4],
+            pb.captions()[:4],
+            steps=steps,
+            batch=2,
+            teacher=teacher,
+            distill_output=1,
+            distill_features=1,
+            lr=1e-5,
+            ema=0,
+            warmup=1,
+            decay=0,
+            log_every=1,
+            checkpointing=True,
+            bf16=True,
+            folder=tmp_path / name,
+        ).lines
 
     for line in tune(2, "whole"):
-        assert all(
-            0 < line[name] < float("inf") for name in ("denoising_loss", "output_loss", "features_loss")
-        )
+        assert all(0 < line[name] < float("inf") for name in ("denoising_loss", "output_loss", "features_loss"))
     whole = state(start.unet)
     assert {w.device.type for w in start.unet.parameters()} == {device.type}
     assert not any(torch.equal(whole[name], cut[name]) for name in whole), "some weights did not learn"

@@ -10,14 +10,12 @@ from on_gpu import draw, relative, same, state
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.measure.inputs import example_inputs
+from pruning_lib.denoisers import example_inputs
 from pruning_lib.weights.magnitude import SCOPES
 from pruning_lib.weights.nm import prune_nm, to_semi_structured
 
 
-@pytest.mark.parametrize(
-    ("scope", "precision"), [*((scope, "single") for scope in SCOPES), ("global", "half")]
-)
+@pytest.mark.parametrize(("scope", "precision"), [*((scope, "single") for scope in SCOPES), ("global", "half")])
 def test_magnitude_pruning_and_exact_restore(scope, precision, shared, half):
     pipe = shared(half if precision == "half" else torch.float32)
     before, plain = state(pipe.unet), draw(pipe, steps=2)
@@ -58,9 +56,7 @@ def test_two_of_four(device, half):
     layers = {path: layer for path, layer in dense.named_modules() if isinstance(layer, nn.Linear)}
     assert len(layers) - len(stayed) > 100 and all("multiple of" in why for why in stayed.values())
     for path in layers.keys() - stayed.keys():
-        x = torch.randn(256, layers[path].in_features, generator=torch.Generator().manual_seed(0)).to(
-            device, half
-        )
+        x = torch.randn(256, layers[path].in_features, generator=torch.Generator().manual_seed(0)).to(device, half)
         # Both add up in float32 and round once to float16, by 0.0005 of a number at most.
         assert relative(sparse.get_submodule(path)(x), layers[path](x)) < 2e-3, path
     inputs = example_inputs(dense, batch=2, device=device, dtype=half)

@@ -8,8 +8,9 @@ from diffusers import UNet2DConditionModel
 from torch.utils.checkpoint import checkpoint
 
 import pruning_lib as pl
-from pruning_lib.measure import backward_bytes, example_inputs, kept_for_backward
-from pruning_lib.zoo.standin import stand_in
+from pruning_book.activation_memory import backward_bytes, kept_for_backward
+from pruning_book.stand_in import stand_in
+from pruning_lib.denoisers import example_inputs
 
 
 def test_hand_numbers():
@@ -40,8 +41,7 @@ def test_a_chain_with_checkpoints_keeps_its_inputs():
 
     plain = [kept_for_backward(lambda n=n: chain(n, step)) for n in (2, 4)]
     short = [
-        kept_for_backward(lambda n=n: chain(n, lambda h: checkpoint(step, h, use_reentrant=False)))
-        for n in (2, 4)
+        kept_for_backward(lambda n=n: chain(n, lambda h: checkpoint(step, h, use_reentrant=False))) for n in (2, 4)
     ]
     assert plain == [5 * 2 * 1024, 5 * 4 * 1024], "exp keeps its result, which is what log keeps too"
     assert short == [2 * 1024, 4 * 1024]
@@ -84,8 +84,12 @@ def test_wrong_input():
     with pytest.raises(TypeError, match="not of a known family"):
         backward_bytes(torch.nn.Linear(2, 2))
     with torch.device("meta"):
-        unet = UNet2DConditionModel(block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D",) * 2,
-                                    up_block_types=("CrossAttnUpBlock2D",) * 2, sample_size=8)  # fmt: skip
+        unet = UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            sample_size=8,
+        )
     unet._supports_gradient_checkpointing = False
     with pytest.raises(ValueError, match="no gradient checkpointing"):
         backward_bytes(unet, checkpointing=True)

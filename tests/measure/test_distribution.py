@@ -10,14 +10,12 @@ import torch
 from PIL import Image
 from scipy import linalg
 
-import pruning_lib as pl
-from pruning_lib.measure import RankDeficientWarning, frechet, frechet_distance, frechet_interval
+import pruning_book as pb
+from pruning_book.frechet import RankDeficientWarning, frechet, frechet_distance, frechet_interval
 
 
 def draw(n: int, dim: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
-    return shift + scale * torch.randn(
-        n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return shift + scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def textbook(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -36,9 +34,7 @@ def test_one_dimension_by_hand():
 
 def test_exact_gaussians_of_known_covariance():
     x = draw(500, 4, 0)
-    x = (x - x.mean(0)) @ torch.linalg.inv(
-        torch.linalg.cholesky(x.T.cov())
-    ).T  # covariance is now the unit matrix
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T  # covariance is now the unit matrix
     scales, shift = torch.tensor([1.0, 2.0, 3.0, 0.5]), torch.tensor([1.0, 0.0, -2.0, 0.0])
     expected = (shift**2).sum() + ((scales - 1) ** 2).sum()
     assert frechet_distance(x, x * scales + shift) == pytest.approx(expected.item(), rel=1e-9)
@@ -78,9 +74,7 @@ def test_interval_holds_what_a_new_sample_of_the_same_size_gives():
     def pair(i):
         return draw(n, dim, 2 * i), draw(n, dim, 2 * i + 1, shift=0.3)
 
-    expected = (
-        sum(frechet_distance(*pair(i)) for i in range(400)) / 400
-    )  # with the excess that 60 images cause
+    expected = sum(frechet_distance(*pair(i)) for i in range(400)) / 400  # with the excess that 60 images cause
     found = [frechet_interval(*pair(5000 + i), n_boot=100, seed=i) for i in range(60)]
     held = sum(interval.low <= expected <= interval.high for interval in found)
     assert held / 60 >= 0.83  # 95 % asked for; four standard errors below it
@@ -106,9 +100,7 @@ class Colours:
 
 
 def flat(n: int, seed: int) -> torch.Tensor:
-    colours = torch.randint(
-        0, 200, (n, 3, 1, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
+    colours = torch.randint(0, 200, (n, 3, 1, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return colours.expand(n, 3, 4, 4)
 
 
@@ -126,11 +118,11 @@ def test_frechet_of_images_names_its_features():
 
 
 def test_the_shipped_judge_is_named():
-    images = pl.training_images()
+    images = pb.training_images()
     assert len(images) > 300, "the mini CLIP has 128 features"
     half = len(images) // 2
-    near = frechet(images[:half], images[half:], features=pl.load_clip(), n_boot=100)
-    far = frechet(images[:half], 255 - images[half:], features=pl.load_clip(), n_boot=100)
+    near = frechet(images[:half], images[half:], features=pb.load_clip(), n_boot=100)
+    far = frechet(images[:half], 255 - images[half:], features=pb.load_clip(), n_boot=100)
     assert near.features == "mini-CLIP" and near.dim == 128
     assert near.high < far.low
 

@@ -13,13 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib.measure import (
-    InceptionUnavailableError,
-    clean_resize,
-    frechet,
-    inception,
-    torchvision_is_healthy,
-)
+from pruning_book import frechet as inception
+from pruning_book.frechet import InceptionUnavailableError, clean_resize, frechet, torchvision_is_healthy
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = os.environ.get("PRUNING_LIB_TORCHVISION_TARGET")
@@ -77,9 +72,7 @@ def test_resizing_refuses_nonsense():
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is there")
 def test_without_torchvision_the_error_says_what_to_do():
     assert not torchvision_is_healthy()
-    with pytest.raises(
-        InceptionUnavailableError, match=r"(?s)torchvision.*not installed.*features=pl.load_clip"
-    ):
+    with pytest.raises(InceptionUnavailableError, match=r"(?s)torchvision.*not installed.*features=pb.load_clip"):
         frechet(noise(), noise(), features="inception")
 
 
@@ -101,9 +94,7 @@ def test_a_scipy_that_is_too_new_is_named(monkeypatch):
 
 def test_a_broken_torchvision_is_not_healthy(tmp_path):
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision/__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     done = python(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pruning_lib.measure import torchvision_is_healthy, inception\n"
@@ -116,9 +107,7 @@ def test_a_broken_torchvision_is_not_healthy(tmp_path):
 
 def test_health_needs_the_operators():
     # The registry's torchvision beside a CPU torch, as it comes.
-    out = with_torchvision(
-        "from pruning_lib.measure import torchvision_is_healthy; print(torchvision_is_healthy())"
-    )
+    out = with_torchvision("from pruning_lib.measure import torchvision_is_healthy; print(torchvision_is_healthy())")
     assert out.strip() == "True"
     if torch.version.cuda is None:
         bare = python(
@@ -132,7 +121,7 @@ def test_our_formula_agrees_with_clean_fids_on_the_same_features():
     out = with_torchvision("""
 from cleanfid import fid
 from pruning_lib.measure import frechet_distance
-from pruning_lib.measure.inception import clean_fid_distance
+from pruning_book.frechet import clean_fid_distance
 for dim, n, scale in [(2, 30, 1.0), (64, 500, 1.7), (128, 400, 1e-3)]:
     generator = torch.Generator().manual_seed(dim)
     mix = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
@@ -202,11 +191,7 @@ for error in (urllib.error.URLError("no route to host"), RuntimeError("failed re
         print(told)
 """)
     offline, damaged = out.strip().splitlines()
-    assert (
-        "could not be fetched" in offline
-        and "no route to host" in offline
-        and "features=pl.load_clip" in offline
-    )
+    assert "could not be fetched" in offline and "no route to host" in offline and "features=pb.load_clip" in offline
     assert "could not be read" in damaged and "inception-2015-12-05.pt" in damaged
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from pruning_lib.measure import example_inputs, families
+from pruning_lib.denoisers import example_inputs, families
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning_lib.measure import Interval, bootstrap_interval
+from pruning_lib.interval import Interval, bootstrap_interval
 
 
 def test_coverage_of_the_mean():

@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from pruning_lib.measure import Latency, latency, measure_latency, ratio
+from pruning_lib import latency
+from pruning_lib.latency import Latency, measure_latency, ratio
 
 
 class Clock:
@@ -117,9 +118,15 @@ def test_an_error_in_a_call_comes_through():
 def test_it_can_be_recorded():
     found = Latency((1.0, 3.0), warmup=1, peak_memory_mib=5.0, device="cuda")
     assert json.loads(json.dumps(found.to_dict())) == {
-        "median_ms": 2.0, "p10_ms": pytest.approx(1.2), "p90_ms": pytest.approx(2.8), "n": 2, "times_ms": [1.0, 3.0],
-        "warmup": 1, "peak_memory_mib": 5.0, "device": "cuda",
-    }  # fmt: skip
+        "median_ms": 2.0,
+        "p10_ms": pytest.approx(1.2),
+        "p90_ms": pytest.approx(2.8),
+        "n": 2,
+        "times_ms": [1.0, 3.0],
+        "warmup": 1,
+        "peak_memory_mib": 5.0,
+        "device": "cuda",
+    }
     assert "peak memory 5 MiB" in str(found)
 
 
@@ -149,9 +156,7 @@ def test_a_gpu_that_is_not_there():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_peak_memory_on_a_gpu():
     size = 2**20
-    found = measure_latency(
-        {"a": lambda: torch.ones(64 * size // 4, device="cuda")}, repeats=2, device="cuda"
-    )["a"]
+    found = measure_latency({"a": lambda: torch.ones(64 * size // 4, device="cuda")}, repeats=2, device="cuda")["a"]
     assert 64 <= found.peak_memory_mib
     with pytest.raises(ValueError, match="numbered from 0"):
         measure_latency({"a": len}, device="cuda:99")

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning_lib.measure import count_macs, example_inputs
-from pruning_lib.zoo.architectures import denoiser_on_meta
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.loading import denoiser_on_meta
+from pruning_lib.macs import count_macs
 
 # Parameters: exact for SD-1.5, SD-2.1 and SDXL (their published weights; Podell et al. 2023, Table 1, rounds them to
 # 860 M, 865 M and 2.6 B), 0.6 B for PixArt-alpha (Chen et al. 2023), 274 M for LDM-4 on CelebA-HQ
@@ -28,11 +29,7 @@ PUBLISHED_PARAMS = {
 # GMACs of one call, with and without attention products. Without, SD-1.5 and SD-2.1 are a 50th of the totals in Tables
 # 1 and 2 of DiP-GO (Zhu et al. 2024), 16.94 T and 38.04 T; DiT-XL/2 with them is 118.6 "Gflops" in Peebles and Xie
 # 2023, and a 250th of DiP-GO's 29.66 T.
-PUBLISHED_GMACS = {
-    "sd-1.5": (401.6, 338.6),
-    "sd-2.1": (None, 760.8),
-    "dit-xl-2-256": (118.7, None),
-}
+PUBLISHED_GMACS = {"sd-1.5": (401.6, 338.6), "sd-2.1": (None, 760.8), "dit-xl-2-256": (118.7, None)}
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +121,20 @@ def test_blocks_add_up_and_come_in_the_order_of_the_data(denoiser):
 
 def test_names_of_the_blocks(unet, build):
     assert list(count_macs(unet).by_block()) == [
-        "time_embedding", "conv_in", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1",
-        "conv_norm_out", "conv_out",
-    ]  # fmt: skip
+        "time_embedding",
+        "conv_in",
+        "down_blocks.0",
+        "down_blocks.1",
+        "mid_block",
+        "up_blocks.0",
+        "up_blocks.1",
+        "conv_norm_out",
+        "conv_out",
+    ]
     dit = list(count_macs(build("dit")).by_block())
     assert dit.index("transformer_blocks.0") < dit.index("transformer_blocks.1") < dit.index("proj_out_2")
     deeper = list(count_macs(unet).by_block(2))
-    assert (
-        deeper.index("down_blocks.0")
-        < deeper.index("down_blocks.0.resnets.0")
-        < deeper.index("down_blocks.1")
-    )
+    assert deeper.index("down_blocks.0") < deeper.index("down_blocks.0.resnets.0") < deeper.index("down_blocks.1")
     with pytest.raises(ValueError, match="depth=0"):
         count_macs(unet).by_block(0)
 
@@ -184,9 +184,7 @@ def test_what_was_removed_is_not_counted(unet):
     whole = count_macs(unet)
     lost = whole.modules["mid_block.attentions.0"]
     unet.mid_block.attentions[0] = nn.Identity()
-    unet.mid_block.attentions[0].forward = lambda x, *args, **kwargs: (
-        x,
-    )  # a patch, which must be ignored, see below
+    unet.mid_block.attentions[0].forward = lambda x, *args, **kwargs: (x,)  # a patch, which must be ignored, see below
     with pytest.raises(ValueError, match="UNet2DConditionModel does not run"):
         count_macs(unet)
 

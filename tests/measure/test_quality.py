@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib.measure import clip_score, psnr, retrieval_rank, ssim
+from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 
 
 def pictures(n: int = 2, height: int = 17, width: int = 23, seed: int = 0) -> torch.Tensor:
@@ -36,9 +36,7 @@ def ssim_by_loops(a: np.ndarray, b: np.ndarray) -> float:
                 mp, mq = (weight * p).sum(), (weight * q).sum()
                 vp, vq = (weight * (p - mp) ** 2).sum(), (weight * (q - mq) ** 2).sum()
                 cov = (weight * (p - mp) * (q - mq)).sum()
-                scores.append(
-                    (2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4))
-                )
+                scores.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     return float(np.mean(scores))
 
 
@@ -136,9 +134,7 @@ def test_all_forms_of_an_image_score_alike():
 
 def test_retrieval_rank():
     candidates = ["anti-red", "green", "yellow", "red"]
-    rank = retrieval_rank(
-        ColourJudge(), [RED, RED, RED, GREEN], ["red", "yellow", "anti-red", "green"], candidates
-    )
+    rank = retrieval_rank(ColourJudge(), [RED, RED, RED, GREEN], ["red", "yellow", "anti-red", "green"], candidates)
     assert rank.tolist() == [1, 2, 4, 1] and rank.dtype == torch.int64
 
 

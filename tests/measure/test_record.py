@@ -14,11 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from pruning_lib.measure import Interval, RecordError, load_record, passport, provenance, record, save_record
+from pruning_lib import records as provenance
+from pruning_lib import records as record
+from pruning_lib.interval import Interval
+from pruning_lib.records import RecordError, load_record, passport, save_record
 
 STAMP = {
-    "hardware": "a processor", "versions": {"torch": "2"}, "seeds": [0], "n": 3, "date": "2026-01-01", "commit": "abc",
-}  # fmt: skip
+    "hardware": "a processor",
+    "versions": {"torch": "2"},
+    "seeds": [0],
+    "n": 3,
+    "date": "2026-01-01",
+    "commit": "abc",
+}
 GOOD = {"schema_version": 1, "experiment": "trial", "data": {"x": 1}, "passport": STAMP}
 
 
@@ -43,16 +51,29 @@ def locked():
 
 def test_what_goes_in_comes_out(tmp_path):
     data = {
-        "text": "Fréchet, µs", "nothing": None, "yes": True, "tensor": torch.arange(3), "array": np.eye(2),
-        "number": np.float32(0.5), "interval": Interval(1.0, 0.5, 1.5, 9), "path": Path("a/b"), 3: (1, 2),
-    }  # fmt: skip
+        "text": "Fréchet, µs",
+        "nothing": None,
+        "yes": True,
+        "tensor": torch.arange(3),
+        "array": np.eye(2),
+        "number": np.float32(0.5),
+        "interval": Interval(1.0, 0.5, 1.5, 9),
+        "path": Path("a/b"),
+        3: (1, 2),
+    }
     path = save_record(tmp_path / "new/folder/trial.json", "trial", data, passport(seeds=[7], n=2))
     stored = load_record(path)
     assert stored["data"] == {
-        "text": "Fréchet, µs", "nothing": None, "yes": True, "tensor": [0, 1, 2], "array": [[1, 0], [0, 1]],
-        "number": 0.5, "interval": {"value": 1.0, "low": 0.5, "high": 1.5, "n": 9, "level": 0.95}, "path": "a/b",
+        "text": "Fréchet, µs",
+        "nothing": None,
+        "yes": True,
+        "tensor": [0, 1, 2],
+        "array": [[1, 0], [0, 1]],
+        "number": 0.5,
+        "interval": {"value": 1.0, "low": 0.5, "high": 1.5, "n": 9, "level": 0.95},
+        "path": "a/b",
         "3": [1, 2],
-    }  # fmt: skip
+    }
     assert stored["experiment"] == "trial" and stored["passport"]["seeds"] == [7]
     assert "Fréchet" in path.read_text(encoding="utf-8") and path.stat().st_mode & 0o044, "others can read it"
     assert os.listdir(path.parent) == ["trial.json"]
@@ -65,9 +86,7 @@ def test_by_name(tmp_path, monkeypatch):
     (tmp_path / "trial.json").rename(tmp_path / "other.json")
     with pytest.raises(RecordError, match="holds the experiment 'trial', not 'other'"):
         load_record("other")
-    with pytest.raises(
-        RecordError, match=r"no record .*trial\.json. Records there: other. .*benchmarks/trial\.py"
-    ):
+    with pytest.raises(RecordError, match=r"no record .*trial\.json. Records there: other. .*benchmarks/trial\.py"):
         load_record("trial")
 
 
@@ -86,10 +105,10 @@ def test_what_is_no_name_at_all():
 
 def test_where_records_are_looked_up(tmp_path, monkeypatch):
     monkeypatch.delenv("PRUNING_LIB_RESULTS", raising=False)
-    (tmp_path / "book/results").mkdir(parents=True)
+    (tmp_path / "pruning_book/records").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")  # where a chapter runs
-    assert record.results_folder().resolve() == (tmp_path / "book/results").resolve()
+    assert record.results_folder().resolve() == (tmp_path / "pruning_book/records").resolve()
     monkeypatch.chdir("/")
     folder = record.results_folder()
     assert folder == Path(record.__file__).resolve().parents[1] / "results"
@@ -202,10 +221,7 @@ def test_passport_tells_the_truth(monkeypatch):
         stamp = passport(seeds=(1, 2), n=5, device="cpu")
     finally:
         torch.set_num_threads(threads)
-    assert (
-        stamp["versions"]["torch"] == torch.__version__
-        and stamp["versions"]["diffusers"] == diffusers.__version__
-    )
+    assert stamp["versions"]["torch"] == torch.__version__ and stamp["versions"]["diffusers"] == diffusers.__version__
     assert stamp["versions"]["pruning_lib"] == __import__("pruning_lib").__version__
     assert (stamp["seeds"], stamp["n"], stamp["device"], stamp["cpu_threads"]) == ([1, 2], 5, "cpu", 1)
     age = datetime.now(timezone.utc) - datetime.fromisoformat(stamp["date"])
@@ -236,7 +252,7 @@ def repository(tmp_path, monkeypatch):
     """A copy of the file that looks for its commit, in a repository of its own."""
     for name in [n for n in os.environ if n.startswith("GIT_")]:
         monkeypatch.delenv(name)
-    file = tmp_path / "pruning_lib/measure/provenance.py"
+    file = tmp_path / "pruning_lib/records.py"
     file.parent.mkdir(parents=True)
     file.write_text("original")
     monkeypatch.setattr(provenance, "__file__", str(file))
@@ -246,16 +262,7 @@ def repository(tmp_path, monkeypatch):
     )
 
     def git(*arguments: str) -> str:
-        command = [
-            "git",
-            "-C",
-            str(tmp_path),
-            "-c",
-            "user.name=a",
-            "-c",
-            "user.email=a@example.org",
-            *arguments,
-        ]
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")

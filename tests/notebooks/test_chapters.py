@@ -36,9 +36,7 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def text_of(outputs: list[NotebookNode], name: str) -> str:
-    return "".join(
-        output.text for output in outputs if output.output_type == "stream" and output.name == name
-    )
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == name)
 
 
 def test_there_are_chapters() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tiny_pipes import PROMPTS, pipe_of
 
-from pruning_lib.operators import LatentSampler, score_operators
+from pruning_lib.operators.score import score_operators
+from pruning_lib.sampling import LatentSampler
 
 OUT, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 drawn, limit, draw = [], [1000], LatentSampler.draw_part

@@ -5,36 +5,33 @@ from __future__ import annotations
 import pytest
 import torch
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.operators import (
-    Base,
-    Plan,
-    Scores,
-    change_operators,
-    denoiser_of,
-    reductions,
-    score_operators,
-)
-from pruning_lib.operators.generate import LatentSampler
-from pruning_lib.training.validation import PictureValidator
-from pruning_lib.zoo.standin import stand_in
+from pruning_book.stand_in import stand_in
+from pruning_book.validation import PictureValidator
+from pruning_lib.denoisers import Fingerprint, denoiser_of
+from pruning_lib.operators.budget import reductions
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.score import score_operators
+from pruning_lib.operators.scores import Scores
+from pruning_lib.sampling import LatentSampler
 
-PROMPTS = {
-    "sd-1.5": ["lion", "pizza"],
-    "pixart-alpha": ["lion"],
-    "dit-xl-2-256": [207, 360],
-    "ldm-celebahq-256": None,
-}
+PROMPTS = {"sd-1.5": ["lion", "pizza"], "pixart-alpha": ["lion"], "dit-xl-2-256": [207, 360], "ldm-celebahq-256": None}
 # Some of each kind that matters, early and late.
 PATHS = {
     "sd-1.5": [
-        "down_blocks.0.resnets.0", "down_blocks.2.attentions.1", "mid_block.resnets.0", "up_blocks.0.upsamplers.0",
-        "up_blocks.3.resnets.1", "up_blocks.3.attentions.2.transformer_blocks.0.ff",
+        "down_blocks.0.resnets.0",
+        "down_blocks.2.attentions.1",
+        "mid_block.resnets.0",
+        "up_blocks.0.upsamplers.0",
+        "up_blocks.3.resnets.1",
+        "up_blocks.3.attentions.2.transformer_blocks.0.ff",
     ],
     "pixart-alpha": ["transformer_blocks.5", "transformer_blocks.20.attn2", "transformer_blocks.27.ff"],
     "dit-xl-2-256": ["transformer_blocks.5", "transformer_blocks.20.attn1", "transformer_blocks.27.ff"],
     "ldm-celebahq-256": ["down_blocks.1.attentions.0", "down_blocks.1.resnets.1", "up_blocks.2.upsamplers.0"],
-}  # fmt: skip
+}
 # PixArt's pipeline would round a size to one of those it was trained for.
 OPTIONS = {"pixart-alpha": {"use_resolution_binning": False}}
 
@@ -56,24 +53,29 @@ def test_from_scores_to_a_saved_pipeline(name, tmp_path):
     small = pl.remove_operators(pipe, Plan.load(tmp_path / "plan.json"))
     kept = {key: torch.equal(before[key], value) for key, value in whole.state_dict().items()}
     assert all(kept.values()), "the given pipeline stays as it is"
-    assert (
-        0 < reductions(whole, plan)[1] < 1
-        and pl.count_macs(denoiser_of(small)[1]).macs < pl.count_macs(whole).macs
-    )
+    assert 0 < reductions(whole, plan)[1] < 1 and pl.count_macs(denoiser_of(small)[1]).macs < pl.count_macs(whole).macs
 
     if name == "sd-1.5":  # text, and one text encoder: what finetune takes
         start = [p.detach().clone() for p in small.unet.parameters()]
         look = PictureValidator(small, pipe, ["lion"], steps=1, guidance_scale=1)
         log = pl.finetune(
-            small, pl.training_images()[:2], pl.captions()[:2], steps=2, batch=2, ema=0, warmup=1, teacher=pipe,
-            distill_output=1, distill_features=1, checkpointing=True, validate=look, validate_every=2, log_every=1,
-        )  # fmt: skip
-        moved = [not torch.equal(a, b) for a, b in zip(start, small.unet.parameters(), strict=True)]
-        assert (
-            sum(moved) > 0.9 * len(moved)
-            and all(log.curve("features_loss")[1])
-            and len(log.curve("ssim")[1]) == 2
+            small,
+            pb.training_images()[:2],
+            pb.captions()[:2],
+            steps=2,
+            batch=2,
+            ema=0,
+            warmup=1,
+            teacher=pipe,
+            distill_output=1,
+            distill_features=1,
+            checkpointing=True,
+            validate=look,
+            validate_every=2,
+            log_every=1,
         )
+        moved = [not torch.equal(a, b) for a, b in zip(start, small.unet.parameters(), strict=True)]
+        assert sum(moved) > 0.9 * len(moved) and all(log.curve("features_loss")[1]) and len(log.curve("ssim")[1]) == 2
 
     small.save_pretrained(tmp_path / "small")
     again = pl.load_pruned(tmp_path / "small")
@@ -89,7 +91,7 @@ def test_from_scores_to_a_saved_pipeline(name, tmp_path):
 
 def test_a_plan_of_the_dry_run_is_not_for_the_model():
     narrow, published = stand_in("sd-1.5").unet, pl.denoiser_on_meta("sd-1.5")
-    plan = Plan((("mid_block.resnets.0", "identity"),), Base.of(narrow))
+    plan = Plan((("mid_block.resnets.0", "identity"),), Fingerprint.of(narrow))
     plan.check(narrow)
     with pytest.raises(ValueError, match="made for a UNet2DConditionModel of .* parameters"):
         change_operators(published, plan)

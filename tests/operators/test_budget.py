@@ -6,8 +6,11 @@ import pytest
 from tiny_denoisers import make
 
 import pruning_lib as pl
-from pruning_lib.measure import latency
-from pruning_lib.operators import budget, choose, find_operators, pruned_copy, reductions
+from pruning_lib import latency
+from pruning_lib.operators import budget
+from pruning_lib.operators.budget import choose, reductions
+from pruning_lib.operators.find import find_operators
+from pruning_lib.operators.remove import pruned_copy
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,7 @@ def test_nested_operators_count_once(model, operators):
         "mid_block.attentions.0",
     ]
     assert choose(ranking, operators, model, count=1).paths == ["mid_block.resnets.0.conv1"]
-    assert choose(ranking, operators, model, count=2).paths == [
-        "mid_block.resnets.0",
-        "mid_block.attentions.0",
-    ]
+    assert choose(ranking, operators, model, count=2).paths == ["mid_block.resnets.0", "mid_block.attentions.0"]
     assert len(choose(ranking, operators, model, count=0)) == 0
 
 
@@ -73,9 +73,7 @@ def test_the_latency_budget_is_measured(model, operators, monkeypatch):
     monkeypatch.setattr(budget, "measure_latency", timed)
     assert len(choose(ranking, operators, model, latency_ratio=0.15)) >= 1 and len(seen) > 1
     monkeypatch.undo()
-    plan = choose(
-        [op.path for op in operators.of("resnet", "transformer")], operators, model, latency_ratio=0.3
-    )
+    plan = choose([op.path for op in operators.of("resnet", "transformer")], operators, model, latency_ratio=0.3)
     assert 0 < len(plan) <= 18
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pruning_lib as pl
-from pruning_lib.operators.controls import contributions, output_ranking, params_ranking, random_ranking
+from pruning_book.rivals.rankings import contributions, output_ranking, params_ranking, random_ranking
 from pruning_lib.operators.find import find_operators
 
 PROMPTS = ["lion", "pizza", "rocket"]
@@ -54,9 +54,7 @@ def test_a_branch_contributes_its_mean_size(pipe, operators, added):
     resnet = "down_blocks.1.resnets.1"
     unet = pipe.unet
     hooks = [
-        unet.get_submodule(attention).register_forward_hook(
-            lambda m, a, out: seen["attn"].append(out.abs().mean())
-        ),
+        unet.get_submodule(attention).register_forward_hook(lambda m, a, out: seen["attn"].append(out.abs().mean())),
         unet.get_submodule(resnet).register_forward_hook(
             lambda m, a, out: seen["resnet"].append((out - a[0]).abs().mean())
         ),
@@ -110,9 +108,14 @@ def test_nothing_stays_behind(pipe, operators):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"prompts": []}, "prompts="), ({"prompts": "lion"}, "list of at least one"), ({"steps": 0}, "steps=0"),
-     ({"batch": 0}, "batch=0"), ({"num_latents": 0}, "num_latents=0")],
-)  # fmt: skip
+    [
+        ({"prompts": []}, "prompts="),
+        ({"prompts": "lion"}, "list of at least one"),
+        ({"steps": 0}, "steps=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"num_latents": 0}, "num_latents=0"),
+    ],
+)
 def test_wrong_numbers_are_refused_before_any_work(pipe, change, says):
     arguments = {"prompts": ["lion"], **FEW, **change}
     prompts = arguments.pop("prompts")

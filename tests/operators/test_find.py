@@ -8,7 +8,8 @@ from tiny_denoisers import DENOISERS, make
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.operators import DEFAULT_KINDS, KINDS, find_operators, modifications
+from pruning_lib.operators.find import DEFAULT_KINDS, KINDS, find_operators
+from pruning_lib.operators.replace import modifications
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -35,9 +36,7 @@ def test_the_kinds_of_a_small_unet_are_counted_by_hand():
     for kind in ("transformer", "transformer block", "self-attention", "cross-attention", "feed-forward"):
         assert count[kind] == 6, kind
     assert count["downsampler"] == count["upsampler"] == 1
-    assert (
-        count["convolution"] == 2 * 12 + 2
-    )  # two in each resnet, conv_in, conv_out; none inside the samplers
+    assert count["convolution"] == 2 * 12 + 2  # two in each resnet, conv_in, conv_out; none inside the samplers
     assert count["norm"] == 2 * 12 + 6 + 3 * 6 + 1
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from tiny_pipes import PIPES, PROMPTS, pipe_of
 
-from pruning_lib.operators import LatentSampler
+from pruning_lib.sampling import LatentSampler
 
 EXTRA = {"text, transformer": {"options": {"clean_caption": False, "use_resolution_binning": False}}}
 
@@ -84,15 +84,21 @@ def test_the_pipeline_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("name", "prompts", "change", "says"),
     [
-        ("text", [], {}, "at least one"), ("text", None, {}, "draws from texts"), ("text", "lion", {}, "Give a list"),
-        ("text", [3], {}, "holds 3"), ("classes", ["lion"], {}, "numbers of classes"),
-        ("classes", None, {}, r"\[207, 360\]"), ("unconditional", ["lion"], {}, "unconditional"),
-        ("text", ["lion"], {"num_latents": 1}, "no standard deviation"), ("text", ["lion"], {"steps": 0}, "steps=0"),
-        ("text", ["lion"], {"batch": 0.5}, "batch=0.5"), ("text", ["lion"], {"seed": -1}, "seed=-1"),
+        ("text", [], {}, "at least one"),
+        ("text", None, {}, "draws from texts"),
+        ("text", "lion", {}, "Give a list"),
+        ("text", [3], {}, "holds 3"),
+        ("classes", ["lion"], {}, "numbers of classes"),
+        ("classes", None, {}, r"\[207, 360\]"),
+        ("unconditional", ["lion"], {}, "unconditional"),
+        ("text", ["lion"], {"num_latents": 1}, "no standard deviation"),
+        ("text", ["lion"], {"steps": 0}, "steps=0"),
+        ("text", ["lion"], {"batch": 0.5}, "batch=0.5"),
+        ("text", ["lion"], {"seed": -1}, "seed=-1"),
         ("unconditional", None, {"guidance_scale": 3.0}, "takes no guidance_scale"),
         ("text", ["lion"], {"options": {"hight": 64}}, "Did you mean 'height'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(name, prompts, change, says) -> None:
     with pytest.raises(ValueError, match=says):
         LatentSampler(pipe_of(name), prompts, **change)

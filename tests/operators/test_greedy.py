@@ -6,12 +6,18 @@ import pytest
 import torch
 from tiny_pipes import PROMPTS, pipe_of
 
-from pruning_lib.operators import Scores, greedy_plan, pairs_of, score_operators, score_plans, score_together
+from pruning_book.rivals.rankings import greedy_plan, pairs_of, score_together
+from pruning_lib.operators.score import score_operators, score_plans
+from pruning_lib.operators.scores import Scores
 
 PATHS = [
-    "down_blocks.0.resnets.0", "down_blocks.0.resnets.0.conv2", "down_blocks.0.resnets.1", "mid_block.resnets.0",
-    "mid_block.attentions.0", "up_blocks.1.resnets.0",
-]  # fmt: skip
+    "down_blocks.0.resnets.0",
+    "down_blocks.0.resnets.0.conv2",
+    "down_blocks.0.resnets.1",
+    "mid_block.resnets.0",
+    "mid_block.attentions.0",
+    "up_blocks.1.resnets.0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +53,8 @@ def test_together_is_scored_and_predicted(pipe, scores: Scores) -> None:
         assert together.paths == tuple(paths)
         assert together.sum == pytest.approx(sum(single[p] for p in paths))
         assert together.linear <= together.sum * (1 + 1e-6)
-    shifts = [
-        [getattr(scores[p], n) - getattr(scores.original, n) for p in PATHS[2:5]] for n in ("avg", "std")
-    ]
-    assert found[2].linear == pytest.approx(
-        sum(torch.stack(s).sum(0).norm().item() for s in shifts), rel=1e-5
-    )
+    shifts = [[getattr(scores[p], n) - getattr(scores.original, n) for p in PATHS[2:5]] for n in ("avg", "std")]
+    assert found[2].linear == pytest.approx(sum(torch.stack(s).sum(0).norm().item() for s in shifts), rel=1e-5)
     assert found[2].linear < 0.999 * found[2].sum
 
 
@@ -74,9 +76,7 @@ def test_greedy_takes_what_is_best_with_those_gone(pipe, scores: Scores, tmp_pat
         values = brute_force(pipe, scores, [[*order, p] for p in left])
         order.append(left[values.index(min(values))])
     assert list(found.order) == order and set(found.plan.paths) == set(order)
-    assert [r.candidates for r in found.rounds][0] == 0 and found.generations == sum(
-        r.candidates for r in found.rounds
-    )
+    assert [r.candidates for r in found.rounds][0] == 0 and found.generations == sum(r.candidates for r in found.rounds)
     assert found.rounds[-1].score == pytest.approx(brute_force(pipe, scores, [order])[0])
     assert greedy_plan(pipe, scores, 3, folder=tmp_path, progress=False) == found
 
@@ -100,11 +100,7 @@ def test_greedy_by_what_is_saved(pipe, scores: Scores) -> None:
 
 
 def test_wrong_numbers_are_refused(pipe, scores: Scores) -> None:
-    for change, says in (
-        ({"count": 0}, "count=0"),
-        ({"per_round": 0}, "per_round=0"),
-        ({"pool": -1}, "pool=-1"),
-    ):
+    for change, says in (({"count": 0}, "count=0"), ({"per_round": 0}, "per_round=0"), ({"pool": -1}, "pool=-1")):
         with pytest.raises(ValueError, match=says):
             greedy_plan(pipe, scores, **{"count": 2, **change})
     with pytest.raises(ValueError, match="only 5 operators fit beside one another"):

@@ -11,9 +11,10 @@ from tiny_denoisers import DENOISERS, make, run
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.operators import KINDS, MODIFICATIONS, change_operators, find_operators
-from pruning_lib.operators.modify import replacement
+from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
+from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.replace import MODIFICATIONS, replacement
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -54,14 +55,10 @@ def test_low_rank_is_exact_for_a_layer_of_low_rank_and_halves_the_weights():
     conv = nn.Conv2d(16, 8, 1, bias=False)
     with torch.no_grad():
         conv.weight[2:] = 0
-    assert torch.allclose(
-        replacement(conv, "low rank")(noise(1, 16, 4, 4)), conv(noise(1, 16, 4, 4)), atol=1e-5
-    )
+    assert torch.allclose(replacement(conv, "low rank")(noise(1, 16, 4, 4)), conv(noise(1, 16, 4, 4)), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"out_channels": 6}, {"down": True}, {"up": True, "out_channels": 6}]
-)
+@pytest.mark.parametrize("options", [{}, {"out_channels": 6}, {"down": True}, {"up": True, "out_channels": 6}])
 def test_shortcut_is_the_block_with_a_branch_of_zero(options):
     block = ResnetBlock2D(in_channels=4, temb_channels=3, groups=2, output_scale_factor=2.0, **options)
     short = replacement(block, "shortcut")
@@ -77,10 +74,7 @@ def test_samplers_keep_their_sizes(size, how):
     assert replacement(down, how)(noise(1, 4, size, size)).shape == down(noise(1, 4, size, size)).shape
     up = Upsample2D(4, use_conv=True)
     for extra in ((), ((15, 15),)):
-        assert (
-            replacement(up, how)(noise(1, 4, size, size), *extra).shape
-            == up(noise(1, 4, size, size), *extra).shape
-        )
+        assert replacement(up, how)(noise(1, 4, size, size), *extra).shape == up(noise(1, 4, size, size), *extra).shape
 
 
 def test_a_sampler_that_holds_its_convolution_twice_loses_both():

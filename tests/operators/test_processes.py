@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_pipes import PROMPTS, pipe_of
 
-from pruning_lib.operators import score_operators
-from pruning_lib.operators.sharing import Share, is_out_of_memory
+from pruning_lib.operators.score import score_operators
+from pruning_lib.processes import Share, is_out_of_memory
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,10 +29,15 @@ def both(tmp_path_factory) -> list[dict]:
     started = []
     for rank in (0, 1):
         more = {
-            "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1,
+            "WORLD_SIZE": 2,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": 1,
+            "HF_HUB_OFFLINE": 1,
             "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{os.environ.get('PYTHONPATH', '')}",
-        }  # fmt: skip
+        }
         command = [sys.executable, str(HERE / "score_in_processes.py"), str(out)]
         environment = os.environ | {name: str(value) for name, value in more.items()}
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
@@ -47,13 +52,7 @@ def alone():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        options = {
-            "kinds": ["resnet"],
-            "num_latents": 2,
-            "steps": 2,
-            "guidance_scale": 2.0,
-            "progress": False,
-        }
+        options = {"kinds": ["resnet"], "num_latents": 2, "steps": 2, "guidance_scale": 2.0, "progress": False}
         return score_operators(pipe_of("text"), PROMPTS["text"], **options)
     finally:
         torch.set_num_threads(before)
@@ -64,9 +63,7 @@ def test_two_processes_get_what_one_gets(both, alone) -> None:
     assert first["values"] == second["values"] == alone.values()
     assert first["mse"] == alone.values("mse")
     k = len(alone)
-    assert [first["drawn"], second["drawn"]] == [1 + (k + 1) // 2, 1 + k // 2], (
-        "each generated its share, no more"
-    )
+    assert [first["drawn"], second["drawn"]] == [1 + (k + 1) // 2, 1 + k // 2], "each generated its share, no more"
 
 
 def test_no_memory_in_one_process_is_told_by_both_and_nothing_is_lost(both, alone) -> None:
@@ -92,10 +89,6 @@ def test_shares_are_dealt_out_and_complete() -> None:
 
 def test_errors_of_memory_are_told_from_others() -> None:
     assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
-    )
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
-    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(
-        ValueError("out of memory")
-    )
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))

@@ -7,27 +7,16 @@ import logging
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DiTPipeline,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTPipeline
 from safetensors.torch import load_file, save_file
 from tiny_denoisers import make, run
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.operators import Plan, change_operators, remove_operators
-from pruning_lib.operators.remove import CONFIG_KEY
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import CONFIG_KEY, change_operators, remove_operators
 
-CUT = [
-    "mid_block.resnets.0",
-    "down_blocks.1.resnets.0",
-    "up_blocks.1.attentions.0.transformer_blocks.0.attn1",
-]
+CUT = ["mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.1.attentions.0.transformer_blocks.0.attn1"]
 PLAIN = ["mid_block.attentions.0", "down_blocks.0.downsamplers.0", "up_blocks.0.resnets.0"]
 
 
@@ -41,10 +30,7 @@ def picture(pipe) -> torch.Tensor:
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:
-    return {
-        name: value.contiguous().view(torch.uint8).numpy().tobytes()
-        for name, value in model.state_dict().items()
-    }
+    return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
 
 
 def test_a_cut_is_taken_back_bit_for_bit():
@@ -96,10 +82,7 @@ def test_round_trip_is_bit_equal(tmp_path):
     back = pl.load_pruned(tmp_path / "small")
     assert bits(back.unet) == bits(small.unet) and not back.unet.training
     assert (picture(back) == picture(small)).all()
-    assert (
-        back.unet.config[CONFIG_KEY]
-        == json.loads((tmp_path / "small/unet/config.json").read_text())[CONFIG_KEY]
-    )
+    assert back.unet.config[CONFIG_KEY] == json.loads((tmp_path / "small/unet/config.json").read_text())[CONFIG_KEY]
     back.save_pretrained(tmp_path / "again")
     assert bits(pl.load_pruned(tmp_path / "again").unet) == bits(small.unet)
     assert pl.load_pruned(tmp_path / "small", dtype=torch.bfloat16).unet.dtype == torch.bfloat16
@@ -110,9 +93,7 @@ def test_two_cuts_in_a_row_are_both_stored(tmp_path):
     twice = remove_operators(once, PLAIN[1:])
     twice.save_pretrained(tmp_path)
     assert bits(pl.load_pruned(tmp_path).unet) == bits(twice.unet)
-    assert (
-        len(twice.unet.config[CONFIG_KEY]["plans"]) == 2 and len(once.unet.config[CONFIG_KEY]["plans"]) == 1
-    )
+    assert len(twice.unet.config[CONFIG_KEY]["plans"]) == 2 and len(once.unet.config[CONFIG_KEY]["plans"]) == 1
 
 
 def test_tables_that_are_not_saved_are_computed_again(tmp_path):
@@ -169,9 +150,7 @@ def test_a_plan_survives_its_file_and_bad_files_are_named(tmp_path):
 
 
 def test_inner_operators_of_a_removed_one_are_dropped():
-    with change_operators(
-        make(), ["mid_block.attentions.0.transformer_blocks.0.ff", "mid_block.attentions.0"]
-    ) as cut:
+    with change_operators(make(), ["mid_block.attentions.0.transformer_blocks.0.ff", "mid_block.attentions.0"]) as cut:
         assert cut.plan.paths == ["mid_block.attentions.0"]
 
 

@@ -11,25 +11,15 @@ import torch
 from test_generate import EXTRA
 from tiny_pipes import PIPES, PROMPTS, pipe_of
 
-from pruning_lib.operators import (
-    KINDS,
-    LatentSampler,
-    Operators,
-    Plan,
-    Scores,
-    change_operators,
-    find_operators,
-    score_operators,
-    score_plans,
-)
+from pruning_lib.operators.find import KINDS, Operators, find_operators
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.score import score_operators, score_plans
+from pruning_lib.operators.scores import Scores
+from pruning_lib.sampling import LatentSampler
 
 SAMPLING = {"num_latents": 3, "steps": 2, "guidance_scale": 2.0, "batch": 2, "progress": False}
-PATHS = [
-    "down_blocks.0.resnets.1",
-    "down_blocks.0.downsamplers.0",
-    "mid_block.attentions.0",
-    "up_blocks.1.resnets.0",
-]
+PATHS = ["down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "mid_block.attentions.0", "up_blocks.1.resnets.0"]
 
 
 @functools.cache
@@ -41,9 +31,7 @@ def every() -> Operators:
 def score(pipe=None, operators=PATHS, **options) -> Scores:
     if isinstance(operators, list) and all(path in every() for path in operators):
         operators = Operators(sorted((every()[p] for p in operators), key=lambda op: op.order), every().base)
-    return score_operators(
-        pipe or pipe_of("text"), PROMPTS["text"], operators=operators, **{**SAMPLING, **options}
-    )
+    return score_operators(pipe or pipe_of("text"), PROMPTS["text"], operators=operators, **{**SAMPLING, **options})
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +54,7 @@ def test_the_score_is_the_papers(scores: Scores) -> None:
     assert found.mse == pytest.approx((original - modified).square().mean().item(), rel=1e-4)
     path = "mid_block.attentions.0"
     assert scores.values()[path] == pytest.approx(avg + std, rel=1e-4)
-    assert [scores.values(f)[path] for f in ("mean", "std", "mse")] == [
-        found.avg_dist,
-        found.std_dist,
-        found.mse,
-    ]
+    assert [scores.values(f)[path] for f in ("mean", "std", "mse")] == [found.avg_dist, found.std_dist, found.mse]
     assert torch.equal(found.avg, modified.double().mean(0).float())
     own = scores.values(lambda o, m: (o.avg - m.avg).abs().max().item())
     assert own[path] == pytest.approx((original.mean(0) - modified.mean(0)).abs().max().item(), rel=1e-4)
@@ -87,9 +71,14 @@ def _recorded(name: str, share_mib: float) -> Scores:
     found = find_operators(pipe.components.get("unet") or pipe.transformer, tuple(KINDS))
     operators = found[:: max(1, len(found) // 12)]
     return score_operators(
-        pipe, PROMPTS.get(name), operators=operators, share_mib=share_mib, keep_latents=True,
-        **options, **EXTRA.get(name, {}),
-    )  # fmt: skip
+        pipe,
+        PROMPTS.get(name),
+        operators=operators,
+        share_mib=share_mib,
+        keep_latents=True,
+        **options,
+        **EXTRA.get(name, {}),
+    )
 
 
 @pytest.mark.parametrize("name", PIPES)
@@ -129,15 +118,16 @@ def test_what_changes_nothing_is_proven_and_not_generated() -> None:
         for layer in (block.conv2, attention.proj_out):
             layer.weight.zero_(), layer.bias.zero_()
     silent = [
-        "down_blocks.0.resnets.1", "down_blocks.0.resnets.1.conv1", "mid_block.attentions.0",
-        "mid_block.attentions.0.transformer_blocks.0.attn1", "mid_block.attentions.0.norm",
-    ]  # fmt: skip
+        "down_blocks.0.resnets.1",
+        "down_blocks.0.resnets.1.conv1",
+        "mid_block.attentions.0",
+        "mid_block.attentions.0.transformer_blocks.0.attn1",
+        "mid_block.attentions.0.norm",
+    ]
     heard = ["down_blocks.0.resnets.0", "up_blocks.1.resnets.0"]
     found = score(pipe, silent + heard)
     assert {s.changes[0][0] for s in found if s.skipped} == set(silent)
-    assert all(found.values()[path] == 0 for path in silent) and all(
-        found.values()[path] > 0 for path in heard
-    )
+    assert all(found.values()[path] == 0 for path in silent) and all(found.values()[path] > 0 for path in heard)
     assert "zero" in found[silent[0]].skipped and "zero" in found.table()
     sampler = LatentSampler(pipe, PROMPTS["text"], num_latents=3, steps=2, guidance_scale=2.0)
     original = sampler.draw()
@@ -145,9 +135,7 @@ def test_what_changes_nothing_is_proven_and_not_generated() -> None:
         with change_operators(pipe.unet, [path]):
             assert torch.equal(sampler.draw(), original), path
     # What stands outside the branch, and the zero layer itself, are generated.
-    shown = score(
-        pipe, ["mid_block.attentions.0.proj_out"], how={"mid_block.attentions.0.proj_out": "identity"}
-    )
+    shown = score(pipe, ["mid_block.attentions.0.proj_out"], how={"mid_block.attentions.0.proj_out": "identity"})
     assert not any(s.skipped for s in shown) and min(shown.values().values()) > 0
 
 
@@ -160,9 +148,7 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     assert pipe.unet.training and dict(pipe.unet.config) == config
     assert all(a is b for a, b in zip(modules, pipe.unet.modules(), strict=True))
     assert all(torch.equal(before[n], w) for n, w in pipe.unet.state_dict().items())
-    assert not any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in pipe.unet.modules()
-    )
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in pipe.unet.modules())
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, scores: Scores, monkeypatch) -> None:
@@ -177,9 +163,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, scores: Scores, m
 
         return part
 
-    monkeypatch.setattr(
-        LatentSampler, "draw_part", until(7)
-    )  # two batches each: the original, two operators, a half
+    monkeypatch.setattr(LatentSampler, "draw_part", until(7))  # two batches each: the original, two operators, a half
     with pytest.raises(KeyboardInterrupt, match="2 finished scores are kept"):
         score(pipe, folder=tmp_path, keep_latents=True)
     assert all(m not in str(pipe.unet) for m in ("Identity()",)), "the model is whole again"
@@ -233,16 +217,12 @@ def test_an_original_that_is_not_finite_is_refused() -> None:
     pipe = pipe_of("text")
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(math.nan)
-    with pytest.raises(
-        ValueError, match="unchanged pipeline gives latents that are infinite or not a number"
-    ):
+    with pytest.raises(ValueError, match="unchanged pipeline gives latents that are infinite or not a number"):
         score(pipe)
 
 
 @pytest.mark.parametrize("own_folder", [True, False])
-def test_out_of_memory_names_the_batch_to_try_and_keeps_what_is_finished(
-    tmp_path, monkeypatch, own_folder
-) -> None:
+def test_out_of_memory_names_the_batch_to_try_and_keeps_what_is_finished(tmp_path, monkeypatch, own_folder) -> None:
     pipe, forward, calls = pipe_of("text"), [], []
 
     def full(*_):
@@ -252,18 +232,14 @@ def test_out_of_memory_names_the_batch_to_try_and_keeps_what_is_finished(
 
     forward.append(pipe.unet.register_forward_pre_hook(full))
     folder = {"folder": tmp_path} if own_folder else {}
-    with pytest.raises(
-        MemoryError, match=r"batch=2: CUDA .*Try batch=1; .* 2 finished scores are kept"
-    ) as told:
+    with pytest.raises(MemoryError, match=r"batch=2: CUDA .*Try batch=1; .* 2 finished scores are kept") as told:
         score(pipe, **folder)
     forward[0].remove()
     kept = str(told.value).split("folder='")[1].split("'")[0]
     batches = []
     pipe.unet.register_forward_pre_hook(lambda m, a: batches.append(len(a[0])))
     found = score(pipe, folder=kept, batch=1)
-    assert set(batches) == {2} and len(batches) == 3 * 3 * 2, (
-        "guidance doubles a batch of one; three were drawn"
-    )
+    assert set(batches) == {2} and len(batches) == 3 * 3 * 2, "guidance doubles a batch of one; three were drawn"
     assert all(found.values()[p] == pytest.approx(v, rel=1e-3) for p, v in score().values().items())
 
 
@@ -278,9 +254,7 @@ def test_how_is_chosen_for_a_path_or_a_kind(scores: Scores) -> None:
     path = "down_blocks.0.downsamplers.0"
     assert scores.operators[path].modifications[0] == "resample"
     other = score(how={"downsampler": "pointwise"})
-    assert other.operators[path].modifications[0] == "pointwise" and other[path].changes == (
-        (path, "pointwise"),
-    )
+    assert other.operators[path].modifications[0] == "pointwise" and other[path].changes == ((path, "pointwise"),)
     assert other.values()[path] != scores.values()[path]
     assert other.values()[PATHS[0]] == scores.values()[PATHS[0]]
     assert (path, "pointwise") in other.lowest(len(PATHS)).changes, "what was scored is what is planned"

@@ -8,17 +8,11 @@ import scipy.stats
 import torch
 from tiny_pipes import PROMPTS, pipe_of
 
-from pruning_lib.operators import (
-    Scores,
-    choose,
-    find_operators,
-    overlap,
-    rank_agreement,
-    reductions,
-    score_operators,
-    spearman,
-)
-from pruning_lib.operators.distance import Scored, measure
+from pruning_book.rivals.rankings import overlap, rank_agreement, spearman
+from pruning_lib.operators.budget import choose, reductions
+from pruning_lib.operators.find import find_operators
+from pruning_lib.operators.score import score_operators
+from pruning_lib.operators.scores import OperatorScore, Scores, measure
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +24,15 @@ def pipe():
 def scores(pipe) -> Scores:
     operators = find_operators(pipe.unet)[::3]
     return score_operators(
-        pipe, PROMPTS["text"], operators=operators, num_latents=4, steps=2, guidance_scale=2.0, keep_latents=True,
+        pipe,
+        PROMPTS["text"],
+        operators=operators,
+        num_latents=4,
+        steps=2,
+        guidance_scale=2.0,
+        keep_latents=True,
         progress=False,
-    )  # fmt: skip
+    )
 
 
 def test_rankings_are_sorted_by_each_formula(scores: Scores) -> None:
@@ -52,10 +52,7 @@ def test_rankings_are_sorted_by_each_formula(scores: Scores) -> None:
 
 def test_plans_take_the_lowest_to_a_budget(pipe, scores: Scores) -> None:
     plan = scores.lowest(4)
-    assert (
-        plan == choose(scores.ranked(), scores.operators, None, count=4)
-        and plan.paths[0] == scores.ranked()[0]
-    )
+    assert plan == choose(scores.ranked(), scores.operators, None, count=4) and plan.paths[0] == scores.ranked()[0]
     assert scores.lowest(3, formula="mse").paths[0] == scores.ranked("mse")[0]
     low = scores.of("resnet", "self-attention")  # few, so that few are counted
     assert 0.2 <= reductions(pipe.unet, low.lowest(macs_ratio=0.2))[0] < 0.6
@@ -97,13 +94,7 @@ def test_wrong_files_are_refused(scores: Scores, tmp_path) -> None:
 
 def test_fewer_latents_give_the_scores_of_a_smaller_run(pipe, scores: Scores) -> None:
     small = score_operators(
-        pipe,
-        PROMPTS["text"],
-        operators=scores.operators,
-        num_latents=2,
-        steps=2,
-        guidance_scale=2.0,
-        progress=False,
+        pipe, PROMPTS["text"], operators=scores.operators, num_latents=2, steps=2, guidance_scale=2.0, progress=False
     )
     first = scores.of_latents(range(2))
     assert first.values() == {p: pytest.approx(v, rel=2e-3) for p, v in small.values().items()}
@@ -128,7 +119,7 @@ def test_kinds_and_words(scores: Scores) -> None:
 def test_distances_need_pairs_of_latents() -> None:
     latents = torch.arange(8.0).reshape(2, 4)
     found = measure(latents + 3, latents)
-    assert isinstance(found, Scored) and (found.avg_dist, found.std_dist, found.mse) == (6.0, 0.0, 9.0)
+    assert isinstance(found, OperatorScore) and (found.avg_dist, found.std_dist, found.mse) == (6.0, 0.0, 9.0)
     for wrong in (latents[:1], latents[:, :2]):
         with pytest.raises(ValueError, match="expected equal shapes"):
             measure(wrong, wrong if len(wrong) == 1 else latents)

@@ -59,7 +59,7 @@ class MiniBook:
         _write(folder / "_toc.yml", f"format: jb-book\nroot: book/index\nchapters:\n  - file: {PAGE}\n")
         _write(folder / "book/index.md", "# Mini\n\nHello.\n")
         _write(folder / "book/references.bib", "")
-        _write(folder / "pruning_lib/notebook.py", NOTEBOOK_MODULE)
+        _write(folder / "pruning_book/start.py", NOTEBOOK_MODULE)
         self.library(1)
         self.chapter("from pruning_lib import ANSWER\n\nprint('the answer is', ANSWER)")
 
@@ -86,9 +86,12 @@ class MiniBook:
         # The miniature's own library, not the installed one.
         own = {"PYTHONPATH": str(self.folder), "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         return {
-            "cwd": self.folder, "env": os.environ | own, "text": True,
-            "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
-        }  # fmt: skip
+            "cwd": self.folder,
+            "env": os.environ | own,
+            "text": True,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+        }
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, *command], **self._options())

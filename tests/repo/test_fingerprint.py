@@ -13,11 +13,19 @@ from fingerprint import changes, drop_stale, fingerprint, remove
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PRUNING_LIB_MODE", raising=False)
     for name in (
-        "pruning_lib/a.py", "pruning_lib/zoo/models/m/unet/weights.safetensors", "pruning_lib/zoo/architectures/x.json",
-        "pruning_lib/show/static/w.js", "book/results/sweep.json", "book/index.md", "notebooks/01.md",
-        "notebooks/helper.py", "requirements.lock", "requirements-torch.txt", "requirements-no-deps.txt",
+        "pruning_lib/a.py",
+        "pruning_book/models/m/unet/weights.safetensors",
+        "pruning_lib/zoo/architectures/x.json",
+        "pruning_lib/show/static/w.js",
+        "pruning_book/records/sweep.json",
+        "book/index.md",
+        "notebooks/01.md",
+        "notebooks/helper.py",
+        "requirements.lock",
+        "requirements-torch.txt",
+        "requirements-no-deps.txt",
         "pruning_lib/__pycache__/a.pyc",
-    ):  # fmt: skip
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1")
@@ -29,10 +37,18 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["pruning_lib/a.py", "pruning_lib/zoo/models/m/unet/weights.safetensors", "pruning_lib/zoo/architectures/x.json",
-     "pruning_lib/show/static/w.js", "book/results/sweep.json", "book/results/new.json", "requirements.lock",
-     "requirements-torch.txt", "notebooks/helper.py"],
-)  # fmt: skip
+    [
+        "pruning_lib/a.py",
+        "pruning_book/models/m/unet/weights.safetensors",
+        "pruning_lib/zoo/architectures/x.json",
+        "pruning_lib/show/static/w.js",
+        "pruning_book/records/sweep.json",
+        "pruning_book/records/new.json",
+        "requirements.lock",
+        "requirements-torch.txt",
+        "notebooks/helper.py",
+    ],
+)
 def test_a_change_drops_the_outputs(book: Path, name: str) -> None:
     (book / name).write_text("2")
     assert drop_stale(book) == [name]
@@ -42,8 +58,8 @@ def test_a_change_drops_the_outputs(book: Path, name: str) -> None:
 
 
 def test_a_removed_file_drops_the_outputs(book: Path) -> None:
-    (book / "book/results/sweep.json").unlink()
-    assert drop_stale(book) == ["book/results/sweep.json"]
+    (book / "pruning_book/records/sweep.json").unlink()
+    assert drop_stale(book) == ["pruning_book/records/sweep.json"]
 
 
 @pytest.mark.parametrize("name", ["book/index.md", "notebooks/01.md", "pruning_lib/__pycache__/a.pyc"])
@@ -90,7 +106,7 @@ def test_what_cannot_be_removed_stops_the_build(book: Path, monkeypatch: pytest.
 
 def test_the_real_fingerprint_covers_library_and_pins(root: Path) -> None:
     names = fingerprint(root).keys()
-    assert {"pruning_lib/notebook.py", "requirements.lock", "requirements-torch.txt", "python"} <= names
+    assert {"pruning_book/start.py", "requirements.lock", "requirements-torch.txt", "python"} <= names
 
 
 def test_changes_names_both_sides() -> None:

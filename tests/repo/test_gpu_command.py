@@ -24,9 +24,15 @@ OLD = "0.0.1"
 
 
 def make_wheel(
-    folder: Path, name: str, version: str = "1.0", *, tag: str = "py3-none-any", requires: tuple[str, ...] = (),
-    python: str = ">=3", files: dict[str, str] | None = None,
-) -> Path:  # fmt: skip
+    folder: Path,
+    name: str,
+    version: str = "1.0",
+    *,
+    tag: str = "py3-none-any",
+    requires: tuple[str, ...] = (),
+    python: str = ">=3",
+    files: dict[str, str] | None = None,
+) -> Path:
     """Write a small wheel that pip takes; its one module, where `files` names no other, holds its version."""
     stem = f"{name.replace('-', '_')}-{version}"
     files = files or {f"{name.replace('-', '_')}_module.py": f"version = {version!r}\n"}
@@ -82,12 +88,7 @@ def test_a_wheel_that_was_left_out_is_seen_or_may_be_there(left_out: str) -> Non
 
 def test_every_pin_is_the_locks_but_one_which_old_and_new_machines_take(root: Path) -> None:
     files = [root / "requirements.lock", root / "requirements-no-deps.txt"]
-    locked = [
-        tuple(line.split(";")[0].strip().split("=="))
-        for path in files
-        for line in path.open()
-        if "==" in line
-    ]
+    locked = [tuple(line.split(";")[0].strip().split("==")) for path in files for line in path.open() if "==" in line]
     pins = gpu_wheels.pins()
     assert list(pins) == list(gpu_wheels.PACKAGES)
     for name, version in pins.items():
@@ -95,9 +96,7 @@ def test_every_pin_is_the_locks_but_one_which_old_and_new_machines_take(root: Pa
         assert pinned == version or name in gpu_wheels.OTHER_PINS
     hub = pins["huggingface-hub"]
     for who in ("diffusers", "transformers"):
-        (asked,) = [
-            r for r in map(Requirement, importlib.metadata.requires(who)) if r.name == "huggingface-hub"
-        ]
+        (asked,) = [r for r in map(Requirement, importlib.metadata.requires(who)) if r.name == "huggingface-hub"]
         assert asked.specifier.contains(hub)
     assert SpecifierSet("<2").contains(hub)  # what transformers 5.17 asks for
 
@@ -138,9 +137,7 @@ def test_a_package_without_a_pure_wheel_is_named_and_none_is_kept(
     index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = gpu_wheels.pins()["zipp"]
-    (index / f"zipp-{version}-py3-none-any.whl").rename(
-        index / f"zipp-{version}-cp312-cp312-linux_x86_64.whl"
-    )
+    (index / f"zipp-{version}-py3-none-any.whl").rename(index / f"zipp-{version}-cp312-cp312-linux_x86_64.whl")
     with pytest.raises(SystemExit) as stopped:
         gpu.main(["collect", str(tmp_path / "wheels"), "--python", "3.12"])
     error = capsys.readouterr().err
@@ -188,9 +185,7 @@ def test_collecting_that_was_interrupted_twice_goes_on(
 
 
 @pytest.mark.parametrize("version", ["3", "3.x", "2.7", "3.10", "", "4.1", "3.12.1"])
-def test_a_python_version_that_cannot_be(
-    version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_python_version_that_cannot_be(version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         gpu.main(["collect", str(tmp_path / "wheels"), "--python", version])
     error = capsys.readouterr().err
@@ -215,9 +210,7 @@ class Machine:
         monkeypatch.setattr(gpu, "SITES", self.sites)
         monkeypatch.setattr(gpu, "installed", self.versions.get)
         monkeypatch.setattr(gpu.importlib.metadata, "requires", lambda name: self.requires.get(name))
-        monkeypatch.setattr(
-            gpu.os, "execve", lambda path, command, names: self.started.append((command, names))
-        )
+        monkeypatch.setattr(gpu.os, "execve", lambda path, command, names: self.started.append((command, names)))
 
     @property
     def site(self) -> Path:
@@ -254,9 +247,7 @@ def test_only_what_is_missing_is_added_and_the_options_arrive(machine: Machine, 
     assert names["PYTHONPATH"].split(os.pathsep)[:2] == [str(machine.site), str(root)]
 
 
-def test_the_path_that_a_machine_sets_itself_is_kept(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_path_that_a_machine_sets_itself_is_kept(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "theirs")
     machine.run()
     assert machine.started[0][1]["PYTHONPATH"].split(os.pathsep)[2:] == ["theirs"]
@@ -264,9 +255,7 @@ def test_the_path_that_a_machine_sets_itself_is_kept(
 
 def test_one_that_is_too_old_is_covered_by_ours(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.versions |= {"diffusers": "0.30", "zipp": "3.1", "pytest": "8.0", "huggingface-hub": "1.5.0"}
-    make_wheel(
-        machine.wheels, "importlib-metadata", gpu_wheels.pins()["importlib-metadata"], requires=("zipp>=3.2",)
-    )
+    make_wheel(machine.wheels, "importlib-metadata", gpu_wheels.pins()["importlib-metadata"], requires=("zipp>=3.2",))
     make_wheel(
         machine.wheels,
         "diffusers",
@@ -275,14 +264,10 @@ def test_one_that_is_too_old_is_covered_by_ours(machine: Machine, capsys: pytest
     )
     machine.run()
     assert added(machine) == {*gpu_wheels.PACKAGES} - {"pytest"}
-    assert (
-        "Note" not in capsys.readouterr().out
-    )  # what a wheel asks of torch and torchvision is not its to say
+    assert "Note" not in capsys.readouterr().out  # what a wheel asks of torch and torchvision is not its to say
 
 
-def test_the_second_run_unpacks_nothing_and_a_new_wheel_does(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_run_unpacks_nothing_and_a_new_wheel_does(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.run()
     before = machine.site.stat().st_ino
     machine.run()
@@ -324,9 +309,7 @@ def test_modules_in_a_wheels_data_folder_are_found(machine: Machine) -> None:
     assert (machine.site / "extra" / "__init__.py").exists()
 
 
-def test_no_folder_and_no_wheels_name_the_command(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_folder_and_no_wheels_name_the_command(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"make gpu-wheels WHEELS={machine.wheels} PYTHON_VERSION={gpu.RUNNING}"
     for path in machine.wheels.glob("[!d]*.whl"):
         path.unlink()
@@ -337,9 +320,7 @@ def test_no_folder_and_no_wheels_name_the_command(
     assert command in error and f"no folder {machine.wheels}" in error
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"tag": "cp27-cp27m-linux_x86_64"}, {"python": "<3"}, {"python": ">=3.99"}]
-)
+@pytest.mark.parametrize("wrong", [{"tag": "cp27-cp27m-linux_x86_64"}, {"python": "<3"}, {"python": ">=3.99"}])
 def test_a_wheel_for_another_python_is_named(
     machine: Machine, wrong: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -397,9 +378,7 @@ def test_versions_that_ask_for_each_other_in_vain_are_tried(
 ) -> None:
     machine.requires["transformers"] = ["huggingface-hub<1.0", "numpy<1"]
     machine.versions["huggingface-hub"] = "0.36"
-    make_wheel(
-        machine.wheels, "diffusers", gpu_wheels.pins()["diffusers"], requires=("huggingface-hub>=1.32",)
-    )
+    make_wheel(machine.wheels, "diffusers", gpu_wheels.pins()["diffusers"], requires=("huggingface-hub>=1.32",))
     monkeypatch.setattr(gpu, "PROBE", "raise ImportError('no such name')")
     with pytest.raises(SystemExit) as stopped:
         machine.run()
@@ -457,20 +436,9 @@ def test_the_whole_way_with_this_python(tmp_path: Path, root: Path) -> None:
         "sys.exit(7)\n"
     )
     make_wheel(tmp_path / "wheels", "extra", "5.0")
-    for (
-        name
-    ) in gpu_wheels.PACKAGES:  # all of these are installed here: an old wheel must not come before them
+    for name in gpu_wheels.PACKAGES:  # all of these are installed here: an old wheel must not come before them
         make_wheel(tmp_path / "wheels", name, OLD, files={f"{name.replace('-', '_')}/__init__.py": "1 / 0\n"})
-    command = [
-        sys.executable,
-        checkout / "scripts" / "gpu.py",
-        "run",
-        "--wheels",
-        "wheels",
-        "--",
-        "--archive",
-        "a b",
-    ]
+    command = [sys.executable, checkout / "scripts" / "gpu.py", "run", "--wheels", "wheels", "--", "--archive", "a b"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 7, done.stderr
     options, version, module, torch = json.loads(done.stdout.splitlines()[-1])

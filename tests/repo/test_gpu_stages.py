@@ -20,9 +20,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # last
 import pruning_lib as pl
 from benchmarks.gpu import command, summary, worker
 from benchmarks.gpu.stages import STAGES, Stage
-from pruning_lib.measure import provenance
-from pruning_lib.show import gpu_tables
-from pruning_lib.show.gpu_records import gpu_runs
+from pruning_book import gpu as gpu_tables
+from pruning_book.gpu import gpu_runs
+from pruning_lib import records as provenance
 
 NAMES = [stage.name for stage in STAGES]
 TOY = "throughput"  # the cheapest stage
@@ -33,7 +33,7 @@ def gpu(root: Path, *options: str, **more) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", "gpu", *options], cwd=root, env=environment, capture_output=True, text=True
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,7 @@ def dry(root: Path, tmp_path_factory) -> Path:
 
 def records(folder: Path) -> dict[str, dict]:
     return {
-        path.stem.removeprefix("gpu_"): pl.load_record(path)["data"]["runs"][0]
-        for path in folder.glob("gpu_*.json")
+        path.stem.removeprefix("gpu_"): pl.load_record(path)["data"]["runs"][0] for path in folder.glob("gpu_*.json")
     }
 
 
@@ -60,16 +59,12 @@ def test_every_stage_runs_to_its_record(dry: Path) -> None:
     for name, run in found.items():
         assert run["dry"] and run["hardware"] == "dry run" and run["unfinished"] == "", name
         assert run["parts"] and run["passport"]["device"] == "cpu"
-        assert not [part for part in run["parts"].values() if "error" in part or "out_of_memory" in part], (
-            name
-        )
+        assert not [part for part in run["parts"].values() if "error" in part or "out_of_memory" in part], name
     ways = {row["way"] for part in found["sd15_speed"]["parts"].values() for row in part["rows"]}
     assert ways == {"fewer steps", "uniform", "DeepCache", "deepcache package", "searched-like"}
     recipes = {(p["recipe"], p["checkpointing"]) for p in found["sd15_training"]["parts"].values()}
     assert {("best", True), ("published", True), ("best", False)} <= recipes
-    assert (
-        found["tests"]["parts"]["pytest"]["passed"] == 1 and found["tests"]["parts"]["pytest"]["failed"] == []
-    )
+    assert found["tests"]["parts"]["pytest"]["passed"] == 1 and found["tests"]["parts"]["pytest"]["failed"] == []
     for part in found["sd15_training"]["parts"].values():
         assert part["seconds_per_iteration"] > 0 and part["counted_mib"] > 0
     zeros = found["zeros"]["parts"]["linear 64 to 32, 16 tokens"]
@@ -98,22 +93,11 @@ def test_the_summary_and_the_archive_hold_all_of_it(dry: Path, tmp_path: Path) -
         assert f"| {name} |" in told and f"\n{name} " in printed
     with tarfile.open(dry / "all.tar.gz") as tar:
         inside = tar.getnames()
-    assert {f"records/gpu_{name}.json" for name in NAMES} | {
-        "note.json",
-        "work/gpu.md",
-        "work/log.txt",
-    } <= set(inside)
+    assert {f"records/gpu_{name}.json" for name in NAMES} | {"note.json", "work/gpu.md", "work/log.txt"} <= set(inside)
     # A dry run's numbers are nobody's records.
     assert (
         command.main(
-            [
-                "--import",
-                str(dry / "all.tar.gz"),
-                "--out",
-                str(tmp_path / "out"),
-                "--work",
-                str(tmp_path / "w"),
-            ]
+            ["--import", str(dry / "all.tar.gz"), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "w")]
         )
         == 0
     )
@@ -124,17 +108,18 @@ def test_the_summary_and_the_archive_hold_all_of_it(dry: Path, tmp_path: Path) -
 def test_the_pages_show_what_it_records(dry: Path, monkeypatch) -> None:
     monkeypatch.setenv("PRUNING_LIB_RESULTS", str(dry / "work/dry-run"))
     runs = {name: gpu_runs(name) for name in NAMES}
-    processor = pl.load_record(Path(__file__).parents[2] / "book/results/sd15_scoring.json")["data"]["runs"][
-        0
-    ]
+    processor = pl.load_record(Path(__file__).parents[2] / "pruning_book/records/sd15_scoring.json")["data"]["runs"][0]
     tables = {
-        "speed": gpu_tables.speed(runs["sd15_speed"]), "compiled": gpu_tables.speed(runs["sd15_compiled"]),
-        "big": gpu_tables.speed(runs["big_models"]), "zeros": gpu_tables.zeros(runs["zeros"]),
+        "speed": gpu_tables.speed(runs["sd15_speed"]),
+        "compiled": gpu_tables.speed(runs["sd15_compiled"]),
+        "big": gpu_tables.speed(runs["big_models"]),
+        "zeros": gpu_tables.zeros(runs["zeros"]),
         "training": gpu_tables.training(runs["sd15_training"], runs["sd15_speed"]),
-        "channels": gpu_tables.channels(runs["zeros"]), "cut": gpu_tables.cut(runs["sd15_operators"]),
+        "channels": gpu_tables.channels(runs["zeros"]),
+        "cut": gpu_tables.cut(runs["sd15_operators"]),
         "scoring": gpu_tables.scoring(runs["sd15_operators"], processor),
         "suites": gpu_tables.suites({name: runs[name] for name in ("tests", "tests_compiled")}),
-    }  # fmt: skip
+    }
     for name, (head, rows, caption) in tables.items():
         cells = [cell for row in rows for cell in row]
         assert rows and all(len(row) == len(head) for row in rows), name
@@ -180,9 +165,14 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(root: Path, tmp_path: Pa
 
 def run_of(tmp_path: Path, deadline: float = 1e12) -> worker.Run:
     return worker.Run(
-        torch.device("cpu"), "NVIDIA Test", tmp_path / "work/nvidia-test", tmp_path / "work/running", tmp_path / "out",
-        deadline, dry=False,
-    )  # fmt: skip
+        torch.device("cpu"),
+        "NVIDIA Test",
+        tmp_path / "work/nvidia-test",
+        tmp_path / "work/running",
+        tmp_path / "out",
+        deadline,
+        dry=False,
+    )
 
 
 def measured(monkeypatch, run: worker.Run, **stages) -> int:
@@ -210,22 +200,14 @@ def test_what_fails_is_told_and_the_next_is_run(monkeypatch, tmp_path: Path, cap
         raise RuntimeError("before any part")
 
     assert (
-        measured(
-            monkeypatch,
-            run_of(tmp_path),
-            first=first,
-            second=second,
-            third=lambda r: r.part("x", 1, ending()),
-        )
+        measured(monkeypatch, run_of(tmp_path), first=first, second=second, third=lambda r: r.part("x", 1, ending()))
         == 0
     )
     found = records(tmp_path / "out")
     parts = found["first"]["parts"]
     assert list(parts) == ["good", "bad", "large"]
     assert parts["bad"]["error"] == "ValueError: a reason" and parts["bad"]["steps"] == 3
-    assert (
-        parts["large"]["out_of_memory"].startswith("OutOfMemoryError: CUDA") and parts["large"]["steps"] == 5
-    )
+    assert parts["large"]["out_of_memory"].startswith("OutOfMemoryError: CUDA") and parts["large"]["steps"] == 5
     assert found["first"]["unfinished"] == "failed: bad", "memory that runs out is a result"
     assert found["second"]["unfinished"] == "RuntimeError: before any part"
     assert summary.finished(tmp_path / "out", "NVIDIA Test") == {"third"}
@@ -245,9 +227,7 @@ def test_what_fails_is_told_and_the_next_is_run(monkeypatch, tmp_path: Path, cap
 def test_tests_that_fail_are_in_the_record_and_run_again(monkeypatch, tmp_path: Path) -> None:
     from benchmarks.gpu import measures
 
-    found = iter(
-        ({"passed": 3, "skipped": 0, "failed": ["test_a"]}, {"passed": 4, "skipped": 0, "failed": []})
-    )
+    found = iter(({"passed": 3, "skipped": 0, "failed": ["test_a"]}, {"passed": 4, "skipped": 0, "failed": []}))
     monkeypatch.setattr(measures, "_pytest", lambda *_: next(found))
     stage = measures._tests("gpu", 1)
     measured(monkeypatch, run_of(tmp_path), tests=stage)
@@ -276,10 +256,7 @@ def test_a_part_that_would_end_too_late_is_left_for_the_next_time(monkeypatch, t
         run.part("long", 1000, ending())
 
     late = run_of(tmp_path, deadline=time.time() + 60)
-    assert (
-        measured(monkeypatch, late, one=stage, two=lambda r: r.part("short", 1, ending()))
-        == worker.OUT_OF_TIME
-    )
+    assert measured(monkeypatch, late, one=stage, two=lambda r: r.part("short", 1, ending())) == worker.OUT_OF_TIME
     found = records(tmp_path / "out")
     assert "long" in found["one"]["unfinished"] and list(found["one"]["parts"]) == ["short"]
     assert found["two"]["unfinished"] == "", "what is short enough is still measured"
@@ -307,9 +284,7 @@ def test_a_process_that_dies_costs_one_stage(monkeypatch, tmp_path: Path) -> Non
     def worker_(todo, again) -> int:
         asked.append(list(todo))
         if "sd15_speed" in todo:
-            runner.running.write_text(
-                "sd15_speed"
-            )  # a worker that was killed in this stage leaves this behind
+            runner.running.write_text("sd15_speed")  # a worker that was killed in this stage leaves this behind
             return -9
         return 0
 
@@ -341,18 +316,13 @@ def test_an_archive_goes_into_another_checkout(monkeypatch, tmp_path: Path, root
         assert command.main(options) == 0
         run = pl.load_record(there / "gpu_tests.json")["data"]["runs"][0]
         assert run["passport"]["commit"] == wanted
-        assert list((there / "work/nvidia-test/parts/tests").glob("*.json")), (
-            "what was measured is not measured again"
-        )
+        assert list((there / "work/nvidia-test/parts/tests").glob("*.json")), "what was measured is not measured again"
 
 
 def test_the_commit_is_named_only_if_the_sources_are_the_same(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True, capture_output=True
         )
 
     (tmp_path / "lib").mkdir()
@@ -362,9 +332,7 @@ def test_the_commit_is_named_only_if_the_sources_are_the_same(tmp_path: Path) ->
     assert len(summary.commit_of(tmp_path, ("lib",), measured_with)) == 40
     assert summary.commit_of(tmp_path, ("lib",), "other") == ""
     (tmp_path / "lib/a.py").write_text("2")
-    assert summary.commit_of(tmp_path, ("lib",), summary.sources_hash(tmp_path, ("lib",))) == "", (
-        "not committed"
-    )
+    assert summary.commit_of(tmp_path, ("lib",), summary.sources_hash(tmp_path, ("lib",))) == "", "not committed"
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,12 @@ class Checkout:
         dropped = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PRUNING_LIB_TORCHVISION_TARGET", "PIP_ARGS")
         environment = {name: value for name, value in os.environ.items() if name not in dropped}
         return subprocess.run(
-            ["make", f"PYTHON={self.folder}/python", *arguments], cwd=self.folder, env=environment,
-            capture_output=True, text=True,
-        )  # fmt: skip
+            ["make", f"PYTHON={self.folder}/python", *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
 
     def asked(self) -> list[str]:
         """Return what the stand-ins were asked, set-up apart."""
@@ -63,9 +66,14 @@ def test_everything_runs_in_order_in_a_folder_with_a_space(checkout: Checkout) -
     result = checkout.make("test", "PIP_ARGS=--no-cache-dir")
     assert result.returncode == 0, result.stderr
     wanted = (
-        "-m ruff check", "pair.py --check", "pip install", '-m pytest -m not book', "build_book.py",
-        "find_chromium.py --install", "-m pytest -m book",
-    )  # fmt: skip
+        "-m ruff check",
+        "pair.py --check",
+        "pip install",
+        "-m pytest -m not book",
+        "build_book.py",
+        "find_chromium.py --install",
+        "-m pytest -m book",
+    )
     asked = checkout.asked()
     assert len(asked) == len(wanted)
     for line, part in zip(asked, wanted, strict=True):

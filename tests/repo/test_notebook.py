@@ -1,10 +1,10 @@
-"""`pruning_lib.notebook.start`."""
+"""`pruning_book.start.start`."""
 
 from __future__ import annotations
 
 import pytest
 
-from pruning_lib.notebook import Session, on_colab, start
+from pruning_book.start import Session, on_colab, start
 
 
 def test_start_prints_what_it_returns(capsys: pytest.CaptureFixture[str]) -> None:

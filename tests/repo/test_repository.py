@@ -29,9 +29,17 @@ def test_every_form_of_a_github_remote(remote: str) -> None:
 
 @pytest.mark.parametrize(
     "remote",
-    [None, "", "/srv/git/book", "https://gitlab.com/a/b.git", "https://github.com.evil.org/a/b",
-     "git@notgithub.com:a/b", "https://github.com/only-owner", "https://evil.org/github.com/a/b"],
-)  # fmt: skip
+    [
+        None,
+        "",
+        "/srv/git/book",
+        "https://gitlab.com/a/b.git",
+        "https://github.com.evil.org/a/b",
+        "git@notgithub.com:a/b",
+        "https://github.com/only-owner",
+        "https://evil.org/github.com/a/b",
+    ],
+)
 def test_anything_else_is_none(remote: str | None) -> None:
     assert github_url(remote) is None
 

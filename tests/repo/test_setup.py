@@ -62,9 +62,7 @@ def test_the_index_of_torch_is_for_torch_only(commands: list[str], monkeypatch: 
     assert all("--no-cache-dir" in line for line in commands[1:])
 
 
-def test_the_second_run_does_nothing_and_a_change_does_what_it_must(
-    commands: list[str], checkout: Path
-) -> None:
+def test_the_second_run_does_nothing_and_a_change_does_what_it_must(commands: list[str], checkout: Path) -> None:
     setup_env.main()
     commands.clear()
     setup_env.main()
@@ -158,9 +156,7 @@ def test_ubuntus_snap_stub_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_chromium.find() == str(real)
 
 
-def test_no_browser_at_all_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_browser_at_all_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(find_chromium, "find", lambda: None)
     monkeypatch.setattr(find_chromium.sys, "argv", ["find_chromium.py"])
     assert find_chromium.main() == 1

@@ -36,11 +36,7 @@ print("\\n" + json.dumps({"asked": asked, "managers": managers, "error": str(err
 
 def run(cell: str, colab: bool) -> tuple[dict, str]:
     result = subprocess.run(
-        [sys.executable, "-c", HARNESS],
-        input=json.dumps([cell, colab]),
-        text=True,
-        capture_output=True,
-        check=True,
+        [sys.executable, "-c", HARNESS], input=json.dumps([cell, colab]), text=True, capture_output=True, check=True
     )
     *printed, last = result.stdout.strip().splitlines()
     return json.loads(last), "\n".join(printed)
@@ -49,9 +45,7 @@ def run(cell: str, colab: bool) -> tuple[dict, str]:
 def test_elsewhere_it_installs_nothing_and_says_what_it_runs_on() -> None:
     seen, printed = run(setup_cell("https://github.com/someone/book"), colab=False)
     assert seen == {"asked": [], "managers": [], "error": None}
-    assert re.search(
-        r"^(cpu, replay|cuda, live), Python 3\.\d+\.\d+\npruning-lib [\d.]+, torch 2", printed, re.M
-    )
+    assert re.search(r"^(cpu, replay|cuda, live), Python 3\.\d+\.\d+\npruning-lib [\d.]+, torch 2", printed, re.M)
 
 
 def test_on_colab_it_installs_the_package_and_nothing_else() -> None:
@@ -88,6 +82,4 @@ def test_lower_bounds_leave_colabs_packages_alone(root: Path) -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
     metadata = tomllib.loads((root / "pyproject.toml").read_text())
     for requirement in metadata["project"]["dependencies"]:
-        assert ">=" in requirement and not any(sign in requirement for sign in ("==", "<", "~=", "!=")), (
-            requirement
-        )
+        assert ">=" in requirement and not any(sign in requirement for sign in ("==", "<", "~=", "!=")), requirement

@@ -17,8 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pruning_lib.show.widgets import Axis, Metric, SweepExplorer
-from pruning_lib.zoo.tokenizer import train_tokenizer
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.sweep import SweepExplorer
+from zoo.tokenizer import train_tokenizer
 
 COLOURS = [(40 * i, 250 - 40 * i, 100) for i in range(6)]
 
@@ -53,18 +54,32 @@ def pipe() -> StableDiffusionPipeline:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["lion", "pizza pie"] * 20, vocabulary=600)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=tokenizer.model_max_length, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=tokenizer.model_max_length,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
-        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+    )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
     scheduler = DDIMScheduler(prediction_type="v_prediction", steps_offset=1, clip_sample=False)
     return StableDiffusionPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from pruning_lib.show.widgets import CutStop, OperatorExplorer, Worth
+from pruning_book.widgets.operators import OperatorExplorer, OperatorResult, PruningStop
 
 __all__ = ["PATHS", "PROMPTS", "colour", "explorer", "stops", "worths"]
 
@@ -26,31 +26,44 @@ ROWS = (
     ("up_blocks.0.upsamplers.0", "upsampler", None, None),
     ("up_blocks.1.resnets.0", "resnet", 1.0, 0.75),
     ("conv_out", "convolution", 9.0, 1.0),
-)  # fmt: skip
+)
 PATHS = [row[0] for row in ROWS]
 REMOVED = ([], ["mid_block.resnets.0"], ["mid_block.resnets.0", "down_blocks.1.resnets.0", PATHS[5]])
 
 
-def worths() -> list[Worth]:
+def worths() -> list[OperatorResult]:
     """Return one entry per row; similarity falls along the rows."""
     return [
-        Worth(
-            path, kind, (1, 4, 8, 8), (1, 4, 8, 8), "identity", avg, std, saved_params=1000 * i, saved_macs=10_000 * i,
-            ssim=[1 - i / 20, 1 - i / 40], mean_ssim={"value": 1 - i / 20, "low": 0.9 - i / 20, "high": 1.0},
+        OperatorResult(
+            path,
+            kind,
+            (1, 4, 8, 8),
+            (1, 4, 8, 8),
+            "identity",
+            avg,
+            std,
+            saved_params=1000 * i,
+            saved_macs=10_000 * i,
+            ssim=[1 - i / 20, 1 - i / 40],
+            mean_ssim={"value": 1 - i / 20, "low": 0.9 - i / 20, "high": 1.0},
         )
         for i, (path, kind, avg, std) in enumerate(ROWS)
-    ]  # fmt: skip
+    ]
 
 
-def stops() -> list[CutStop]:
+def stops() -> list[PruningStop]:
     """Return three stops."""
     return [
-        CutStop(
-            ratio, [(path, "identity") for path in paths], params=100_000 - 10_000 * k, macs=1_000_000 - 150_000 * k,
-            ssim=[1 - k / 10, 1 - k / 5], mean_ssim={"value": 1 - k / 10, "low": 0.9 - k / 10, "high": 1.0},
+        PruningStop(
+            ratio,
+            [(path, "identity") for path in paths],
+            params=100_000 - 10_000 * k,
+            macs=1_000_000 - 150_000 * k,
+            ssim=[1 - k / 10, 1 - k / 5],
+            mean_ssim={"value": 1 - k / 10, "low": 0.9 - k / 10, "high": 1.0},
         )
         for k, (ratio, paths) in enumerate(zip((0.0, 0.1, 0.25), REMOVED, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def colour(prompt: int, place: int) -> tuple[int, int, int]:
@@ -63,7 +76,15 @@ def explorer(**changes) -> OperatorExplorer:
     places = range(len(REMOVED) + len(ROWS))
     images = [Image.new("RGB", (8, 6), colour(p, k)) for p in range(len(PROMPTS)) for k in places]
     given = {
-        "name": "worth", "model": "tiny", "operators": worths(), "stops": stops(), "prompts": PROMPTS,
-        "images": images, "n": 16, "title": "What is it worth?", "passport": "Made up.", **changes,
-    }  # fmt: skip
+        "name": "worth",
+        "model": "tiny",
+        "operators": worths(),
+        "stops": stops(),
+        "prompts": PROMPTS,
+        "images": images,
+        "n": 16,
+        "title": "What is it worth?",
+        "passport": "Made up.",
+        **changes,
+    }
     return OperatorExplorer(**given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from drawn import check_figure, pixels
 
-from pruning_lib.show import agreement_plots
+from pruning_book.plots import agreement as agreement_plots
 
 FIRST = {f"op{i}": float(i) for i in range(12)}
 SWAPPED = {**FIRST, "op2": 9.5, "op9": 2.5}
@@ -36,26 +36,18 @@ def test_decay_draws_points_and_what_is_expected() -> None:
 
 def test_correlations_have_a_panel_for_each_thing_varied() -> None:
     rows = [[interval(0.8), interval(1.0)], [interval(0.9), interval(0.95), interval(1.0)]]
-    figure = agreement_plots.correlations(
-        {"latents": [2, 64], "steps": [2, 5, 50]}, {"all": rows}, [(2, 0.7)]
-    )
+    figure = agreement_plots.correlations({"latents": [2, 64], "steps": [2, 5, 50]}, {"all": rows}, [(2, 0.7)])
     check_figure(figure)
     assert "all, latents: 0.800, 1.000; all, steps: 0.900, 0.950, 1.000" in figure.alt
     left, right = figure.axes
-    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] < 0.7, (
-        "crosses and bars are within the frame"
-    )
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] < 0.7, "crosses and bars are within the frame"
 
 
 def test_pairs_say_how_far_they_are_off() -> None:
-    rows = [
-        {"joint": j, "sum": s, "linear": v} for j, s, v in ((1.0, 2.0, 1.0), (3.0, 2.0, 1.5), (0.1, 0.1, 0.1))
-    ]
+    rows = [{"joint": j, "sum": s, "linear": v} for j, s, v in ((1.0, 2.0, 1.0), (3.0, 2.0, 1.5), (0.1, 0.1, 0.1))]
     figure = agreement_plots.pairs(rows, rows[1])
     check_figure(figure)
-    assert (
-        "3 pairs" in figure.alt and "median 1.00, 0.50 to 1.50" in figure.alt and "1.00 to 2.00" in figure.alt
-    )
+    assert "3 pairs" in figure.alt and "median 1.00, 0.50 to 1.50" in figure.alt and "1.00 to 2.00" in figure.alt
     for ax in figure.axes:
         low, high = ax.get_xlim()
         assert low < 0.1 and high > 3.0 and ax.get_xlim() == ax.get_ylim()
@@ -64,10 +56,18 @@ def test_pairs_say_how_far_they_are_off() -> None:
 @pytest.mark.parametrize("by", ["single", "greedy"])
 def test_sets_are_ordered_by_what_they_save(by: str) -> None:
     rows = [
-        {"by": name, "count": n, "macs_ratio": m, "joint": 10 * m, "sum": 12 * m, "linear": 9 * m,
-         "ssim": interval(1 - m)}
-        for name in ("single", "greedy") for n, m in ((8, 0.3), (4, 0.1))
-    ]  # fmt: skip
+        {
+            "by": name,
+            "count": n,
+            "macs_ratio": m,
+            "joint": 10 * m,
+            "sum": 12 * m,
+            "linear": 9 * m,
+            "ssim": interval(1 - m),
+        }
+        for name in ("single", "greedy")
+        for n, m in ((8, 0.3), (4, 0.1))
+    ]
     figure = agreement_plots.sets(rows, {by: "chosen"})
     check_figure(figure)
     assert "chosen: 0.900 at 10 % to 0.700 at 30 %" in figure.alt

@@ -8,9 +8,8 @@ import re
 import pytest
 from diffusers import UNet2DModel
 
-from pruning_lib.measure import count_macs
-from pruning_lib.show.blocks import block_model
-from pruning_lib.show.widgets import BlockExplorer, BlockModel
+from pruning_book.widgets.blocks import BlockExplorer, BlockModel, block_model
+from pruning_lib.macs import count_macs
 
 BLOCKS = ["conv_in", "mid_block", "conv_out"]
 COUNTS = {"params": [1e6, 3e6, 0], "macs": [2e9, None, 5e8]}
@@ -19,9 +18,13 @@ COUNTS = {"params": [1e6, 3e6, 0], "macs": [2e9, None, 5e8]}
 @pytest.fixture(scope="module")
 def report():
     unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
     return count_macs(unet)
 
 

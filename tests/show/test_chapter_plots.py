@@ -8,7 +8,7 @@ import torch
 from drawn import check_figure, pixels
 from PIL import Image
 
-from pruning_lib.show import chapter_plots as plots
+from pruning_book.plots import chapters as plots
 
 
 def every_figure() -> dict:

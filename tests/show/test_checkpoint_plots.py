@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning_lib.show.checkpoint_plots import bytes_by_part, rounding, where_bytes_went
+from pruning_book.plots.checkpoint import bytes_by_part, rounding, where_bytes_went
 
 
 def test_bars_have_the_length_of_the_files():
@@ -14,18 +14,14 @@ def test_bars_have_the_length_of_the_files():
     (ax,) = figure.axes
     ends = {round(bar.get_x() + bar.get_width(), 3) for bar in ax.patches}
     assert {3.0, 6.0, 1.5} <= ends
-    assert (
-        "full 6.0 MB, slim 1.5 MB" in figure.alt and "EMA copy 50 %" in figure.alt and len(figure.alt) <= 250
-    )
+    assert "full 6.0 MB, slim 1.5 MB" in figure.alt and "EMA copy 50 %" in figure.alt and len(figure.alt) <= 250
     assert "7.00 GB" in [t.get_text().strip() for t in bytes_by_part({"a": {"vae": 7 * 10**9}}).axes[0].texts]
     with pytest.raises(ValueError, match="brain"):
         bytes_by_part({"a": {"brain": 1}})
 
 
 def test_the_way_down_ends_where_the_file_does():
-    figure = where_bytes_went(
-        10_000_000, {"EMA copy": 4_000_000, "cast": 3_500_000, "aliases": -500_000}, 3_000_000
-    )
+    figure = where_bytes_went(10_000_000, {"EMA copy": 4_000_000, "cast": 3_500_000, "aliases": -500_000}, 3_000_000)
     bars = figure.axes[0].patches
     assert [round(bar.get_width(), 2) for bar in bars] == [10, 4, 3.5, -0.5, 3]
     assert round(bars[2].get_x(), 2) == 2.5 and "10.00 MB down to 3.00 MB" in figure.alt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pruning_lib.show.claims import verdict
+from pruning_book.verdicts import verdict
 
 
 @pytest.mark.parametrize("ruling", ["holds", "holds in part", "does not hold", "not measured"])

@@ -6,10 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib.measure import passport, save_record
-from pruning_lib.show.comparison_claims import METRICS, as_fast_as_macs_say, beaten, best_or_tied
-from pruning_lib.show.comparison_explorer import comparison_explorer, rival_of
-from pruning_lib.show.comparison_plots import (
+from pruning_book.comparison_claims import METRICS, as_fast_as_macs_say, beaten, best_or_tied
+from pruning_book.plots.comparison import (
     SHOWN_NAMES,
     Cells,
     against_budget,
@@ -19,19 +17,29 @@ from pruning_lib.show.comparison_plots import (
     timelines,
     toy_holding,
 )
-from pruning_lib.show.comparison_tables import held_table, quality_table, search_table, speed_table
-from pruning_lib.steps.fewer_steps import FewerSteps
-from pruning_lib.steps.grid import Grid
+from pruning_book.plots.tables import held_table, quality_table, search_table, speed_table
+from pruning_book.rivals.fewer_steps import FewerSteps
+from pruning_book.widgets.comparison import comparison_explorer, rival_of
+from pruning_lib.records import passport, save_record
 from pruning_lib.steps.reuse import HeldPrediction
-from pruning_lib.steps.schedule import Schedule
+from pruning_lib.steps.schedule import Grid, Schedule
 from pruning_lib.steps.wiring import Wiring
 
 BUDGETS, ROWS = (0.5, 0.25), {"ddim": "fewer steps", "uniform": "uniform reuse", "ours": "ours"}
 GRID = Grid(
-    names=("a", "b"), macs=(3, 1), macs_without_attention=(3, 1), base_macs=0, base_macs_without_attention=0,
-    wiring=Wiring((frozenset(), frozenset([0])), frozenset([1]), False), grain="layers", class_name="Made",
-    structure="up", scheduler="DDIMScheduler", steps=4, timesteps=(9.0, 6.0, 3.0, 1.0),
-)  # fmt: skip
+    names=("a", "b"),
+    macs=(3, 1),
+    macs_without_attention=(3, 1),
+    base_macs=0,
+    base_macs_without_attention=0,
+    wiring=Wiring((frozenset(), frozenset([0])), frozenset([1]), False),
+    grain="layers",
+    class_name="Made",
+    structure="up",
+    scheduler="DDIMScheduler",
+    steps=4,
+    timesteps=(9.0, 6.0, 3.0, 1.0),
+)
 
 
 def interval(value: float, width: float = 0.01) -> dict:
@@ -63,10 +71,15 @@ def made_up() -> dict:
             cells.append(cell)
             place += 1
     return {
-        "budgets": list(BUDGETS), "rows": ROWS, "methods": list(ROWS), "cells": cells, "n": 8,
-        "shown": ["lion", "pizza"], "prompts": ["lion", "pizza"],
+        "budgets": list(BUDGETS),
+        "rows": ROWS,
+        "methods": list(ROWS),
+        "cells": cells,
+        "n": 8,
+        "shown": ["lion", "pizza"],
+        "prompts": ["lion", "pizza"],
         "unpruned": {"4": {"sheet_row": 0, "clip_score": interval(80), "frechet_real": interval(3)}},
-    }  # fmt: skip
+    }
 
 
 def test_figures_say_what_is_in_them() -> None:
@@ -82,9 +95,7 @@ def test_figures_say_what_is_in_them() -> None:
     assert bars.get_segments()[0][:, 1] == pytest.approx([1 - 0.2 - 0.01, 1 - 0.2 + 0.01])
     figure = differences(cells, 4, METRICS, ["ddim", "uniform"])
     assert "clearly better in 0 of 16" in figure.alt
-    assert (
-        "a 2 of 3" in timelines({"a": torch.tensor([[1, 1], [0, 0], [0, 1]], dtype=torch.bool)}, (3, 1)).alt
-    )
+    assert "a 2 of 3" in timelines({"a": torch.tensor([[1, 1], [0, 0], [0, 1]], dtype=torch.bool)}, (3, 1)).alt
     paths = {"all": torch.tensor([0.0, 1.0]), "held": torch.tensor([0.0, 0.5])}
     assert "held 0.500" in toy_holding([1.0], paths).alt
     assert "chance 0.5" in search_traces({"chance": [[8, 2.0], [16, 0.5]]}, 40, ylabel="error").alt
@@ -127,10 +138,12 @@ def test_speed_is_ruled_by_the_times() -> None:
     data["speed"] = {"times": {}}
     assert as_fast_as_macs_say(data)[0] == "not measured"
     for fast, wanted in (((1.9, 3.7), "holds"), ((1.7, 3.7), "holds in part"), ((1.7, 3.0), "does not hold")):
-        data["speed"] = {"times": {
-            f"4-{budget:g}-ours": {"denoising": {"times_as_fast": interval(x)}}
-            for budget, x in zip(BUDGETS, fast, strict=True)
-        }}  # fmt: skip
+        data["speed"] = {
+            "times": {
+                f"4-{budget:g}-ours": {"denoising": {"times_as_fast": interval(x)}}
+                for budget, x in zip(BUDGETS, fast, strict=True)
+            }
+        }
         assert as_fast_as_macs_say(data)[0] == wanted
 
 

@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 import pruning_lib as pl
-from pruning_lib.show.first import first_explorer, redraw, total_macs
-from pruning_lib.show.widgets import BlockExplorer
+from pruning_book.widgets.blocks import BlockExplorer
+from pruning_book.widgets.guidance import first_explorer, redraw, total_macs
 
 
 class Judge:
@@ -85,9 +85,15 @@ def test_the_blocks_of_a_denoiser_are_timed(benchmark, pipe, tmp_path, monkeypat
 def test_a_model_without_weights_is_timed_with_random_ones(benchmark):
     module = benchmark("block_latency")
     small = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
-        attention_head_dim=2, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    ).to("meta")  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    ).to("meta")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pl, "denoiser_on_meta", lambda name: small)
         made = module.denoiser("sd-1.5", torch.device("cpu"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import gpu_samples as samples
 import pytest
 
-from pruning_lib.measure import RecordError
-from pruning_lib.show import gpu_records as records
+from pruning_book import gpu as records
+from pruning_lib.records import RecordError
 
 H100, T4 = "NVIDIA H100 80GB HBM3", "Tesla T4"
 
@@ -49,10 +49,15 @@ def test_measured_wants_figures() -> None:
     assert not records.measured(runs, "cut") and not records.measured(runs, "other") and not records.measured([])
 
 
-@pytest.mark.parametrize("reached, ruling", [
-    ({}, "holds"), ({"deepcache package": 0.5}, "holds"), ({"DeepCache": 0.9}, "holds in part"),
-    (dict.fromkeys(samples.WAYS, 0.9), "does not hold"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "reached, ruling",
+    [
+        ({}, "holds"),
+        ({"deepcache package": 0.5}, "holds"),
+        ({"DeepCache": 0.9}, "holds in part"),
+        (dict.fromkeys(samples.WAYS, 0.9), "does not hold"),
+    ],
+)
 def test_follows_macs(reached: dict, ruling: str) -> None:
     found = records.follows_macs(samples.one(("a", samples.timed(50, 1, reached)), ("b", samples.OOM)))
     assert found[0] == ruling
@@ -81,8 +86,11 @@ def test_training_stays_under() -> None:
     large = samples.trained(50, "published", True, at_limit)
     full = samples.trained(50, "published", True, samples.OOM)
     broken = samples.trained(50, "published", True, samples.BROKEN)
-    aside = [samples.trained(20, "best", True, samples.OOM), samples.trained(50, "best", False, samples.OOM),
-             samples.trained(50, "published", True, samples.OOM, dtype="float32")]  # fmt: skip
+    aside = [
+        samples.trained(20, "best", True, samples.OOM),
+        samples.trained(50, "best", False, samples.OOM),
+        samples.trained(50, "published", True, samples.OOM, dtype="float32"),
+    ]
     assert ruled(fits, *aside)[0] == "holds" and f"9.0 GiB: {fits[0]}, {H100}." in ruled(fits, *aside)[1]
     assert ruled(fits, large)[0] == "holds in part" and "14.0 GiB" in ruled(fits, large)[1]
     assert ruled(large)[0] == ruled(full)[0] == "does not hold"

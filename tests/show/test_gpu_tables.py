@@ -7,9 +7,9 @@ from pathlib import Path
 import gpu_samples as samples
 import pytest
 
-from pruning_lib.show import gpu_records as records
-from pruning_lib.show import gpu_tables as tables
-from pruning_lib.show.page import table
+from pruning_book import gpu as records
+from pruning_book import gpu as tables
+from pruning_book.output import table
 
 H100, T4 = "NVIDIA H100 80GB HBM3", "Tesla T4"
 PROCESSOR = {**samples.scored(), "passport": {"hardware": "a processor"}}
@@ -121,8 +121,11 @@ def test_what_has_no_figures_says_why(why: dict, word: str) -> None:
 
 
 def test_training_shows_counted_and_expected_beside_measured() -> None:
-    fits, full, broken = (samples.trained(50, "best", True), samples.trained(50, "best", False, samples.OOM),
-                          samples.trained(20, "best", True, samples.BROKEN))  # fmt: skip
+    fits, full, broken = (
+        samples.trained(50, "best", True),
+        samples.trained(50, "best", False, samples.OOM),
+        samples.trained(20, "best", True, samples.BROKEN),
+    )
     speeds = samples.one(("50 steps, batch 4", samples.timed(50, 4)), ("50 steps, batch 1", samples.timed(50, 1)))
     rows = tables.training(samples.one(fits, full, broken), speeds)[1]
     assert rows[0][1:] == ["2.0 GiB", "8.0 GiB", "9.0 GiB", "1.12", "6.0 s", "6.5 s"]

@@ -8,14 +8,17 @@ import re
 import pytest
 import torch
 
-from pruning_lib.show.histogram import Histogram, WeightBins
-from pruning_lib.weights import magnitude_masks
+from pruning_book.widgets.histogram import Histogram, WeightBins
+from pruning_lib.weights.magnitude import magnitude_masks
 
 # The fixture `sweep` has 2 prompts and 3 step counts; here only the steps decide what is removed.
 PARTS = {
-    "edges": [-1.0, -0.3, 0.3, 1.0], "counts": [10, 1000, 20], "axes": ["steps"],
-    "removed": [[0, 0, 0], [0, 500, 0], [1, 1000, 2]], "cuts": [None, [0.2, 0.2], [0.25, 0.5]],
-}  # fmt: skip
+    "edges": [-1.0, -0.3, 0.3, 1.0],
+    "counts": [10, 1000, 20],
+    "axes": ["steps"],
+    "removed": [[0, 0, 0], [0, 500, 0], [1, 1000, 2]],
+    "cuts": [None, [0.2, 0.2], [0.25, 0.5]],
+}
 
 
 def test_bins_hold_every_weight_and_removed_ones_are_those_below_the_cut() -> None:
@@ -89,12 +92,7 @@ def test_data_are_json_and_say_on_which_axes_it_depends(sweep) -> None:
 
 
 def test_a_combination_of_two_axes_is_found(sweep) -> None:
-    panel = {
-        **PARTS,
-        "axes": ["prompt", "steps"],
-        "removed": [[i, 0, 0] for i in range(6)],
-        "cuts": [None] * 6,
-    }
+    panel = {**PARTS, "axes": ["prompt", "steps"], "removed": [[i, 0, 0] for i in range(6)], "cuts": [None] * 6}
     html = sweep(histogram=panel, start={"prompt": "a <b> & 'c'", "steps": 4}).fallback_html()
     assert "4 of 1,030 removed" in html
 

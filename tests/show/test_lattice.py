@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pruning_lib.show.lattice import Axis, Metric, Reading, number
+from pruning_book.widgets.axes import Axis, Metric, Reading, number
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,7 @@ def test_a_bad_metric_is_refused(arguments, words):
 
 
 def test_a_metric_reads_and_writes_itself():
-    metric = Metric(
-        "ms", np.array([1.25, np.nan]), low=[1, None], high=[2, None], interval="p10 to p90", n=np.int64(7)
-    )
+    metric = Metric("ms", np.array([1.25, np.nan]), low=[1, None], high=[2, None], interval="p10 to p90", n=np.int64(7))
     assert metric.values == [1.25, None] and metric.n == [7, 7]
     assert metric.reading(0) == Reading(1.25, 1, 2, 7) and metric.reading(1).value is None
     assert metric.text(0) == "1.25 (1.00 to 2.00)" and metric.text(1) == "not measured"

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import pruning_lib as pl
-from pruning_lib.operators import change_operators, score_operators
-from pruning_lib.show import operator_live
-from pruning_lib.show.operator_live import changed_pictures, operator_explorer
+from pruning_book.widgets import operator_live
+from pruning_book.widgets.operator_live import changed_pictures, operator_explorer
+from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.score import score_operators
 
 CAPTIONS = ["lion", "pizza", "pizza pie 1"]
 SHOWN = ("lion", "pizza")
@@ -23,9 +24,7 @@ def made(benchmark, pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pl, "load", lambda name, device: pipe)
-        patch.setattr(
-            operator_live.draw.__wrapped__, "__kwdefaults__", {"first": 0, "steps": 2, "guidance": 3.0}
-        )
+        patch.setattr(operator_live.draw.__wrapped__, "__kwdefaults__", {"first": 0, "steps": 2, "guidance": 3.0})
         module = benchmark("operator_explorer")
         for name, value in {"STOPS": STOPS, "PROMPTS": SHOWN}.items():
             patch.setattr(module, name, value)
@@ -36,9 +35,7 @@ def made(benchmark, pipe, tmp_path_factory):
         first = path.read_text()
         files = {file: file.stat().st_mtime_ns for file in (folder / "work").iterdir()}
         module.record(path, scores, CAPTIONS, folder / "work", "cpu")
-        assert {f: f.stat().st_mtime_ns for f in (folder / "work").iterdir()} == files, (
-            "nothing is drawn twice"
-        )
+        assert {f: f.stat().st_mtime_ns for f in (folder / "work").iterdir()} == files, "nothing is drawn twice"
         assert pl.load_record(path)["data"] == json.loads(first)["data"]
         assert all(torch.equal(before[name], value) for name, value in pipe.unet.state_dict().items())
         yield path, scores
@@ -85,13 +82,9 @@ def test_live_it_draws_what_was_recorded_and_puts_everything_back(made, pipe) ->
         ({"prompt": "lion", "ratio": 0.0}, 1.0),
     ):
         answer = explorer.answer(state)
-        assert answer["ssim"] == pytest.approx(recorded, abs=0.01) and answer["image"].startswith(
-            "data:image/webp"
-        )
+        assert answer["ssim"] == pytest.approx(recorded, abs=0.01) and answer["image"].startswith("data:image/webp")
     after = pipe.unet.state_dict()
-    assert list(after) == list(before) and all(
-        torch.equal(before[name], value) for name, value in after.items()
-    )
+    assert list(after) == list(before) and all(torch.equal(before[name], value) for name, value in after.items())
     assert operator_explorer(path).on_change is None
 
 

@@ -8,7 +8,7 @@ import pytest
 from operator_samples import PATHS, worths
 
 import pruning_lib as pl
-from pruning_lib.show.operator_map import WIDTH, draw_map
+from pruning_book.widgets.operator_map import WIDTH, draw_map
 
 
 @pytest.fixture(scope="module", params=["emoji-sd", "sd-1.5", "dit-xl-2-256"])

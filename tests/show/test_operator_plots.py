@@ -8,16 +8,10 @@ import pytest
 import torch
 from drawn import check_figure
 
-from pruning_lib.operators import KINDS
-from pruning_lib.show import operator_plots as plots
+from pruning_book.plots import operator as plots
+from pruning_lib.operators.find import KINDS
 
-PATHS = (
-    "conv_in",
-    "down_blocks.0.resnets.0",
-    "down_blocks.0.attentions.0",
-    "mid_block.resnets.0",
-    "up_blocks.0.x",
-)
+PATHS = ("conv_in", "down_blocks.0.resnets.0", "down_blocks.0.attentions.0", "mid_block.resnets.0", "up_blocks.0.x")
 SCORES = (4.0, 0.5, 0.0, None, 8.0)
 USED = ("convolution", "resnet", "transformer", "resnet", "upsampler")
 ROWS = [{"path": p, "kind": k, "score": s} for p, k, s in zip(PATHS, USED, SCORES, strict=True)]
@@ -70,8 +64,12 @@ def test_zero_is_drawn_at_the_edge_and_what_is_not_finite_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("path", "stage"),
-    [("down_blocks.2.resnets.0.conv1", "down 2"), ("mid_block.attentions.0", "mid"), ("conv_out", "conv_out"),
-     ("transformer_blocks.3.attn1", "transformer_blocks")],
-)  # fmt: skip
+    [
+        ("down_blocks.2.resnets.0.conv1", "down 2"),
+        ("mid_block.attentions.0", "mid"),
+        ("conv_out", "conv_out"),
+        ("transformer_blocks.3.attn1", "transformer_blocks"),
+    ],
+)
 def test_stages_are_those_of_the_u(path: str, stage: str) -> None:
     assert plots.stage_of(path) == stage

@@ -10,9 +10,8 @@ import pytest
 from operator_samples import PATHS, PROMPTS, REMOVED, colour, explorer, stops, worths
 from PIL import Image
 
-from pruning_lib.measure.record import RecordError, passport
-from pruning_lib.show.widgets import OperatorExplorer
-from pruning_lib.show.worth import fills, ranks, score_text
+from pruning_book.widgets.operators import OperatorExplorer, fills, ranks, score_text
+from pruning_lib.records import RecordError, passport
 
 
 def test_ranks_follow_scores_and_what_is_not_finite_comes_last() -> None:
@@ -90,9 +89,7 @@ def test_pictures_are_found_by_prompt_and_by_what_is_removed() -> None:
 def test_it_comes_back_from_its_record(quality, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PRUNING_LIB_RESULTS", str(tmp_path))
     made = explorer()
-    place = made.save(
-        tmp_path / "worth.json", "worth", passport(seeds=[0], n=2, device="cpu"), quality=quality, more=1
-    )
+    place = made.save(tmp_path / "worth.json", "worth", passport(seeds=[0], n=2, device="cpu"), quality=quality, more=1)
     read = OperatorExplorer.from_record("worth", "worth", title="What is it worth?")
     own = {"sheet", "passport"}
     same, shown = ({k: v for k, v in e.data().items() if k not in own} for e in (read, made))
@@ -100,9 +97,7 @@ def test_it_comes_back_from_its_record(quality, tmp_path, monkeypatch) -> None:
     difference = np.abs(np.asarray(read.sheet.image, int) - np.asarray(made.sheet.image, int))
     assert difference.max() == 0 if quality is None else difference.mean() < 8
     # What lies on the disk goes into the page as it is.
-    assert len(read.data()["sheet"]["src"]) == pytest.approx(
-        place.with_suffix(".webp").stat().st_size * 4 / 3, abs=40
-    )
+    assert len(read.data()["sheet"]["src"]) == pytest.approx(place.with_suffix(".webp").stat().st_size * 4 / 3, abs=40)
     place.with_suffix(".webp").unlink()
     with pytest.raises(RecordError, match="missing"):
         OperatorExplorer.from_record("worth", "worth", title="t")

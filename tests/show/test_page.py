@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from pruning_lib.show import page
+from pruning_book import output as page
 
 
 def figure(alt: str | None = None) -> Figure:

@@ -10,10 +10,10 @@ import torch
 from painter_samples import NAMES, PROMPTS, TABLES, colour, grid, painter
 from PIL import Image
 
-from pruning_lib.measure.record import RecordError, passport
-from pruning_lib.show.painter_grid import short_name
-from pruning_lib.show.widgets import PaintedStop, SchedulePainter
-from pruning_lib.steps.rows import to_rows, to_table
+from pruning_book.widgets.editor_grid import short_name
+from pruning_book.widgets.schedule_editor import PaintedStop, SchedulePainter
+from pruning_lib.records import RecordError, passport
+from pruning_lib.steps.schedule import decode_table, encode_table
 
 
 def stop(name: str = "a", on=("1111",) * 4, ssim=(1.0, 1.0)) -> PaintedStop:
@@ -45,15 +45,21 @@ def test_what_does_not_fit_is_refused(changes, words) -> None:
 
 def test_tables_are_written_as_digits() -> None:
     on = torch.tensor([[True, False], [False, True]])
-    assert to_rows(on) == ["10", "01"] and torch.equal(to_table(["10", "01"]), on)
+    assert encode_table(on) == ["10", "01"] and torch.equal(decode_table(["10", "01"]), on)
 
 
 def test_units_have_short_names() -> None:
     names = {
-        "down_blocks.0.layers.1": "down 0.1", "down_blocks.2.downsamplers.0": "down 2 \u2193", "mid_block": "mid",
-        "up_blocks.1.upsamplers.0": "up 1 \u2191", "up_blocks.3.attentions.2": "up 3.a2", "up_blocks.3": "up 3",
-        "down_blocks.0.resnets.1": "down 0.r1", "transformer_blocks.7.attn1": "block 7.attn1", "other": "other",
-    }  # fmt: skip
+        "down_blocks.0.layers.1": "down 0.1",
+        "down_blocks.2.downsamplers.0": "down 2 \u2193",
+        "mid_block": "mid",
+        "up_blocks.1.upsamplers.0": "up 1 \u2191",
+        "up_blocks.3.attentions.2": "up 3.a2",
+        "up_blocks.3": "up 3",
+        "down_blocks.0.resnets.1": "down 0.r1",
+        "transformer_blocks.7.attn1": "block 7.attn1",
+        "other": "other",
+    }
     assert {name: short_name(name) for name in names} == names
 
 
@@ -102,9 +108,7 @@ def test_the_static_side_has_the_table_two_pictures_and_all_schedules() -> None:
     kept = re.findall(r"<td>([\d.]+) %</td>", html)
     assert kept == ["100.0", "50.0", f"{100 * (1 + 3 * 0.4) / 4:.1f}"]
     words = re.search(r'aria-label="(The schedule[^"]*)"', html)[1]
-    assert words.startswith(
-        "The schedule the last layer: 7 of 16 cells are computed and used, 0 are dead work"
-    )
+    assert words.startswith("The schedule the last layer: 7 of 16 cells are computed and used, 0 are dead work")
     assert "<b>" not in html and "Made up." in html
     dead = stop("dead", ("1111", "1110", "1111", "1111"))
     html = painter(stops=[stop(), dead], images=[Image.new("RGB", (8, 6))] * 4, start={}).fallback_html()

@@ -8,15 +8,16 @@ import re
 import pytest
 import torch
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.show import painter_live, sparsity
-from pruning_lib.show.painter_live import presets, schedule_painter, scheduled_pictures
-from pruning_lib.steps import Schedule, grid_of
-from pruning_lib.steps.rows import to_table
+from pruning_book.widgets import schedule_live as painter_live
+from pruning_book.widgets import sparsity
+from pruning_book.widgets.schedule_live import presets, schedule_painter, scheduled_pictures
+from pruning_lib.steps.schedule import Schedule, decode_table, grid_of
 
 CAPTIONS = ["lion", "pizza", "pizza pie 1"]
 STEPS = 4
-SHOWN, ALL = painter_live.PROMPTS, pl.captions
+SHOWN, ALL = painter_live.PROMPTS, pb.captions
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,7 @@ def made(benchmark, pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pl, "load", lambda name, device: pipe)
-        patch.setattr(
-            sparsity.draw.__wrapped__, "__kwdefaults__", {"first": 0, "steps": STEPS, "guidance": 3.0}
-        )
+        patch.setattr(sparsity.draw.__wrapped__, "__kwdefaults__", {"first": 0, "steps": STEPS, "guidance": 3.0})
         module = benchmark("schedule_painter")
         for where in (module, painter_live):
             patch.setattr(where, "STEPS", STEPS)
@@ -50,7 +49,7 @@ def test_the_record_has_every_preset_and_what_was_found(made, pipe) -> None:
     painter, tables = schedule_painter(path), presets(grid_of(pipe, STEPS))
     assert [stop.name for stop in painter.stops][:-1] == list(tables) and painter.n == len(CAPTIONS)
     assert painter.stops[-1].name == "local search, within 50 %" and found.macs_ratio() <= 0.5
-    assert to_table(painter.stops[-1].on).equal(found.live()) and found.provenance["images"] <= 24
+    assert decode_table(painter.stops[-1].on).equal(found.live()) and found.provenance["images"] <= 24
     assert painter.stops[0].ssim == [1, 1] and painter.stops[0].mean["low"] == 1
     likeness = [stop.mean["value"] for stop in painter.stops[1:]]
     assert max(likeness) < 1 and all(stop.mean["low"] <= stop.mean["value"] for stop in painter.stops)
@@ -83,7 +82,7 @@ def test_live_it_runs_what_is_painted_and_leaves_the_pipeline_as_it_was(made, pi
     painter = schedule_painter(path, load=lambda name: pipe)
     before = scheduled_pictures(pipe, None, ["lion"])
     for stop in (painter.stops[-1], painter.stop("every 2nd step")):
-        live = painter.grid.live(to_table(stop.on))
+        live = painter.grid.live(decode_table(stop.on))
         for prompt, recorded in zip(painter.prompts, stop.ssim, strict=True):
             rows = ["".join("1" if cell else "0" for cell in row) for row in live.tolist()]
             answer = painter.answer({"prompt": prompt, "on": rows})

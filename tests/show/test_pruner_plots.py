@@ -6,12 +6,13 @@ import pytest
 import torch
 from drawn import check_figure
 
-from pruning_lib.show import pruner_plots
+from pruning_book.plots import pruner as pruner_plots
 
 HISTORY = [
-    {"step": 1, "loss": 0.0, "macs_ratio": 1.0}, {"step": 2, "loss": 0.5, "macs_ratio": 0.1},
+    {"step": 1, "loss": 0.0, "macs_ratio": 1.0},
+    {"step": 2, "loss": 0.5, "macs_ratio": 0.1},
     {"step": 3, "loss": 0.25, "macs_ratio": 0.2},
-]  # fmt: skip
+]
 
 
 def test_training_curves_draw_every_iteration_and_a_loss_of_nothing():
@@ -48,9 +49,7 @@ def test_budget_curves_are_sorted_by_share():
 
 def test_memory_curves_part_the_two_ways():
     rows = [
-        {"steps": s, "checkpointing": c, "memory_mib": s * (1 if c else 10)}
-        for s in (20, 5)
-        for c in (True, False)
+        {"steps": s, "checkpointing": c, "memory_mib": s * (1 if c else 10)} for s in (20, 5) for c in (True, False)
     ]
     figure = pruner_plots.memory_curves(rows)
     check_figure(figure)

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pruning_lib.measure.record import RecordError, passport
-from pruning_lib.show.widgets import SweepExplorer
+from pruning_book.widgets.sweep import SweepExplorer
+from pruning_lib.records import RecordError, passport
 
 
 @pytest.fixture

@@ -6,12 +6,7 @@ import copy
 
 import pytest
 
-from pruning_lib.show.removal_claims import (
-    chooses_better,
-    faster_and_as_good,
-    little_training,
-    preserved_beat_scratch,
-)
+from pruning_book.removal_claims import chooses_better, faster_and_as_good, little_training, preserved_beat_scratch
 
 
 def lead(value: float) -> dict:
@@ -70,9 +65,13 @@ def removal(before: list[float], after: list[float]) -> dict:
 
 @pytest.mark.parametrize(
     ("before", "after", "ruling"),
-    [([0.5], [0.3], "holds"), ([0.5, 0.5], [0.05], "holds in part"), ([0.5], [0.0], "does not hold"),
-     ([], [], "not measured")],
-)  # fmt: skip
+    [
+        ([0.5], [0.3], "holds"),
+        ([0.5, 0.5], [0.05], "holds in part"),
+        ([0.5], [0.0], "does not hold"),
+        ([], [], "not measured"),
+    ],
+)
 def test_the_score_must_lead_in_every_comparison(before, after, ruling):
     found, because = chooses_better(removal(before, after), ["output"])
     assert found == ruling

@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 from drawn import check_figure
 
-from pruning_lib.show.removal_plots import (
-    before_after,
-    curve_of,
-    promise,
-    removal_curves,
-    toy_branches,
-    training_curves,
-)
+from pruning_book.plots.removal import before_after, curve_of, promise, removal_curves, toy_branches, training_curves
 
 
 def interval(value: float, width: float = 0.02, **more) -> dict:
@@ -20,10 +13,7 @@ def interval(value: float, width: float = 0.02, **more) -> dict:
 
 
 def point(ranking: str, asked: float, ssim: float, budget: str = "count", scope: str = "all") -> dict:
-    figures = {
-        "ssim": interval(ssim),
-        "frechet": {"value": 9.0, "by_seed": [9.0], "first": interval(9.0, 1.0)},
-    }
+    figures = {"ssim": interval(ssim), "frechet": {"value": 9.0, "by_seed": [9.0], "first": interval(9.0, 1.0)}}
     sizes = {"count": asked, "macs_ratio": asked / 100}
     return {"ranking": ranking, "asked": asked, "budget": budget, "scope": scope, "figures": figures, **sizes}
 
@@ -80,10 +70,7 @@ def test_training_curves_draw_the_mean_and_each_seed():
     run = {
         "name": "score-0.2",
         "steps": [0, 50],
-        "judged": [
-            {"ssim": {"value": 0.5, "by_seed": [0.5, 0.5]}},
-            {"ssim": {"value": 0.8, "by_seed": [0.7, 0.9]}},
-        ],
+        "judged": [{"ssim": {"value": 0.5, "by_seed": [0.5, 0.5]}}, {"ssim": {"value": 0.8, "by_seed": [0.7, 0.9]}}],
     }
     figure = training_curves([run], "ssim", {"score-0.2": "20 % removed"}, ylabel="SSIM", reference=0.95)
     check_figure(figure)
@@ -98,10 +85,7 @@ def test_training_curves_draw_the_mean_and_each_seed():
 
 
 def test_promise_counts_what_was_kept():
-    points = {
-        "batch 1": [("a", 1.5, interval(1.2)), ("b", 2.0, interval(2.1))],
-        "batch 8": [("a", 1.5, interval(1.4))],
-    }
+    points = {"batch 1": [("a", 1.5, interval(1.2)), ("b", 2.0, interval(2.1))], "batch 8": [("a", 1.5, interval(1.4))]}
     figure = promise(points)
     check_figure(figure)
     assert "of 3 cuts, 1 on or above" in figure.alt and "2.10 times as fast, promised 2.00" in figure.alt

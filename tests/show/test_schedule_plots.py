@@ -10,8 +10,8 @@ from drawn import check_figure, pixels
 from painter_samples import NAMES, grid
 
 import pruning_lib as pl
-from pruning_lib.show.schedule_plots import CELLS, schedule_map, schedule_maps, table_maps, wiring_arcs
-from pruning_lib.steps import units_of
+from pruning_book.plots.schedule import CELLS, schedule_map, schedule_maps, table_maps, wiring_arcs
+from pruning_lib.steps.units import units_of
 
 
 def some():
@@ -39,11 +39,7 @@ def test_a_map_shows_what_every_cell_is() -> None:
     counts = f"{int(schedule.live().sum())} computed, {(expected == 1).sum()} dead, 2 used again"
     assert counts in figure.alt and "4 units" in figure.alt
     assert all(share(figure, colour) > 0.005 for colour in CELLS)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "computed",
-        "dead work",
-        "used again",
-    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["computed", "dead work", "used again"]
 
 
 def test_what_is_not_there_is_not_in_the_key() -> None:

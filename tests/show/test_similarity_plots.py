@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from drawn import check_figure, pixels
 
-from pruning_lib.show import similarity_plots
+from pruning_book.plots import similarity as similarity_plots
 
 
 def test_toy_paths_say_how_far_the_ends_are_apart() -> None:
@@ -64,6 +64,4 @@ def test_rivals_show_each_way_in_each_panel() -> None:
     left, right = figure.axes
     assert [ax.get_title() for ax in (left, right)] == ["twenty", "fifty"]
     assert len(left.containers) == 2
-    assert len(left.containers[0].lines[0].get_xdata()) == 2, (
-        "the unpruned has no place on a logarithmic axis"
-    )
+    assert len(left.containers[0].lines[0].get_xdata()) == 2, "the unpruned has no place on a logarithmic axis"

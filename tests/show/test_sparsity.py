@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import pruning_lib as pl
-from pruning_lib.show import sparsity as setting
-from pruning_lib.show.sparsity import cut_of, draw, sparsity_explorer, spread_captions
-from pruning_lib.weights import Sensitivity, prunable_weights, prune_magnitude
+from pruning_book.widgets import sparsity as setting
+from pruning_book.widgets.sparsity import cut_of, draw, sparsity_explorer, spread_captions
+from pruning_lib.weights.magnitude import prune_magnitude
+from pruning_lib.weights.select import prunable_weights
+from pruning_lib.weights.sensitivity import Sensitivity
 
 CAPTIONS = [f"pizza pie {i}" for i in range(40)]
 STOPS = (0.0, 0.5, 0.9)
@@ -68,9 +70,7 @@ def test_the_curve_has_every_row_with_exact_counts_and_intervals(records, pipe) 
     rows = {(r["part"], r["scope"], r["asked"]): r for r in data["rows"]}
     assert data["n"] == 8 and len(rows) == len(data["rows"])
     assert rows["unet", "global", 0.0]["ssim"]["value"] == 1 and rows["unet", "global", 0.0]["zeros"] == 0
-    assert (
-        rows["unet", "global", 0.0]["psnr_db"] is None and rows["unet", "global", 0.0]["equal_pictures"] == 8
-    )
+    assert rows["unet", "global", 0.0]["psnr_db"] is None and rows["unet", "global", 0.0]["equal_pictures"] == 8
     for (part, scope, asked), row in rows.items():
         assert row["ssim"]["low"] <= row["ssim"]["value"] <= row["ssim"]["high"] <= 1.0001
         assert len(row["per_picture"]["ssim"]) == 8
@@ -95,10 +95,7 @@ def test_the_explorer_shows_the_record(records, pipe) -> None:
         row = next(r for r in curve if (r["part"], r["scope"], r["asked"]) == ("unet", scope, 0.9))
         shown = explorer.reading("mean_ssim", prompt="lion", scope=scope, sparsity=0.9)
         assert (shown.value, shown.n) == (row["ssim"]["value"], 8)
-        sizes = [
-            explorer.reading("sparse_mb", prompt="pizza", scope=scope, sparsity=s).value
-            for s in (0.0, 0.5, 0.9)
-        ]
+        sizes = [explorer.reading("sparse_mb", prompt="pizza", scope=scope, sparsity=s).value for s in (0.0, 0.5, 0.9)]
         assert sizes[0] > sizes[2]
         assert explorer.reading("ssim", prompt="lion", scope=scope, sparsity=0.0).value == 1
         assert explorer.reading("latency_ms", prompt="lion", scope=scope, sparsity=0.5).value > 0
@@ -120,9 +117,7 @@ def test_live_it_prunes_draws_and_puts_the_weights_back(records, pipe) -> None:
         answer = explorer.answer(stop)
         recorded = explorer.histogram.removed[3 * setting.SCOPES.index(scope) + 1]
         assert answer["histogram"]["removed"] == recorded
-        assert answer["metrics"]["sparse_mb"] == pytest.approx(
-            explorer.reading("sparse_mb", **stop).value, abs=0.001
-        )
+        assert answer["metrics"]["sparse_mb"] == pytest.approx(explorer.reading("sparse_mb", **stop).value, abs=0.001)
         assert set(answer["metrics"]) == {"ssim", "clip_score", "latency_ms", "sparse_mb"} and answer["image"]
     assert all(torch.equal(before[name], value) for name, value in pipe.unet.state_dict().items())
 

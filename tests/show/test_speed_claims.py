@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pruning_lib.measure.record import load_record
-from pruning_lib.show import speed_claims as claims
+from pruning_book import speed_claims as claims
+from pruning_lib.records import load_record
 
 
 def sizes(*shares: float) -> list[dict]:
     keys = claims.WAYS.values()
     return [
-        {"sparsity": 0.2 * i, "bytes": {**dict.fromkeys(keys, 1000 * s), "dense": 1000}}
-        for i, s in enumerate(shares)
+        {"sparsity": 0.2 * i, "bytes": {**dict.fromkeys(keys, 1000 * s), "dense": 1000}} for i, s in enumerate(shares)
     ]
 
 
@@ -21,9 +20,7 @@ def interval(value: float, spread: float = 0.0) -> dict:
 
 
 def curve(*top5: float) -> dict:
-    rows = [
-        {"part": "unet", "scope": "global", "asked": 0.2 * i, "top5": interval(t)} for i, t in enumerate(top5)
-    ]
+    rows = [{"part": "unet", "scope": "global", "asked": 0.2 * i, "top5": interval(t)} for i, t in enumerate(top5)]
     return {"rows": [*rows, {"part": "vae", "scope": "global", "asked": 0.0, "top5": interval(0)}], "n": 64}
 
 
@@ -36,9 +33,7 @@ def test_sparsity_for_lies_between_the_stops() -> None:
 
 
 def test_ten_times_smaller() -> None:
-    rows = sizes(
-        1.0, 0.5, 0.05
-    )  # ten times smaller a little before the last stop, so the one before it is judged
+    rows = sizes(1.0, 0.5, 0.05)  # ten times smaller a little before the last stop, so the one before it is judged
     assert claims.ten_times_smaller(rows, None)[0] == "not measured"
     assert claims.ten_times_smaller(sizes(1.0, 0.5), curve(1.0, 1.0))[0] == "does not hold"
     assert claims.ten_times_smaller(rows, curve(1.0, 0.96, 0.0))[0] == "holds"
@@ -46,10 +41,16 @@ def test_ten_times_smaller() -> None:
     assert ruling == "does not hold" and "38 % zeros" in because and "Already at 20 %" in because
 
 
-@pytest.mark.parametrize("file, speed, ruling", [
-    (0.5, 1.5, "holds"), (0.5, 1.0, "holds in part"), (0.9, 1.5, "holds in part"), (0.9, 1.0, "does not hold"),
-    (0.5, 1.08, "holds in part"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, speed, ruling",
+    [
+        (0.5, 1.5, "holds"),
+        (0.5, 1.0, "holds in part"),
+        (0.9, 1.5, "holds in part"),
+        (0.9, 1.0, "does not hold"),
+        (0.5, 1.08, "holds in part"),
+    ],
+)
 def test_smaller_and_faster(file: float, speed: float, ruling: str) -> None:
     rows = [
         {"form": "zeros", "sparsity": 0.5, "times_as_fast": interval(speed, 0.05)},
@@ -60,15 +61,27 @@ def test_smaller_and_faster(file: float, speed: float, ruling: str) -> None:
 
 
 def structured(size: float, speed: float | None, top5: float) -> dict:
-    row = {"name": "narrow", "params": 100 / size, "after": {"top5": interval(top5)}, "finetune": {"steps": 400},
-           "latency_times_as_fast": None if speed is None else interval(speed)}  # fmt: skip
+    row = {
+        "name": "narrow",
+        "params": 100 / size,
+        "after": {"top5": interval(top5)},
+        "finetune": {"steps": 400},
+        "latency_times_as_fast": None if speed is None else interval(speed),
+    }
     return {"unpruned": {"params": 100, "top5": interval(0.9)}, "rows": [row]}
 
 
-@pytest.mark.parametrize("size, speed, top5, ruling", [
-    (4, 3, 0.9, "holds"), (4, 3, 0.5, "holds in part"), (4, 2, 0.9, "holds in part"), (4, 2, 0.5, "does not hold"),
-    (2, 3, 0.9, "does not hold"), (4, None, 0.9, "not measured"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, speed, top5, ruling",
+    [
+        (4, 3, 0.9, "holds"),
+        (4, 3, 0.5, "holds in part"),
+        (4, 2, 0.9, "holds in part"),
+        (4, 2, 0.5, "does not hold"),
+        (2, 3, 0.9, "does not hold"),
+        (4, None, 0.9, "not measured"),
+    ],
+)
 def test_four_times_smaller(size: float, speed: float | None, top5: float, ruling: str) -> None:
     assert claims.four_times_smaller(structured(size, speed, top5))[0] == ruling
     assert claims.four_times_smaller(None)[0] == "not measured"
@@ -77,10 +90,7 @@ def test_four_times_smaller(size: float, speed: float | None, top5: float, rulin
 def test_the_nearest_row_is_named() -> None:
     data = structured(4, 2, 0.9)
     data["rows"].append({**data["rows"][0], "name": "faster", "latency_times_as_fast": interval(3.0)})
-    assert (
-        "nearest is faster: 4.0 times fewer parameters, 3.0 times as fast"
-        in claims.four_times_smaller(data)[1]
-    )
+    assert "nearest is faster: 4.0 times fewer parameters, 3.0 times as fast" in claims.four_times_smaller(data)[1]
 
 
 def test_rows_points_and_crossings() -> None:

@@ -6,25 +6,18 @@ import pytest
 import torch
 from drawn import check_figure
 
-from pruning_lib.show import speed_plots as plots
+from pruning_book.plots import speed as plots
 
-POINTS = {
-    "dense kernel with zeros": [(0.5, 0.9, 0.8, 1.0), (0.9, 1.1, 1.0, 1.2)],
-    "CSR": [(0.5, 0.2, 0.1, 0.3)],
-}
+POINTS = {"dense kernel with zeros": [(0.5, 0.9, 0.8, 1.0), (0.9, 1.1, 1.0, 1.2)], "CSR": [(0.5, 0.2, 0.1, 0.3)]}
 
 
 def every_figure() -> dict:
     return {
         "strips": plots.byte_strips({"dense": (100, 0), "CSR": (24, 48)}),
-        "sizes": plots.sizes(
-            [0, 0.5, 0.9], {"dense": [1, 1, 1], "zip": [0.9, 0.55, 0.2]}, dense="the dense file"
-        ),
+        "sizes": plots.sizes([0, 0.5, 0.9], {"dense": [1, 1, 1], "zip": [0.9, 0.55, 0.2]}, dense="the dense file"),
         "speeds": plots.speeds({"one": POINTS, "two": POINTS, "three": {"CSR": []}}),
         "patterns": plots.patterns({"2:4": torch.tensor([[True, False, True, False]] * 4)}),
-        "bars": plots.expected_and_measured(
-            {"CSR": (2.0, (0.5, 0.4, 0.6)), "structured": (3.0, (1.5, 1.4, 1.6))}
-        ),
+        "bars": plots.expected_and_measured({"CSR": (2.0, (0.5, 0.4, 0.6)), "structured": (3.0, (1.5, 1.4, 1.6))}),
     }
 
 

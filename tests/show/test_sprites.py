@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib.show.sprites import Sheet, data_url, to_pil
+from pruning_book.widgets.sheet import Sheet, data_url, to_pil
 
 COLOURS = [(40 * i, 250 - 40 * i, 100) for i in range(5)]
 
@@ -43,7 +43,7 @@ def test_a_saved_sheet_is_read_without_loss(tmp_path, name):
 @pytest.mark.parametrize(
     ("width", "height", "count", "words"),
     [(7, 6, 5, "no tiles of 7 x 6"), (8, 6, 7, "7 pictures are"), (8, 6, 3, "3 pictures are"), (0, 6, 5, "no tiles")],
-)  # fmt: skip
+)
 def test_a_sheet_of_another_shape_is_refused(width, height, count, words):
     with pytest.raises(ValueError, match=words):
         Sheet(Sheet.pack(flat()).image, width, height, count)

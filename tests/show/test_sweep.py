@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib.show.widgets import Axis, Metric, Sheet, SweepExplorer
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.sheet import Sheet
+from pruning_book.widgets.sweep import SweepExplorer
 
 
 def test_the_last_axis_varies_fastest(sweep):

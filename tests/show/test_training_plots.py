@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import pruning_lib as pl
-from pruning_lib.measure import RecordError
-from pruning_lib.show.training_plots import recorded_tiles, recovery, starts, toy_losses
+from pruning_book.plots.training import recorded_tiles, recovery, starts, toy_losses
+from pruning_lib.records import RecordError
 
 
 def interval(value: float, width: float = 0.02) -> dict:
@@ -24,11 +24,7 @@ def test_toy_losses_name_every_end():
 
 
 def test_recovery_draws_the_interval_of_each_run():
-    run = {
-        "label": "pruned",
-        "steps": [0, 100],
-        "judged": [{"ssim": interval(0.1)}, {"ssim": interval(0.8, 0.05)}],
-    }
+    run = {"label": "pruned", "steps": [0, 100], "judged": [{"ssim": interval(0.1)}, {"ssim": interval(0.8, 0.05)}]}
     figure = recovery([run], "ssim", ylabel="SSIM")
     assert figure.alt == "SSIM against training steps: pruned from 0.10 to 0.80."
     band = figure.axes[0].collections[0].get_paths()[0].vertices

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from pruning_lib.show import twin
-from pruning_lib.show.twin import json_for_html, module_source, passport_line
+from pruning_book.widgets import base as twin
+from pruning_book.widgets.base import json_for_html, module_source, passport_line
 
 KINDS = ["sweep_explorer", "block_explorer"]
 
@@ -101,17 +101,19 @@ def test_a_page_names_itself(sweep):
         ("Counted.", "Counted."),
         ({"hardware": "a CPU", "device": "cpu", "cpu_threads": 2, "n": 5}, "Measured on a CPU, 2 threads, n = 5"),
         ({"hardware": "a GPU", "device": "cuda", "cpu_threads": 2}, "Measured on a GPU"),
-        ({"commit": "abcdef0123456789", "dirty": True, "date": "2026-01-02T03:04:05"},
-         "2026-01-02, commit abcdef0123 with changes"),
+        (
+            {"commit": "abcdef0123456789", "dirty": True, "date": "2026-01-02T03:04:05"},
+            "2026-01-02, commit abcdef0123 with changes",
+        ),
         ({"commit": "uncommitted", "versions": {"torch": "2.6", "numpy": "2"}}, "torch 2.6, uncommitted"),
     ],
-)  # fmt: skip
+)
 def test_the_passport_in_one_line(passport, line):
     assert passport_line(passport) == line
 
 
 def test_a_real_passport_in_one_line():
-    from pruning_lib.measure.record import passport
+    from pruning_lib.records import passport
 
     line = passport_line(passport(seeds=[1], n=3, device="cpu"))
     assert line.startswith("Measured on ") and "n = 3, torch " in line

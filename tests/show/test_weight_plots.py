@@ -6,8 +6,8 @@ import pytest
 import torch
 from drawn import check_figure
 
-from pruning_lib.show import weight_plots
-from pruning_lib.weights import magnitude_masks
+from pruning_book.plots import weight as weight_plots
+from pruning_lib.weights.magnitude import magnitude_masks
 from pruning_lib.weights.nm import nm_mask
 
 MATRIX = torch.tensor([[0.9, -0.1], [0.2, -0.4]])

@@ -13,13 +13,18 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import find_chromium
-from pruning_lib.show.twin import TwinWidget
+from pruning_book.widgets.base import TwinWidget
 from visits import SUB_PATH, Visitor
 
 FLAGS = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

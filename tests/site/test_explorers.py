@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from pruning_lib.show.sprites import data_url
-from pruning_lib.show.twin import module_source
-from pruning_lib.show.widgets import Axis, BlockExplorer, BlockModel, Metric, SweepExplorer
+from pruning_book.widgets.axes import Axis, Metric
+from pruning_book.widgets.base import module_source
+from pruning_book.widgets.blocks import BlockExplorer, BlockModel
+from pruning_book.widgets.sheet import data_url
+from pruning_book.widgets.sweep import SweepExplorer
 from visits import AXE, PHONE
 
 pytestmark = pytest.mark.browser
@@ -36,9 +38,12 @@ def sweep(**changes) -> SweepExplorer:
 
 # What the steps remove of three bars, and where the cut lies.
 PANEL = {
-    "edges": [-1, -0.3, 0.3, 1], "counts": [10, 1000, 20], "axes": ["steps"],
-    "removed": [[0, 0, 0], [0, 500, 0], [1, 1000, 2]], "cuts": [None, [0.2, 0.2], [0.25, 0.5]],
-}  # fmt: skip
+    "edges": [-1, -0.3, 0.3, 1],
+    "counts": [10, 1000, 20],
+    "axes": ["steps"],
+    "removed": [[0, 0, 0], [0, 500, 0], [1, 1000, 2]],
+    "cuts": [None, [0.2, 0.2], [0.25, 0.5]],
+}
 
 
 def weighed() -> SweepExplorer:

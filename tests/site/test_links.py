@@ -29,9 +29,7 @@ def test_the_checker_sees_what_is_broken(tmp_path: Path) -> None:
 
 
 def test_pages_and_site_keep_their_weight(site: Path) -> None:
-    heavy = {
-        path.name: path.stat().st_size for path in site.rglob("*.html") if path.stat().st_size > 3 * 2**20
-    }
+    heavy = {path.name: path.stat().st_size for path in site.rglob("*.html") if path.stat().st_size > 3 * 2**20}
     assert heavy == {}
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 60 * 2**20
 

@@ -7,8 +7,8 @@ from operator_samples import PATHS, colour, explorer
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from pruning_lib.show.sprites import data_url
-from pruning_lib.show.twin import module_source
+from pruning_book.widgets.base import module_source
+from pruning_book.widgets.sheet import data_url
 from visits import AXE, PHONE
 
 pytestmark = pytest.mark.browser
@@ -24,19 +24,13 @@ def pictures(page: Page) -> list[list[int]]:
 
 def shows(page: Page, place: int, prompt: int = 0) -> bool:
     whole, now = pictures(page)
-    return whole == pytest.approx(colour(prompt, 0), abs=3) and now == pytest.approx(
-        colour(prompt, place), abs=3
-    )
+    return whole == pytest.approx(colour(prompt, 0), abs=3) and now == pytest.approx(colour(prompt, place), abs=3)
 
 
 def facts(page: Page) -> dict[str, list[str]]:
     rows = page.locator(".compact tbody").first.locator("tr")
-    cells = rows.evaluate_all(
-        "rows => rows.map((r) => [...r.children].map((c) => c.firstChild?.textContent ?? ''))"
-    )
-    return {
-        name.replace("\u00a0", " "): [text.replace("\u00a0", " ") for text in rest] for name, *rest in cells
-    }
+    cells = rows.evaluate_all("rows => rows.map((r) => [...r.children].map((c) => c.firstChild?.textContent ?? ''))")
+    return {name.replace("\u00a0", " "): [text.replace("\u00a0", " ") for text in rest] for name, *rest in cells}
 
 
 def test_the_slider_steps_through_the_operators_and_speaks(opened) -> None:
@@ -50,11 +44,7 @@ def test_the_slider_steps_through_the_operators_and_speaks(opened) -> None:
     assert spoken.startswith(said)
     assert page.locator(".say").text_content() == spoken
     found = facts(page)
-    assert (
-        found["score"][1] == "0.75"
-        and found["its parts"][1] == "0.5 + 0.25"
-        and found["rank"][1] == "5 of 14"
-    )
+    assert found["score"][1] == "0.75" and found["its parts"][1] == "0.5 + 0.25" and found["rank"][1] == "5 of 14"
     assert found["mean SSIM"] == ["1.000", "0.950 (0.850 to 1.000)"]
     assert found["parameters"] == ["0.10 M", "0.10 M"] and found["MACs of a call"] == ["1.00 M", "0.99 M"]
     assert found["what is done to it"][1] == "identity"
@@ -71,13 +61,9 @@ def test_the_ratio_slider_removes_the_lowest_and_shows_only_what_was_recorded(op
     said += "SSIM of this picture 0.800"
     assert many.get_attribute("aria-valuetext").replace("\u00a0", " ").startswith(said)
     gone = page.locator("g.gone")
-    assert {g.get_attribute("id") for g in gone.all()} == {
-        f"worth-cell-{PATHS.index(p)}" for p in (PATHS[9], PATHS[8])
-    }
+    assert {g.get_attribute("id") for g in gone.all()} == {f"worth-cell-{PATHS.index(p)}" for p in (PATHS[9], PATHS[8])}
     page.get_by_role("radio", name="single layers").check()
-    assert page.locator("g.gone").count() == 3 and shows(page, 2), (
-        "the attention is seen among the single layers"
-    )
+    assert page.locator("g.gone").count() == 3 and shows(page, 2), "the attention is seen among the single layers"
     many.press("Home")
     assert page.locator(".say").text_content() == "Nothing is removed." and shows(page, 0)
     assert many.get_attribute("max") == "2" and page.locator("g.gone").count() == 0
@@ -129,11 +115,7 @@ def test_the_table_lists_all_from_the_lowest_score(opened) -> None:
     page = opened(explorer())
     page.locator("summary").click()
     names = page.locator("details tbody th").all_text_contents()
-    assert (
-        names[0] == "mid_block.resnets.0"
-        and names[-1] == "up_blocks.0.upsamplers.0"
-        and len(names) == len(PATHS)
-    )
+    assert names[0] == "mid_block.resnets.0" and names[-1] == "up_blocks.0.upsamplers.0" and len(names) == len(PATHS)
     page.get_by_role("slider").nth(1).press("End")
     assert page.locator("details tbody th").all_text_contents() == ["0", "1", "3"]
 
@@ -199,9 +181,7 @@ def test_with_a_kernel_the_picture_is_drawn_anew(browser: Browser) -> None:
     image = data_url(Image.new("RGB", (8, 6), (1, 2, 3)))
     page = run_live(browser, {"image": image, "ssim": 0.321})
     page.get_by_text("live: computed just now").wait_for()
-    assert (
-        pictures(page)[1] == [1, 2, 3] and "SSIM of this picture 0.321" in page.locator(".say").text_content()
-    )
+    assert pictures(page)[1] == [1, 2, 3] and "SSIM of this picture 0.321" in page.locator(".say").text_content()
     page.get_by_role("slider").nth(1).press("End")
     asked = [{"prompt": "lion", "operator": "conv_in"}, {"prompt": "lion", "ratio": 0.25}]
     assert page.evaluate("window.asked") == asked

@@ -71,10 +71,7 @@ def test_no_serious_accessibility_finding(visitor: Visitor, path: str, theme: st
 def test_both_themes_draw(visitor: Visitor, path: str) -> None:
     visit = visitor.visit(path)
     assert visit.themes == {"light": "light", "dark": "dark"}
-    grey = {
-        name: np.asarray(Image.open(io.BytesIO(shot)).convert("L"), float)
-        for name, shot in visit.shots.items()
-    }
+    grey = {name: np.asarray(Image.open(io.BytesIO(shot)).convert("L"), float) for name, shot in visit.shots.items()}
     assert all(picture.std() > 5 for picture in grey.values()), "a blank page"
     assert np.median(grey["light"]) > 200 > 80 > np.median(grey["dark"])
 

@@ -8,10 +8,10 @@ from painter_samples import NAMES, PROMPTS, colour, grid, painter, random_grid, 
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from pruning_lib.show.painter_grid import grid_data
-from pruning_lib.show.sprites import data_url
-from pruning_lib.show.twin import module_source
-from pruning_lib.steps.rows import to_rows, to_table
+from pruning_book.widgets.base import module_source
+from pruning_book.widgets.editor_grid import grid_data
+from pruning_book.widgets.sheet import data_url
+from pruning_lib.steps.schedule import decode_table, encode_table
 from visits import AXE, PHONE
 
 pytestmark = pytest.mark.browser
@@ -27,9 +27,7 @@ def picture(page: Page, which: int = 1) -> list[int] | None:
 
 def shows(page: Page, stop: int, prompt: int = 0) -> bool:
     whole, now = (picture(page, k) for k in (0, 1))
-    return whole == pytest.approx(colour(prompt, 0), abs=3) and now == pytest.approx(
-        colour(prompt, stop), abs=3
-    )
+    return whole == pytest.approx(colour(prompt, 0), abs=3) and now == pytest.approx(colour(prompt, stop), abs=3)
 
 
 def said(page: Page) -> str:
@@ -51,7 +49,7 @@ def table(page: Page) -> list[str]:
 
 def ratio(*rows: str) -> str:
     """Return the share of MACs that Python counts."""
-    return f"{100 * grid().macs_ratio(to_table(rows)):.1f} % of the MACs"
+    return f"{100 * grid().macs_ratio(decode_table(rows)):.1f} % of the MACs"
 
 
 # One table is counted by both languages.
@@ -75,13 +73,13 @@ def test_the_page_counts_as_python_does(browser: Browser) -> None:
         grids.append(random_grid(units, steps, generator))
         tables.append(random_table((steps, units), generator, (k % 10 + 0.5) / 10))
     page = browser.new_page()
-    cases = [[to_rows(on), grid_data(g)] for g, on in zip(grids, tables, strict=True)]
+    cases = [[encode_table(on), grid_data(g)] for g, on in zip(grids, tables, strict=True)]
     found = page.evaluate(COUNT, [module_source("painter_counting"), cases])
     dead = skipped = 0
     for g, on, told in zip(grids, tables, found, strict=True):
-        assert told["live"] == to_rows(g.live(on)) and told["called"] == g.calls(on).tolist()
+        assert told["live"] == encode_table(g.live(on)) and told["called"] == g.calls(on).tolist()
         assert told["macs"] == g.macs_of(on) and told["without"] == g.macs_of(on, attention=False)
-        assert told["back"] == to_rows(on), "a table survives the address"
+        assert told["back"] == encode_table(on), "a table survives the address"
         dead += int((on & ~g.live(on)).sum())
         skipped += int((~g.calls(on)).sum())
     assert dead > 100 and skipped > 20, "the cases must hold what is to be counted"
@@ -111,9 +109,7 @@ def test_a_cell_is_switched_and_everything_follows(opened) -> None:
     assert cell(page, 1, 0).get_attribute("aria-label") == f"{NAMES[0]}, step 2: computed, but dead work"
     assert cell(page, 1, 3).get_attribute("aria-selected") == "false"
     cell(page, 3, 3).click()  # the same picture as every 2nd step, dead work besides
-    assert shows(page, 1) and said(page).startswith(
-        "50.0 % of the MACs in 2 of 4 calls; 6 computed cells are"
-    )
+    assert shows(page, 1) and said(page).startswith("50.0 % of the MACs in 2 of 4 calls; 6 computed cells are")
     assert "SSIM of this picture 0.900" in said(page)
     page.get_by_role("button", name="Switch dead work off").click()
     assert table(page) == ["cccc", "rrrr"] * 2 and shows(page, 1)
@@ -199,9 +195,7 @@ def test_presets_prompts_and_the_list_of_all(opened) -> None:
     rows = page.locator("details tbody th").all_text_contents()
     assert rows == ["everything", "every 2nd step", "the last layer"]
     page.locator(".chart .hit").first.click(force=True)  # of the first group, the fewest MACs
-    assert (
-        shows(page, 1, prompt=1) and page.locator(".chart .legend").text_content().count("whole steps") == 1
-    )
+    assert shows(page, 1, prompt=1) and page.locator(".chart .legend").text_content().count("whole steps") == 1
 
 
 def test_links_bring_a_table_and_say_what_is_wrong(opened) -> None:

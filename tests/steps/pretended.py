@@ -64,11 +64,7 @@ class PretendedGPU(TorchDispatchMode):
 
     def mine(self, counter: Counter) -> dict[str, int]:
         """Keep what this package does; samplers of diffusers read values, too."""
-        return {
-            name: count
-            for name, count in counter.items()
-            if not name.startswith(("diffusers/", "transformers/"))
-        }
+        return {name: count for name, count in counter.items() if not name.startswith(("diffusers/", "transformers/"))}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, op = kwargs or {}, func.overloadpacket
@@ -83,9 +79,7 @@ class PretendedGPU(TorchDispatchMode):
                 (self.uploads if to_gpu else self.reads)[_place()] += 1
         elif any(ours) and not (op in _INDEXING and ours[0]):
             if any(tensor.ndim and not our for tensor, our in zip(tensors, ours, strict=True)):
-                raise RuntimeError(
-                    f"{func}: expected all tensors to be on the same device, found cuda:0 and cpu"
-                )
+                raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cuda:0 and cpu")
         if to_gpu and kwargs.get("generator") is not None:
             raise RuntimeError(f"{func}: expected a 'cuda' device type for generator but found 'cpu'")
         by_mask = op in _INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1])
@@ -106,9 +100,7 @@ class PretendedGPU(TorchDispatchMode):
             for name, weight in part._parameters.items():
                 if weight is not None:
                     with self:
-                        part._parameters[name] = nn.Parameter(
-                            Pretended(weight.detach()), weight.requires_grad
-                        )
+                        part._parameters[name] = nn.Parameter(Pretended(weight.detach()), weight.requires_grad)
             part._buffers.update({k: None if b is None else Pretended(b) for k, b in part._buffers.items()})
         return thing
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import latents, tiny
 
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.baselines import deepcache, every, uniform
+from pruning_lib.steps.budget import deepcache, every, uniform
+from pruning_lib.steps.schedule import grid_of
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,7 @@ def test_branches_are_those_of_the_package(grid) -> None:
     assert units_at(deepcache(grid, 3), 1) == {last}
     assert units_at(deepcache(grid, 3, 1), 1) == {"down_blocks.0.layers.0", "up_blocks.3.layers.1", last}
     two = units_at(deepcache(grid, 3, 2), 1)
-    assert two == {
-        *(f"down_blocks.0.layers.{i}" for i in (0, 1)),
-        *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2)),
-    }
+    assert two == {*(f"down_blocks.0.layers.{i}" for i in (0, 1)), *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2))}
     three = units_at(deepcache(grid, 3, 3), 1)
     assert three - two == {"down_blocks.0.downsamplers.0", "up_blocks.2.layers.2", "up_blocks.2.upsamplers.0"}
     assert all(deepcache(grid, 3).on[i].all() for i in (0, 3, 6))

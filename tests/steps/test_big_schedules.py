@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import pruning_lib as pl
-from pruning_lib.steps import grid_of, units_of
-from pruning_lib.zoo.standin import stand_in
+from pruning_book.stand_in import stand_in
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.units import units_of
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import tiny
 
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.baselines import every, uniform
-from pruning_lib.steps.evaluate import Evaluator, Spent, Tally
+from pruning_lib.steps.budget import every, uniform
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.search import BudgetExhausted, Evaluator, SearchBudget
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,19 @@ def test_bad_input_is_refused(pipe, grid) -> None:
 
 def test_a_tally_keeps_to_both_budgets(pipe, grid) -> None:
     evaluator = Evaluator(pipe, PROMPTS, grid, guidance_scale=3)
-    tally = Tally(grid, 0.5, evaluator, 7)
+    tally = SearchBudget(grid, 0.5, evaluator, 7)
     assert tally.ask(every(grid, 3).on) == tally.loss
     with pytest.raises(ValueError, match="over its budget"):
         tally.ask(grid.full().on)
     assert tally.ask(every(grid, 3).on) == tally.loss and tally.spent == 3
-    with pytest.raises(Spent):
+    with pytest.raises(BudgetExhausted):
         tally.charge(5)
     tally.charge(1)
     tally.ask(every(grid, 2).on)
     assert tally.spent == 7
-    with pytest.raises(Spent):
+    with pytest.raises(BudgetExhausted):
         tally.ask(every(grid, 4).on)
     losses = [loss for _, loss in tally.trace]
     assert losses == sorted(losses, reverse=True) and losses[-1] == tally.loss
     with pytest.raises(ValueError, match="draws 3 images"):
-        Tally(grid, 0.5, evaluator, 2)
+        SearchBudget(grid, 0.5, evaluator, 2)

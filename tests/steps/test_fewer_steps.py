@@ -6,8 +6,8 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 from tiny import latents, tiny
 
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.fewer_steps import fewer_steps
+from pruning_book.rivals.fewer_steps import fewer_steps
+from pruning_lib.steps.schedule import grid_of
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny_pipes import pipe_of
 
-from pruning_lib.steps import gate_gradients, gradient, grid_of
+from pruning_lib.steps import supernet as gradient
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.supernet import gate_gradients
 
 STEPS = 4
 

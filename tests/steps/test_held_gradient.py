@@ -7,12 +7,11 @@ import torch
 from diffusers import DDIMScheduler
 from tiny import tiny
 
-from pruning_lib.steps import gate_gradients, grid_of
-from pruning_lib.steps.baselines import every
-from pruning_lib.steps.gradient import loss_and_gradient
-from pruning_lib.steps.held_gradient import HeldGates, cell_worth
+from pruning_lib.steps.budget import every
 from pruning_lib.steps.reuse import Turn
-from pruning_lib.steps.supernet import SuperNet
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.search import HardGates, cell_importance
+from pruning_lib.steps.supernet import SuperNet, gate_gradients, loss_and_gradient
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +31,9 @@ def partial(grid) -> torch.Tensor:
 def test_scores_are_the_slope_of_the_loss(pipe, reuse) -> None:
     grid = grid_of(pipe, 4)
     on = partial(grid)
-    worth = cell_worth(pipe, grid, on, ["lion"], seeds=[3], guidance_scale=3, reuse=reuse)
+    worth = cell_importance(pipe, grid, on, ["lion"], seeds=[3], guidance_scale=3, reuse=reuse)
     net = SuperNet(pipe, grid, guidance_scale=3)
-    net._gates = HeldGates(
-        grid.calls(on).tolist(), Turn.of(pipe.scheduler) if reuse == "prediction" else Turn(None)
-    )
+    net._gates = HardGates(grid.calls(on).tolist(), Turn.of(pipe.scheduler) if reuse == "prediction" else Turn(None))
     place, step = int(worth[2].abs().argmax()), 0.02
     with net:
         losses = []
@@ -49,9 +46,7 @@ def test_scores_are_the_slope_of_the_loss(pipe, reuse) -> None:
 
 def test_only_cells_of_calls_have_scores(pipe) -> None:
     grid = grid_of(pipe, 4)
-    worth = cell_worth(
-        pipe, grid, partial(grid), ["lion", "pizza"], guidance_scale=3, reuse="prediction", batch=1
-    )
+    worth = cell_importance(pipe, grid, partial(grid), ["lion", "pizza"], guidance_scale=3, reuse="prediction", batch=1)
     assert worth.shape == grid.shape and worth.isfinite().all()
     assert not worth[[0, 1, 3]].any()
     assert worth[2].abs().max() > 0
@@ -63,14 +58,14 @@ def test_without_skipped_calls_it_is_the_plain_gradient(pipe) -> None:
     on[0], on[:, -1] = True, True
     plain = -gate_gradients(pipe, grid, on, ["lion"], guidance_scale=3)
     assert torch.allclose(
-        cell_worth(pipe, grid, on, ["lion"], guidance_scale=3)[1:], plain[1:], rtol=1e-3, atol=1e-7
+        cell_importance(pipe, grid, on, ["lion"], guidance_scale=3)[1:], plain[1:], rtol=1e-3, atol=1e-7
     )
 
 
 def test_the_pipeline_is_left_as_it_was(pipe) -> None:
     grid = grid_of(pipe, 3)
     asked = [p.requires_grad for p in pipe.unet.parameters()]
-    cell_worth(pipe, grid, every(grid, 2).on, ["lion"])
+    cell_importance(pipe, grid, every(grid, 2).on, ["lion"])
     assert [p.requires_grad for p in pipe.unet.parameters()] == asked
     with every(grid, 2).applied(pipe):  # no hooks of the gates are in the way
         pass
@@ -79,8 +74,8 @@ def test_the_pipeline_is_left_as_it_was(pipe) -> None:
 def test_bad_input_is_refused(pipe) -> None:
     grid = grid_of(pipe, 3)
     with pytest.raises(ValueError, match="reuse="):
-        cell_worth(pipe, grid, every(grid, 2).on, ["lion"], reuse="x")
+        cell_importance(pipe, grid, every(grid, 2).on, ["lion"], reuse="x")
     with pytest.raises(ValueError, match="2 seeds for 1 prompts"):
-        cell_worth(pipe, grid, every(grid, 2).on, ["lion"], seeds=[1, 2])
+        cell_importance(pipe, grid, every(grid, 2).on, ["lion"], seeds=[1, 2])
     with pytest.raises(ValueError, match="first row"):
-        cell_worth(pipe, grid, torch.zeros(grid.shape), ["lion"])
+        cell_importance(pipe, grid, torch.zeros(grid.shape), ["lion"])

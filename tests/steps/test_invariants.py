@@ -9,9 +9,11 @@ import pytest
 import torch
 from tiny_denoisers import make
 
-from pruning_lib.measure import example_inputs
-from pruning_lib.steps import Control, Schedule, Wiring, attach, live_cells, paper_cascade, units_of
-from pruning_lib.steps.grid import Grid
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.steps.hooks import Control, attach
+from pruning_lib.steps.schedule import Grid, Schedule, live_cells, paper_cascade
+from pruning_lib.steps.units import units_of
+from pruning_lib.steps.wiring import Wiring
 
 CALLS = 3
 
@@ -125,10 +127,19 @@ def test_more_cells_can_cost_less() -> None:
     """Computing a unit later makes its earlier value dead, and all that was computed for that one alone."""
     wiring = u_shaped(2)
     grid = Grid(
-        names=tuple("abcde"), macs=(1, 1, 1, 1, 1), macs_without_attention=(1,) * 5, base_macs=0,
-        base_macs_without_attention=0, wiring=wiring, grain="layers", class_name="UNet2DModel", structure="0",
-        scheduler="DDIMScheduler", steps=3, timesteps=(3.0, 2.0, 1.0),
-    )  # fmt: skip
+        names=tuple("abcde"),
+        macs=(1, 1, 1, 1, 1),
+        macs_without_attention=(1,) * 5,
+        base_macs=0,
+        base_macs_without_attention=0,
+        wiring=wiring,
+        grain="layers",
+        class_name="UNet2DModel",
+        structure="0",
+        scheduler="DDIMScheduler",
+        steps=3,
+        timesteps=(3.0, 2.0, 1.0),
+    )
     on = torch.ones(3, 5, dtype=torch.bool)
     on[1, 3:] = False
     on[2, :3] = False
@@ -151,11 +162,19 @@ def paths(value: object, here: tuple = ()) -> list[tuple]:
 def test_a_file_damaged_anywhere_is_refused_with_its_name(tmp_path) -> None:
     units = units_of(make("unet"))
     grid = Grid(
-        names=units.names, macs=units.macs, macs_without_attention=units.macs_without_attention,
-        base_macs=units.base_macs, base_macs_without_attention=units.base_macs_without_attention, wiring=units.wiring,
-        grain=units.grain, class_name=units.class_name, structure=units.structure, scheduler="DDPMScheduler", steps=3,
+        names=units.names,
+        macs=units.macs,
+        macs_without_attention=units.macs_without_attention,
+        base_macs=units.base_macs,
+        base_macs_without_attention=units.base_macs_without_attention,
+        wiring=units.wiring,
+        grain=units.grain,
+        class_name=units.class_name,
+        structure=units.structure,
+        scheduler="DDPMScheduler",
+        steps=3,
         timesteps=(3.0, 2.0, 1.0),
-    )  # fmt: skip
+    )
     file = tmp_path / "a.schedule.json"
     grid.schedule(torch.ones(grid.shape), method="full").save(file)
     whole = json.loads(file.read_text())

@@ -6,7 +6,8 @@ import itertools
 
 import torch
 
-from pruning_lib.steps import Wiring, live_cells, paper_cascade
+from pruning_lib.steps.schedule import live_cells, paper_cascade
+from pruning_lib.steps.wiring import Wiring
 
 # 0 -> 1 -> 2 -> output, and a skip connection 0 -> 2
 CHAIN = Wiring((frozenset(), frozenset({0}), frozenset({0, 1})), frozenset({2}), False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning_lib.measure import ssim
+from pruning_lib.quality import ssim
 from pruning_lib.steps.losses import LOSSES, check_loss, picture_loss
 
 PICTURES = [name for name in LOSSES if name != "latent"]

@@ -22,8 +22,8 @@ from on_gpu import some
 from test_pipelines import expected
 from tiny_ways import STEPS, WAYS, counting, hooks_left, text
 
-from pruning_lib.measure.denoiser import denoiser_of
-from pruning_lib.steps import grid_of
+from pruning_lib.denoisers import denoiser_of
+from pruning_lib.steps.schedule import grid_of
 
 
 def offload_all(pipe) -> None:
@@ -79,9 +79,16 @@ def smallest():
     pipe, draw = text()
     torch.manual_seed(0)
     pipe.unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8,), layers_per_block=1, cross_attention_dim=8, attention_head_dim=4,
-        norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None,
-    ).eval()  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+    ).eval()
     return pipe, draw
 
 

@@ -13,8 +13,8 @@ from on_gpu import some
 from tiny_ways import STEPS, WAYS, counting, hooks_left, macs_of_run, sd, text, with_lora
 
 import pruning_lib as pl
-from pruning_lib.measure.denoiser import denoiser_of
-from pruning_lib.steps import grid_of
+from pruning_lib.denoisers import denoiser_of
+from pruning_lib.steps.schedule import grid_of
 
 LATER = {"image to image": 2, "inpainting": 2}  # the row at which strength 0.61 begins
 
@@ -57,11 +57,7 @@ def test_every_way(way):
 
 @pytest.mark.parametrize(
     ("way", "samples", "grains"),
-    [
-        ("sd-1.5", 2, ["blocks", "layers", "modules"]),
-        ("DiT", 4, ["blocks", "layers"]),
-        ("SDXL", 4, ["layers"]),
-    ],
+    [("sd-1.5", 2, ["blocks", "layers", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
 )
 def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
     pipe, draw = WAYS[way]()
@@ -72,10 +68,7 @@ def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
         with schedule.applied(pipe):
             left = macs_of_run(draw)
         claimed = samples * (grid.full().macs() - schedule.macs())
-        if (way, grain) == (
-            "DiT",
-            "blocks",
-        ):  # its last norm calls the embedding inside the first block once more
+        if (way, grain) == ("DiT", "blocks"):  # its last norm calls the embedding inside the first block once more
             embedding = pl.count_macs(pipe.transformer).modules["transformer_blocks.0.norm1.emb"].macs // 2
             claimed -= samples * embedding * int((~schedule.live()[:, 0]).sum())
         assert whole - left == claimed > 0, grain
@@ -90,13 +83,7 @@ def test_one_context_many_kinds_of_runs():
         options = {"num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": guidance}
         return pipe(prompts, generator=noise, **options).images
 
-    asked = [
-        (["lion"], 3.0),
-        (["lion", "pizza"], 1.0),
-        (["pizza"], 3.0),
-        (["lion"], 1.0),
-        (["a", "b", "c"], 3.0),
-    ]
+    asked = [(["lion"], 3.0), (["lion", "pizza"], 1.0), (["pizza"], 3.0), (["lion"], 1.0), (["a", "b", "c"], 3.0)]
     schedule, alone = some(grid_of(pipe, STEPS)), []
     for case in asked:
         with schedule.applied(pipe):
@@ -132,9 +119,7 @@ def test_an_interrupted_run_leaves_nothing_behind(monkeypatch, where, error):
                 draw()
         else:
             calls = []
-            module = (
-                pipe.unet.up_blocks[-1].resnets[-1].conv1
-            )  # the last unit of a call: others are computed already
+            module = pipe.unet.up_blocks[-1].resnets[-1].conv1  # the last unit of a call: others are computed already
             hook = module.register_forward_pre_hook(lambda *_: stop() if calls else calls.append(1))
             try:
                 draw()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pruning_lib.steps.pruner import GateTable, PrunerNetwork, keep_probability, straight_through
+from pruning_lib.steps.gates import GateTable, PrunerNetwork, keep_probability, straight_through
 
 
 @pytest.mark.parametrize("make", [lambda: PrunerNetwork(4, 6, width=16), lambda: GateTable(4, 6)])
@@ -50,14 +50,10 @@ def test_gates_are_hard_in_value_and_soft_in_gradient():
 
 def test_temperature_sharpens():
     logits = torch.tensor([0.0, 1.0])
-    assert (
-        keep_probability(logits, 0.1) > 0.99 > keep_probability(logits) > keep_probability(logits, 10) > 0.5
-    )
+    assert keep_probability(logits, 0.1) > 0.99 > keep_probability(logits) > keep_probability(logits, 10) > 0.5
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"calls": 0}, {"units": 1.5}, {"width": 10}, {"heads": 0}, {"width": True}]
-)
+@pytest.mark.parametrize("wrong", [{"calls": 0}, {"units": 1.5}, {"width": 10}, {"heads": 0}, {"width": True}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PrunerNetwork(**{"calls": 2, "units": 2, "width": 16, "heads": 8, **wrong})

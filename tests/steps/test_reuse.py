@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import latents, tiny
 
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.baselines import every
+from pruning_lib.steps.budget import every
 from pruning_lib.steps.reuse import Turn, reusing
+from pruning_lib.steps.schedule import grid_of
 
 
 def with_prediction(kind: str):

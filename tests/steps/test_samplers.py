@@ -5,15 +5,11 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from tiny_pipes import pipe_of
 
-from pruning_lib.steps import Schedule, grid_of, units_of
+from pruning_lib.steps.schedule import Schedule, grid_of
+from pruning_lib.steps.units import units_of
 
 STEPS = 5
 # sampler -> (class, options, calls that STEPS steps make)
@@ -21,11 +17,7 @@ SAMPLERS = {
     "DDIM": ("DDIMScheduler", {}, 5),
     "DDPM": ("DDPMScheduler", {}, 5),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}, 6),  # the second timestep twice
-    "PNDM": (
-        "PNDMScheduler",
-        {"skip_prk_steps": False},
-        14,
-    ),  # Runge-Kutta: four calls for each of the first steps
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": False}, 14),  # Runge-Kutta: four calls for each of the first steps
     "DPM-Solver++": ("DPMSolverMultistepScheduler", {}, 5),
     "DPM-Solver++ SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 5),
     "DPM-Solver++, single step": ("DPMSolverSinglestepScheduler", {}, 5),
@@ -152,10 +144,18 @@ def test_another_sampler_or_spacing_is_refused_before_any_work(small):
 def flow_pipe(**options) -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=8, out_channels=4,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=8,
+        out_channels=4,
         pos_embed_max_size=8,
-    ).eval()  # fmt: skip
+    ).eval()
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, shift_factor=0.0)
     parts = dict.fromkeys(
         ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
@@ -171,10 +171,16 @@ def flow_latents(pipe, steps: int = STEPS):
     make = torch.Generator().manual_seed(0)
     text, pooled = torch.randn(1, 5, 16, generator=make), torch.randn(1, 8, generator=make)
     return pipe(
-        prompt_embeds=text, pooled_prompt_embeds=pooled, negative_prompt_embeds=-text,
-        negative_pooled_prompt_embeds=-pooled, num_inference_steps=steps, output_type="latent", height=8, width=8,
+        prompt_embeds=text,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=-text,
+        negative_pooled_prompt_embeds=-pooled,
+        num_inference_steps=steps,
+        output_type="latent",
+        height=8,
+        width=8,
         generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
+    ).images
 
 
 @pytest.mark.parametrize("options", [{}, {"shift": 3.0}, {"use_karras_sigmas": True}])

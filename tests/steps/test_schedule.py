@@ -9,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from tiny import latents, tiny
 
-from pruning_lib.steps import Schedule, grid_of
+from pruning_lib.steps.schedule import Schedule, grid_of
 
 
 @pytest.fixture(scope="module")

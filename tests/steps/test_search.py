@@ -6,9 +6,8 @@ import pytest
 import torch
 from tiny import tiny
 
-from pruning_lib.steps import grid_of
-from pruning_lib.steps.budget import check_budget
-from pruning_lib.steps.search import from_scores
+from pruning_lib.steps.budget import check_budget, threshold_scores
+from pruning_lib.steps.schedule import grid_of
 
 
 @pytest.fixture(scope="module")
@@ -23,30 +22,30 @@ def scores(grid, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("keep_macs", [0.17, 0.2, 0.3, 0.5, 0.77, 0.99, 1, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_budget_is_met_and_never_exceeded(grid, keep_macs, seed) -> None:
-    schedule = from_scores(scores(grid, seed), grid, keep_macs)
+    schedule = threshold_scores(scores(grid, seed), grid, keep_macs)
     assert schedule.macs_ratio() <= keep_macs
     assert schedule.macs_ratio() > 0.85 * keep_macs
 
 
 def test_all_of_the_macs_is_everything(grid) -> None:
-    assert from_scores(scores(grid), grid, 1.0) == grid.full()
+    assert threshold_scores(scores(grid), grid, 1.0) == grid.full()
 
 
 def test_the_highest_scores_win(grid) -> None:
     wanted = torch.zeros(grid.shape)
     wanted[3] = 1.0  # one whole call besides the first
-    on = from_scores(wanted, grid, 2 / 6).on
+    on = threshold_scores(wanted, grid, 2 / 6).on
     assert on[0].all() and on[3].all() and int(on.sum()) == 2 * grid.shape[1]
 
 
 def test_dead_cells_are_left_off(grid) -> None:
     some = scores(grid)
-    schedule = from_scores(some, grid, 0.4)
+    schedule = threshold_scores(some, grid, 0.4)
     assert schedule.live().equal(schedule.on)
 
 
 def test_a_schedule_says_where_it_comes_from(grid) -> None:
-    found = from_scores(scores(grid), grid, 0.5, seed=3).provenance
+    found = threshold_scores(scores(grid), grid, 0.5, seed=3).provenance
     assert found == {"method": "scores", "keep_macs": 0.5, "seed": 3}
 
 
@@ -62,14 +61,14 @@ def test_a_schedule_says_where_it_comes_from(grid) -> None:
 )
 def test_wrong_budgets_are_refused(grid, keep_macs, said) -> None:
     with pytest.raises(ValueError, match=said):
-        from_scores(scores(grid), grid, keep_macs)
+        threshold_scores(scores(grid), grid, keep_macs)
 
 
 def test_wrong_scores_are_refused(grid) -> None:
     with pytest.raises(ValueError, match="shape|numbers"):
-        from_scores(torch.rand(3, 3), grid, 0.5)
+        threshold_scores(torch.rand(3, 3), grid, 0.5)
     with pytest.raises(ValueError, match="finite"):
-        from_scores(scores(grid) / 0, grid, 0.5)
+        threshold_scores(scores(grid) / 0, grid, 0.5)
 
 
 def test_a_share_of_calls_is_counted_exactly() -> None:

@@ -6,13 +6,11 @@ import pytest
 import torch
 from tiny import tiny
 
-from pruning_lib.steps import Grid, Wiring, grid_of
-from pruning_lib.steps.baselines import uniform
-from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.genetic_search import genetic_search
-from pruning_lib.steps.held_gradient import cell_worth
-from pruning_lib.steps.local_search import local_search, outer_units, simple_starts, spaced
-from pruning_lib.steps.random_search import random_schedule, random_search
+from pruning_book.rivals.schedule_search import genetic_search, random_schedule, random_search
+from pruning_lib.steps.budget import uniform
+from pruning_lib.steps.schedule import Grid, grid_of
+from pruning_lib.steps.search import Evaluator, cell_importance, local_search, outer_units, simple_starts, spaced
+from pruning_lib.steps.wiring import Wiring
 
 SEARCHES = (random_search, genetic_search, local_search)
 
@@ -50,10 +48,19 @@ def small_grid(calls: int = 8) -> Grid:
     wiring = Wiring(tuple(map(frozenset, read)), frozenset([6]), False)
     macs = (40, 30, 20, 10, 30, 40, 60)
     return Grid(
-        names=names, macs=macs, macs_without_attention=macs, base_macs=5, base_macs_without_attention=5, wiring=wiring,
-        grain="layers", class_name="Made", structure="up", scheduler="DDIMScheduler", steps=calls,
+        names=names,
+        macs=macs,
+        macs_without_attention=macs,
+        base_macs=5,
+        base_macs_without_attention=5,
+        wiring=wiring,
+        grain="layers",
+        class_name="Made",
+        structure="up",
+        scheduler="DDIMScheduler",
+        steps=calls,
         timesteps=tuple(float(900 - 100 * i) for i in range(calls)),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +89,7 @@ def test_seeds_decide(grid, search) -> None:
 
 def test_breeding_beats_chance_and_moving_beats_its_start() -> None:
     grid = small_grid(16)
-    by_chance, bred, moved = (
-        search(grid, 0.3, Staleness(grid), images=200).provenance for search in SEARCHES
-    )
+    by_chance, bred, moved = (search(grid, 0.3, Staleness(grid), images=200).provenance for search in SEARCHES)
     assert bred["loss"] < by_chance["loss"]
     assert moved["loss"] < moved["start_loss"] and sum(moved["moves"].values()) >= 2
 
@@ -148,9 +153,7 @@ def test_outer_units_are_the_first_and_the_last(grid) -> None:
     assert outer_units(grid, 1).nonzero().flatten().tolist() == [0, 5, 6]
     unet = grid_of(tiny(), 2)
     names = [name for name, on in zip(unet.names, outer_units(unet, 2).tolist(), strict=True) if on]
-    assert names == [
-        *(f"down_blocks.0.layers.{i}" for i in (0, 1)), *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2))
-    ]  # fmt: skip
+    assert names == [*(f"down_blocks.0.layers.{i}" for i in (0, 1)), *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2))]
 
 
 def test_starts_fit_and_differ(grid) -> None:
@@ -176,8 +179,12 @@ def test_on_a_real_pipeline() -> None:
     grid = grid_of(pipe, 4)
     evaluator = Evaluator(pipe, ["lion", "pizza"], grid, guidance_scale=3, reuse="prediction")
     found = local_search(
-        grid, 0.5, evaluator, images=24, worth_every=2,
-        worth=lambda on: cell_worth(pipe, grid, on, ["lion", "pizza"], guidance_scale=3, reuse="prediction"),
-    )  # fmt: skip
+        grid,
+        0.5,
+        evaluator,
+        images=24,
+        worth_every=2,
+        worth=lambda on: cell_importance(pipe, grid, on, ["lion", "pizza"], guidance_scale=3, reuse="prediction"),
+    )
     assert found.provenance["loss"] <= evaluator(uniform(grid, 0.5))
     assert found.provenance["reuse"] == "prediction" and found.macs_ratio() <= 0.5

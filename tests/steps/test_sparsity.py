@@ -6,9 +6,8 @@ import pytest
 import torch
 from tiny_pipes import pipe_of
 
-from pruning_lib.steps import cell_shares, grid_of, own_shares, sparsity_loss, within_budget
-from pruning_lib.steps.budget import evenly
-from pruning_lib.steps.grid import Grid
+from pruning_lib.steps.budget import cell_shares, evenly, own_shares, sparsity_loss, within_budget
+from pruning_lib.steps.schedule import Grid, grid_of
 from pruning_lib.steps.wiring import Wiring
 
 
@@ -16,10 +15,19 @@ def chain(calls: int = 3, macs: tuple[int, ...] = (10, 20, 70), output: int = 2)
     """A denoiser of three units in a row; the output reads the last one."""
     wiring = Wiring((frozenset(), frozenset({0}), frozenset({1})), frozenset({output}), False)
     return Grid(
-        names=("a", "b", "c"), macs=macs, macs_without_attention=macs, base_macs=0, base_macs_without_attention=0,
-        wiring=wiring, grain="layers", class_name="Toy", structure="", scheduler="DDIMScheduler", steps=calls,
+        names=("a", "b", "c"),
+        macs=macs,
+        macs_without_attention=macs,
+        base_macs=0,
+        base_macs_without_attention=0,
+        wiring=wiring,
+        grain="layers",
+        class_name="Toy",
+        structure="",
+        scheduler="DDIMScheduler",
+        steps=calls,
         timesteps=tuple(range(calls, 0, -1)),
-    )  # fmt: skip
+    )
 
 
 def table(*rows: str) -> torch.Tensor:
@@ -82,9 +90,7 @@ def test_evenly_opens_whole_calls(grid):
 @pytest.mark.parametrize("budget", [0, 0.1, 1.1, -1, "0.5", True, float("nan")])
 def test_budgets_out_of_range_are_refused(grid, budget):
     for make in (within_budget, lambda _, *rest: evenly(*rest)):
-        with pytest.raises(
-            ValueError, match="keep_macs=.*(above 0 and up to 1|less than the first of 6 calls)"
-        ):
+        with pytest.raises(ValueError, match="keep_macs=.*(above 0 and up to 1|less than the first of 6 calls)"):
             make(torch.rand(grid.shape), grid, budget)
 
 

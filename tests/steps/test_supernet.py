@@ -8,18 +8,13 @@ import pytest
 import torch
 from tiny_pipes import pipe_of
 
-from pruning_lib.measure.denoiser import denoiser_of
-from pruning_lib.steps import SuperNet, gate_gradients, grid_of
+from pruning_lib.denoisers import denoiser_of
 from pruning_lib.steps.hooks import HOOK
-from pruning_lib.steps.memory import explains_out_of_memory
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.supernet import SuperNet, explains_out_of_memory, gate_gradients
 
 STEPS = 4
-KINDS = {
-    "text": ["lion", "pizza"],
-    "classes": [1, 2],
-    "text, transformer": ["lion", "pizza"],
-    "unconditional": [0, 0],
-}
+KINDS = {"text": ["lion", "pizza"], "classes": [1, 2], "text, transformer": ["lion", "pizza"], "unconditional": [0, 0]}
 SEEDS = [5, 6]
 
 
@@ -55,14 +50,7 @@ def test_the_gradient_is_that_of_finite_differences_with_and_without_checkpointi
     on, wanted = some_schedule(net.grid, 1), net.reference(prompts, SEEDS)
     found = [
         gate_gradients(
-            net.pipe,
-            net.grid,
-            on,
-            prompts,
-            seeds=SEEDS,
-            leak=0.3,
-            checkpointing=checkpointing,
-            options=options,
+            net.pipe, net.grid, on, prompts, seeds=SEEDS, leak=0.3, checkpointing=checkpointing, options=options
         )
         for checkpointing in (True, False)
     ]
@@ -154,11 +142,16 @@ def test_wrong_use_is_explained():
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"prompts": "lion"}, "draws from texts"), ({"prompts": []}, "draws from texts"), ({"prompts": [1]}, "texts"),
-        ({"leak": 1}, "leak=1"), ({"batch": 0}, "batch=0"), ({"seeds": [1]}, "1 seeds for 2"),
-        ({"loss": "mse"}, "There is no loss"), ({"on": torch.zeros(2, 13)}, "first row"),
+        ({"prompts": "lion"}, "draws from texts"),
+        ({"prompts": []}, "draws from texts"),
+        ({"prompts": [1]}, "texts"),
+        ({"leak": 1}, "leak=1"),
+        ({"batch": 0}, "batch=0"),
+        ({"seeds": [1]}, "1 seeds for 2"),
+        ({"loss": "mse"}, "There is no loss"),
+        ({"on": torch.zeros(2, 13)}, "first row"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_of_gate_gradients_is_refused(wrong, match):
     pipe = pipe_of("text")
     grid = grid_of(pipe, 2)
@@ -168,8 +161,10 @@ def test_bad_input_of_gate_gradients_is_refused(wrong, match):
 
 
 def test_out_of_memory_says_what_to_lower():
-    with pytest.raises(MemoryError, match=r"checkpointing=True.*batch=2.*bf16=True"), \
-            explains_out_of_memory(4, False, False):  # fmt: skip
+    with (
+        pytest.raises(MemoryError, match=r"checkpointing=True.*batch=2.*bf16=True"),
+        explains_out_of_memory(4, False, False),
+    ):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
     with pytest.raises(MemoryError) as short, explains_out_of_memory(1, True, True):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -15,8 +15,9 @@ from tiny_pipes import pipe_of
 from train_small import PROMPTS, SMALL, small_run
 
 import pruning_lib as pl
-from pruning_lib.steps import PrunerCollapseError, TrainedPruner, gate_gradients, grid_of, train_pruner
-from pruning_lib.steps.training import _prompt
+from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.supernet import gate_gradients
+from pruning_lib.steps.training import PrunerCollapseError, TrainedPruner, _prompt, train_pruner
 
 HERE = Path(__file__).parent
 
@@ -55,15 +56,14 @@ def test_gates_of_kind_budget_never_exceed_it(trained):
         assert line["macs_ratio"] <= line["budget"]
     assert [line["budget"] for line in trained["best"].history] == [0.8] * 2 + [0.5] * 2
     first, second = trained["best"].tables
-    assert torch.equal(trained["best"].scores_for(0.9), first) and torch.equal(
-        trained["best"].scores_for(0.4), second
-    )
+    assert torch.equal(trained["best"].scores_for(0.9), first) and torch.equal(trained["best"].scores_for(0.4), second)
 
 
 def test_what_was_trained_beats_chance_on_prompts_it_has_not_seen(pipe):
     found = train_pruner(pipe, PROMPTS, steps=4, guidance_scale=3, iterations=6, batch=2, keep_macs=0.5)
     new, seeds = ["sunflower", "house", "guitar"], [0, 1, 2]
-    from pruning_lib.steps import SuperNet, within_budget
+    from pruning_lib.steps.budget import within_budget
+    from pruning_lib.steps.supernet import SuperNet
 
     net = SuperNet(pipe, found.grid, guidance_scale=3)
     wanted = net.reference(new, seeds)
@@ -96,9 +96,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(pipe, trained, recipe, tm
     with pytest.raises(ValueError, match="other settings"):
         small_run(recipe, pipe, folder=tmp_path, seed=1)
     with pytest.raises(ValueError, match="other prompts"):
-        train_pruner(
-            pipe, ["lion"], steps=4, recipe=recipe, guidance_scale=3, folder=tmp_path, **SMALL[recipe]
-        )
+        train_pruner(pipe, ["lion"], steps=4, recipe=recipe, guidance_scale=3, folder=tmp_path, **SMALL[recipe])
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged"):
         small_run(recipe, pipe, folder=tmp_path)
@@ -128,11 +126,7 @@ def test_every_prompt_comes_once_an_epoch_in_another_order():
 
 def test_a_callback_sees_figures_and_may_draw(pipe):
     shapes = []
-    small_run(
-        "best",
-        pipe,
-        callback=lambda look: shapes.append((look.figures["step"], look.pictures(["lion"]).shape)),
-    )
+    small_run("best", pipe, callback=lambda look: shapes.append((look.figures["step"], look.pictures(["lion"]).shape)))
     side = pipe.vae_scale_factor * pipe.unet.config.sample_size
     assert shapes == [(i, (1, 3, side, side)) for i in range(1, 5)]
 
@@ -156,22 +150,13 @@ def test_other_settings_run(pipe):
         found = small_run("published", pipe, **{"iterations": 2, **more})
         assert len(found.history) == 2 and found.settings["loss"] == more["loss"]
     wanted = small_run("best", pipe, iterations=2)
-    assert torch.allclose(
-        small_run("best", pipe, iterations=2, checkpointing=False).tables, wanted.tables, atol=1e-3
-    )
+    assert torch.allclose(small_run("best", pipe, iterations=2, checkpointing=False).tables, wanted.tables, atol=1e-3)
 
 
 def test_classes_and_an_own_grid_work():
     pipe = pipe_of("classes")
     found = train_pruner(
-        pipe,
-        [1, 2],
-        steps=3,
-        grain=grid_of(pipe, 3, "blocks"),
-        guidance_scale=2,
-        keep_macs=0.7,
-        iterations=2,
-        batch=1,
+        pipe, [1, 2], steps=3, grain=grid_of(pipe, 3, "blocks"), guidance_scale=2, keep_macs=0.7, iterations=2, batch=1
     )
     assert found.grid.grain == "blocks" and found.schedule(0.7).macs_ratio() <= 0.7
 
@@ -186,21 +171,33 @@ def test_budgets_that_the_first_call_exceeds_are_left_out_unless_asked_for(pipe)
 @pytest.mark.parametrize(
     ("wrong", "kind", "match"),
     [
-        ({"prompts": []}, ValueError, "draws from texts"), ({"prompts": "lion"}, ValueError, "draws from texts"),
-        ({"steps": 1}, ValueError, "steps=1"), ({"steps": 2.5}, ValueError, "steps=2.5"),
-        ({"recipe": "bst"}, ValueError, "no recipe 'bst'.*best"), ({"iteration": 3}, TypeError, "iterations"),
-        ({"iterations": 0}, ValueError, "iterations=0"), ({"batch": True}, ValueError, "batch=True"),
-        ({"lr": float("nan")}, ValueError, "lr=nan"), ({"lr": 0}, ValueError, "lr=0"),
-        ({"alpha": -1}, ValueError, "alpha=-1"), ({"leak": 1.0}, ValueError, "leak=1.0"),
-        ({"keep_macs": 0.1}, ValueError, "keep_macs=0.1.*first of 4 calls"), ({"keep_macs": 2}, ValueError, "=.2"),
-        ({"keep_macs": (0.3, 0.5)}, ValueError, "largest first"), ({"keep_macs": None}, ValueError, "keep_macs=None"),
-        ({"recipe": "published", "keep_macs": 0.5}, ValueError, "take none"), ({"loss": "mse"}, ValueError, "loss"),
-        ({"optimizer": "adam"}, ValueError, "adamw"), ({"callback": 3}, TypeError, "callback is a int"),
-        ({"grain": "layer"}, ValueError, "layers"), ({"options": {"hight": 8}}, ValueError, "height"),
-        ({"temperature": 0}, ValueError, "temperature"), ({"iterations": 2}, ValueError, "for 5 budgets"),
+        ({"prompts": []}, ValueError, "draws from texts"),
+        ({"prompts": "lion"}, ValueError, "draws from texts"),
+        ({"steps": 1}, ValueError, "steps=1"),
+        ({"steps": 2.5}, ValueError, "steps=2.5"),
+        ({"recipe": "bst"}, ValueError, "no recipe 'bst'.*best"),
+        ({"iteration": 3}, TypeError, "iterations"),
+        ({"iterations": 0}, ValueError, "iterations=0"),
+        ({"batch": True}, ValueError, "batch=True"),
+        ({"lr": float("nan")}, ValueError, "lr=nan"),
+        ({"lr": 0}, ValueError, "lr=0"),
+        ({"alpha": -1}, ValueError, "alpha=-1"),
+        ({"leak": 1.0}, ValueError, "leak=1.0"),
+        ({"keep_macs": 0.1}, ValueError, "keep_macs=0.1.*first of 4 calls"),
+        ({"keep_macs": 2}, ValueError, "=.2"),
+        ({"keep_macs": (0.3, 0.5)}, ValueError, "largest first"),
+        ({"keep_macs": None}, ValueError, "keep_macs=None"),
+        ({"recipe": "published", "keep_macs": 0.5}, ValueError, "take none"),
+        ({"loss": "mse"}, ValueError, "loss"),
+        ({"optimizer": "adam"}, ValueError, "adamw"),
+        ({"callback": 3}, TypeError, "callback is a int"),
+        ({"grain": "layer"}, ValueError, "layers"),
+        ({"options": {"hight": 8}}, ValueError, "height"),
+        ({"temperature": 0}, ValueError, "temperature"),
+        ({"iterations": 2}, ValueError, "for 5 budgets"),
         ({"accelerator": 3}, TypeError, "accelerator is a int"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused_before_any_work(pipe, wrong, kind, match, monkeypatch):
     monkeypatch.setattr(pipe.unet, "forward", None)  # no call can be made
     given = {"prompts": PROMPTS, "steps": 4, **wrong}
@@ -251,10 +248,16 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     started = []
     for rank in range(2):
         more = {
-            "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1,
+            "WORLD_SIZE": 2,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": 1,
+            "HF_HUB_OFFLINE": 1,
             "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{HERE.parent / 'operators'}:{os.environ.get('PYTHONPATH', '')}",
-        }  # fmt: skip
+        }
         environment = os.environ | {name: str(value) for name, value in more.items()}
         command = [sys.executable, str(HERE / "train_small.py"), str(tmp_path)]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))

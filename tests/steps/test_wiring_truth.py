@@ -9,7 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 import pruning_lib as pl
-from pruning_lib.steps import Units, units_of
+from pruning_lib.steps.units import Units, units_of
 
 # What each layer of Stable Diffusion 1.5 reads: the one before it, and for an up layer the skip connection it takes.
 # None is the first convolution, or nothing at all.
@@ -51,10 +51,7 @@ def found(model: str, grain: str = "layers") -> Units:
 
 def reads(units: Units) -> dict[str, set[str]]:
     """Return unit -> names of those it reads."""
-    return {
-        unit.name: {units.names[i] for i in read}
-        for unit, read in zip(units, units.wiring.inputs, strict=True)
-    }
+    return {unit.name: {units.names[i] for i in read} for unit, read in zip(units, units.wiring.inputs, strict=True)}
 
 
 @pytest.mark.parametrize("model", ["sd-1.5", "emoji-sd", "sd-2.1", "ldm-celebahq-256"])
@@ -68,10 +65,7 @@ def test_a_u_of_four_levels_has_27_layers_and_eleven_skip_connections(model: str
 
 def test_a_layer_is_a_resnet_with_the_transformer_behind_it() -> None:
     units = {unit.name: unit for unit in found("sd-1.5")}
-    assert units["down_blocks.0.layers.1"].modules == (
-        "down_blocks.0.resnets.1",
-        "down_blocks.0.attentions.1",
-    )
+    assert units["down_blocks.0.layers.1"].modules == ("down_blocks.0.resnets.1", "down_blocks.0.attentions.1")
     assert units["down_blocks.3.layers.1"].modules == ("down_blocks.3.resnets.1",), "the bottom has no text"
     assert units["up_blocks.0.layers.2"].modules == ("up_blocks.0.resnets.2",)
     assert units["mid_block"].modules == ("mid_block",)
@@ -84,10 +78,16 @@ def test_whole_blocks_of_a_u_read_across() -> None:
     down, up = ([f"{side}_blocks.{i}" for i in range(4)] for side in ("down", "up"))
     assert list(units.names) == [*down, "mid_block", *up]
     assert reads(units) == {
-        down[0]: set(), down[1]: {down[0]}, down[2]: {down[1]}, down[3]: {down[2]}, "mid_block": {down[3]},
-        up[0]: {"mid_block", down[3], down[2]}, up[1]: {up[0], down[2], down[1]}, up[2]: {up[1], down[1], down[0]},
+        down[0]: set(),
+        down[1]: {down[0]},
+        down[2]: {down[1]},
+        down[3]: {down[2]},
+        "mid_block": {down[3]},
+        up[0]: {"mid_block", down[3], down[2]},
+        up[1]: {up[0], down[2], down[1]},
+        up[2]: {up[1], down[1], down[0]},
         up[3]: {up[2], down[0]},
-    }  # fmt: skip
+    }
 
 
 def test_at_the_finest_grain_skips_leave_from_the_transformers() -> None:
@@ -118,9 +118,7 @@ def test_sdxl_has_three_levels_and_no_sampler_at_the_bottom() -> None:
 
 def test_every_branch_of_dit_reads_all_before_it() -> None:
     units = found("dit-xl-2-256")
-    assert list(units.names) == [
-        f"transformer_blocks.{i}.{branch}" for i in range(28) for branch in ("attn1", "ff")
-    ]
+    assert list(units.names) == [f"transformer_blocks.{i}.{branch}" for i in range(28) for branch in ("attn1", "ff")]
     assert units.wiring.inputs == tuple(frozenset(range(i)) for i in range(56))
     assert units.wiring.output == set(range(56)) and units.wiring.output_reads_input
     blocks = found("dit-xl-2-256", "blocks")
@@ -140,9 +138,15 @@ def test_pixart_has_three_branches_in_a_block() -> None:
 def test_sd3_has_a_stream_of_text_beside_the_stream_of_the_picture() -> None:
     with torch.device("meta"):
         model = SD3Transformer2DModel(
-            sample_size=8, num_layers=3, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
-            caption_projection_dim=16, pooled_projection_dim=16, pos_embed_max_size=8,
-        )  # fmt: skip
+            sample_size=8,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pooled_projection_dim=16,
+            pos_embed_max_size=8,
+        )
     units, table = units_of(model), reads(units_of(model))
     name = "transformer_blocks.{}.{}".format
     # The last block changes the picture only, so it has no feed-forward for the text.

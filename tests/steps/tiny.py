@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pruning_lib.zoo.standin import stand_in
+from pruning_book.stand_in import stand_in
 
 
 def tiny(name: str = "sd-1.5"):
@@ -17,10 +17,5 @@ def latents(pipe, *, steps: int = 4, batch: int = 1, seed: int = 0, guidance: fl
     noise = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
     prompts = ["lion", "pizza", "red heart", "cat face"][:batch]
     return pipe(
-        prompts,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=noise,
-        output_type="latent",
-        **more,
+        prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="latent", **more
     ).images

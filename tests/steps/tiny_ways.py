@@ -27,10 +27,10 @@ from peft import LoraConfig
 from tiny_pipes import pipe_of
 from torch import Tensor, nn
 
-from pruning_lib.measure.denoiser import denoiser_of
+from pruning_book.stand_in import stand_in
+from pruning_lib.denoisers import denoiser_of
 from pruning_lib.steps.hooks import HOOK
 from pruning_lib.steps.units import list_units
-from pruning_lib.zoo.standin import stand_in
 
 __all__ = ["STEPS", "WAYS", "counting", "hooks_left", "macs_of_run", "with_lora"]
 
@@ -59,9 +59,12 @@ def text(batch: int = 1, guidance: float = 3.0, kind: str = "tiny", change=lambd
 
     def draw() -> Tensor:
         return pipe(
-            PROMPTS[:batch], num_inference_steps=STEPS, guidance_scale=guidance, generator=noise(batch),
+            PROMPTS[:batch],
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            generator=noise(batch),
             output_type="latent",
-        ).images  # fmt: skip
+        ).images
 
     return pipe, draw
 
@@ -87,7 +90,7 @@ def image_to_image(inpaint: bool):
     def draw() -> Tensor:
         return pipe(
             "lion", num_inference_steps=STEPS, guidance_scale=3.0, generator=noise(), output_type="latent", **given
-        ).images  # fmt: skip
+        ).images
 
     return pipe, draw
 
@@ -99,16 +102,20 @@ def controlled():
     with torch.no_grad():
         for weight in control.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    pipe = StableDiffusionControlNetPipeline(
-        **base.components, controlnet=control, requires_safety_checker=False
-    )
+    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=control, requires_safety_checker=False)
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(4))
 
     def draw() -> Tensor:
         return pipe(
-            "lion", image=picture, num_inference_steps=STEPS, guidance_scale=3.0, generator=noise(), height=8, width=8,
+            "lion",
+            image=picture,
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            generator=noise(),
+            height=8,
+            width=8,
             output_type="latent",
-        ).images  # fmt: skip
+        ).images
 
     return quiet(pipe), draw
 
@@ -121,12 +128,20 @@ def sdxl():
     """SDXL's shape: no attention at the top, several transformer blocks below, sizes and crops as conditions."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=2, cross_attention_dim=8, norm_num_groups=4,
-        attention_head_dim=(1, 2, 2), transformer_layers_per_block=(1, 1, 2), use_linear_projection=True,
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        cross_attention_dim=8,
+        norm_num_groups=4,
+        attention_head_dim=(1, 2, 2),
+        transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=8 + 6 * 4,
-    ).eval()  # fmt: skip
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=8 + 6 * 4,
+    ).eval()
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     pipe = StableDiffusionXLPipeline(vae=tiny_vae(), unet=unet, scheduler=sd().scheduler, **parts)
     make = torch.Generator().manual_seed(0)
@@ -134,10 +149,17 @@ def sdxl():
 
     def draw() -> Tensor:
         return pipe(
-            prompt_embeds=words, pooled_prompt_embeds=pooled, negative_prompt_embeds=-words,
-            negative_pooled_prompt_embeds=-pooled, num_inference_steps=STEPS, guidance_scale=3.0, generator=noise(2),
-            height=8, width=8, output_type="latent",
-        ).images  # fmt: skip
+            prompt_embeds=words,
+            pooled_prompt_embeds=pooled,
+            negative_prompt_embeds=-words,
+            negative_pooled_prompt_embeds=-pooled,
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            generator=noise(2),
+            height=8,
+            width=8,
+            output_type="latent",
+        ).images
 
     return quiet(pipe), draw
 
@@ -158,9 +180,15 @@ def pixart():
 
     def draw() -> Tensor:
         return pipe(
-            "lion", num_inference_steps=STEPS, generator=noise(), height=8, width=8, output_type="latent",
-            use_resolution_binning=False, clean_caption=False,
-        ).images  # fmt: skip
+            "lion",
+            num_inference_steps=STEPS,
+            generator=noise(),
+            height=8,
+            width=8,
+            output_type="latent",
+            use_resolution_binning=False,
+            clean_caption=False,
+        ).images
 
     return pipe, draw
 
@@ -179,10 +207,18 @@ def sd3():
     """An MMDiT with flow matching: two streams, the picture's and the text's."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=8, out_channels=4,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=8,
+        out_channels=4,
         pos_embed_max_size=8,
-    ).eval()  # fmt: skip
+    ).eval()
     pipe = without_encoders(
         StableDiffusion3Pipeline, "", "_2", "_3", transformer=transformer, vae=tiny_vae(shift_factor=0.0)
     )
@@ -190,10 +226,16 @@ def sd3():
 
     def draw() -> Tensor:
         return pipe(
-            prompt_embeds=words, pooled_prompt_embeds=pooled, negative_prompt_embeds=-words,
-            negative_pooled_prompt_embeds=-pooled, num_inference_steps=STEPS, generator=noise(), height=8, width=8,
+            prompt_embeds=words,
+            pooled_prompt_embeds=pooled,
+            negative_prompt_embeds=-words,
+            negative_pooled_prompt_embeds=-pooled,
+            num_inference_steps=STEPS,
+            generator=noise(),
+            height=8,
+            width=8,
             output_type="latent",
-        ).images  # fmt: skip
+        ).images
 
     return pipe, draw
 
@@ -202,18 +244,32 @@ def flux():
     """An MMDiT whose later blocks have one stream; its pipeline names the two calls of a guided step."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
-    ).eval()  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=8,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
     pipe = without_encoders(FluxPipeline, "", "_2", transformer=transformer, vae=tiny_vae(shift_factor=0.0))
     words, pooled = flow_text(16, 8)
 
     def draw() -> Tensor:
         return pipe(
-            prompt_embeds=words, pooled_prompt_embeds=pooled, negative_prompt_embeds=-words,
-            negative_pooled_prompt_embeds=-pooled, true_cfg_scale=2.0, num_inference_steps=STEPS, generator=noise(),
-            height=8, width=8, output_type="latent",
-        ).images  # fmt: skip
+            prompt_embeds=words,
+            pooled_prompt_embeds=pooled,
+            negative_prompt_embeds=-words,
+            negative_pooled_prompt_embeds=-pooled,
+            true_cfg_scale=2.0,
+            num_inference_steps=STEPS,
+            generator=noise(),
+            height=8,
+            width=8,
+            output_type="latent",
+        ).images
 
     return pipe, draw
 
@@ -244,11 +300,7 @@ def counting(pipe, grain: str = "layers"):
     found, handles = {}, []
     for unit in list_units(denoiser, grain):
         # in the last module: when a unit is skipped, nothing inside it may run
-        inside = [
-            m
-            for m in denoiser.get_submodule(unit.modules[-1]).modules()
-            if isinstance(m, nn.Linear | nn.Conv2d)
-        ]
+        inside = [m for m in denoiser.get_submodule(unit.modules[-1]).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         found[unit.name] = 0
 
         def count(*_, name=unit.name) -> None:

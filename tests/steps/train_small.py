@@ -9,31 +9,19 @@ from pathlib import Path
 import torch
 from tiny_pipes import pipe_of
 
-from pruning_lib.steps import TrainedPruner, train_pruner
+from pruning_lib.steps.training import TrainedPruner, train_pruner
 
 PROMPTS = ["lion", "pizza", "red heart", "cat face", "rocket"]
 SMALL = {
     "best": {"iterations": 4, "batch": 2, "keep_macs": (0.8, 0.5)},
-    "published": {
-        "iterations": 4,
-        "batch": 1,
-        "width": 16,
-        "loss": "l1",
-        "on_collapse": "go on",
-        "lr": 0.02,
-    },
+    "published": {"iterations": 4, "batch": 1, "width": 16, "loss": "l1", "on_collapse": "go on", "lr": 0.02},
 }
 
 
 def small_run(recipe: str = "best", pipe=None, **more: object) -> TrainedPruner:
     """Train for a few iterations of a few steps."""
     return train_pruner(
-        pipe or pipe_of("text"),
-        PROMPTS,
-        steps=3,
-        recipe=recipe,
-        guidance_scale=3,
-        **{**SMALL[recipe], **more},
+        pipe or pipe_of("text"), PROMPTS, steps=3, recipe=recipe, guidance_scale=3, **{**SMALL[recipe], **more}
     )
 
 
@@ -41,9 +29,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     out, rank, seen = Path(sys.argv[1]), int(os.environ["RANK"]), []
     found = small_run(batch=1, folder=out / "run", callback=lambda look: seen.append(look.iteration))
-    again = small_run(
-        batch=1, folder=out / "run", callback=lambda look: seen.append(look.iteration)
-    )  # all is done
+    again = small_run(batch=1, folder=out / "run", callback=lambda look: seen.append(look.iteration))  # all is done
     assert torch.equal(found.tables, again.tables)
     found.save(out / f"{rank}.safetensors")
     torch.save(seen, out / f"{rank}.pt")

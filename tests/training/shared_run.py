@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from small_pipe import copy_of, small_unet, with_unet
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.training.finetune import finetune
+from pruning_lib.finetuning.finetune import finetune
 
 
 def run(folder: Path, batch: int, steps: int, **more: object) -> tuple[dict, list]:
@@ -22,10 +23,23 @@ def run(folder: Path, batch: int, steps: int, **more: object) -> tuple[dict, lis
         with torch.no_grad():
             small.unet.conv_in.weight.add_(1)
     log = finetune(
-        small, pl.training_images()[:4], pl.captions()[:4], steps=steps, batch=batch, folder=folder, lr=1e-3,
-        warmup=1, decay=0, log_every=1, checkpoint_every=2, teacher=pipe, distill_output=1, distill_features=1,
-        validate_every=2, **more,
-    )  # fmt: skip
+        small,
+        pb.training_images()[:4],
+        pb.captions()[:4],
+        steps=steps,
+        batch=batch,
+        folder=folder,
+        lr=1e-3,
+        warmup=1,
+        decay=0,
+        log_every=1,
+        checkpoint_every=2,
+        teacher=pipe,
+        distill_output=1,
+        distill_features=1,
+        validate_every=2,
+        **more,
+    )
     return small.unet.state_dict(), log.lines
 
 

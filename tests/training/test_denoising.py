@@ -9,8 +9,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.training.denoising import DenoisingTask, denoising_loss, noise_schedule, spread_timesteps
+from pruning_lib.finetuning.denoising import DenoisingTask, denoising_loss, noise_schedule, spread_timesteps
 
 
 class Spy(nn.Module):
@@ -42,9 +43,7 @@ def test_the_target_follows_the_scheduler(kind):
     schedule, unet = DDPMScheduler(prediction_type=kind), Spy(0.25)
     t, noise = drawn()
     a = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
-    target = {"epsilon": noise, "sample": CLEAN, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * CLEAN}[
-        kind
-    ]
+    target = {"epsilon": noise, "sample": CLEAN, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * CLEAN}[kind]
     loss = denoising_loss(unet, schedule, CLEAN, TEXT, NOTHING, torch.Generator().manual_seed(0))
     assert torch.allclose(loss, (0.25 - target).square().mean(), atol=1e-6)
     assert torch.allclose(unet.noisy, a.sqrt() * CLEAN + (1 - a).sqrt() * noise, atol=1e-6)
@@ -54,9 +53,7 @@ def test_the_target_follows_the_scheduler(kind):
 def test_captions_are_dropped_at_the_rate_asked_for():
     unet, schedule, seen = Spy(), DDPMScheduler(), []
     for seed in range(200):
-        denoising_loss(
-            unet, schedule, CLEAN, TEXT, NOTHING, torch.Generator().manual_seed(seed), caption_dropout=0.25
-        )
+        denoising_loss(unet, schedule, CLEAN, TEXT, NOTHING, torch.Generator().manual_seed(seed), caption_dropout=0.25)
         seen += unet.text.mean((1, 2)).tolist()
     assert set(seen) == {0.0, 1.0} and 1 - sum(seen) / len(seen) == pytest.approx(0.25, abs=0.05)
 
@@ -86,7 +83,7 @@ class TestTask:
         return pl.load("emoji-sd")
 
     def test_it_encodes_as_the_pipeline_does(self, pipe):
-        images, captions = pl.training_images()[:3], pl.captions()[:3]
+        images, captions = pb.training_images()[:3], pb.captions()[:3]
         task = DenoisingTask.of(pipe, images, captions)
         wanted = pipe.encode_prompt(captions, "cpu", 1, True)
         assert torch.allclose(task.states, wanted[0], atol=1e-5)
@@ -97,17 +94,16 @@ class TestTask:
         assert task.levels == 1000
 
     def test_the_trained_model_knows_its_own_pictures(self, pipe):
-        task = DenoisingTask.of(pipe, pl.training_images()[:16], pl.captions()[:16])
+        task = DenoisingTask.of(pipe, pb.training_images()[:16], pb.captions()[:16])
         shuffled = DenoisingTask(task.latents, task.states.roll(1, 0), task.nothing, task.schedule)
         with torch.no_grad():
             own, wrong = (
-                t.loss(pipe.unet, torch.Generator().manual_seed(0), 16, caption_dropout=0)
-                for t in (task, shuffled)
+                t.loss(pipe.unet, torch.Generator().manual_seed(0), 16, caption_dropout=0) for t in (task, shuffled)
             )
         assert own < wrong / 3
 
     def test_one_timestep(self, pipe):
-        task, unet = DenoisingTask.of(pipe, pl.training_images()[:2], pl.captions()[:2]), Spy()
+        task, unet = DenoisingTask.of(pipe, pb.training_images()[:2], pb.captions()[:2]), Spy()
         task.loss_at(unet, 7, torch.Generator().manual_seed(0), 5)
         assert unet.t.tolist() == [7] * 5 and not torch.equal(unet.text[0], task.nothing[0])
         with pytest.raises(ValueError, match="timestep=1000; allowed: 0 to 999"):
@@ -128,4 +124,4 @@ class TestTask:
 
     def test_other_pipelines(self, pipe):
         with pytest.raises(TypeError, match="lacks unet"):
-            DenoisingTask.of(pipe.unet, pl.training_images()[:1], ["a"])
+            DenoisingTask.of(pipe.unet, pb.training_images()[:1], ["a"])

@@ -11,13 +11,13 @@ from small_pipe import copy_of, small_unet, with_unet
 from torch import nn
 from torch.nn import functional as F
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.training.checkpointing import checkpointed
-from pruning_lib.training.denoising import DenoisingTask
-from pruning_lib.training.distill import Distillation, block_outputs, block_paths, frozen
-from pruning_lib.training.finetune import finetune
+from pruning_lib.finetuning.denoising import DenoisingTask
+from pruning_lib.finetuning.distill import Distillation, block_outputs, block_paths, frozen
+from pruning_lib.finetuning.finetune import checkpointed, finetune
 
-IMAGES, CAPTIONS = pl.training_images()[:4], pl.captions()[:4]
+IMAGES, CAPTIONS = pb.training_images()[:4], pb.captions()[:4]
 PATHS = ["down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "mid_block"]
 
 
@@ -49,9 +49,7 @@ def cut(pipe):
 
 def test_blocks_are_those_of_the_denoiser():
     assert block_paths(small_unet()) == PATHS
-    dit = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=3, sample_size=8
-    )
+    dit = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=3, sample_size=8)
     assert block_paths(dit) == [f"transformer_blocks.{i}" for i in range(3)]
     assert block_paths(nn.Linear(2, 2)) == []
     unet = small_unet()
@@ -74,11 +72,7 @@ def test_outputs_are_what_the_next_block_is_given(whole, batch):
 def test_the_loss_is_the_sum_of_its_parts_by_hand(whole, batch):
     small = cut(whole)
     total, parts = Distillation(whole.unet, output=2.0, features=0.5).loss(small.unet, batch)
-    with (
-        torch.no_grad(),
-        block_outputs(small.unet, PATHS) as ours,
-        block_outputs(whole.unet, PATHS) as theirs,
-    ):
+    with torch.no_grad(), block_outputs(small.unet, PATHS) as ours, block_outputs(whole.unet, PATHS) as theirs:
         answer, wanted = batch.predict(small.unet), batch.predict(whole.unet)
     features = sum(F.mse_loss(ours[p], theirs[p]) for p in PATHS)
     assert parts["denoising_loss"] == pytest.approx(F.mse_loss(answer, batch.target).item(), rel=1e-5)
@@ -108,11 +102,7 @@ def test_blocks_that_differ_are_left_out(whole, batch):
     small.unet.mid_block = None
     _, parts = Distillation(whole.unet, features=1).loss(small.unet, batch)
     # without a mid block the way down is as before; only the way up differs
-    with (
-        torch.no_grad(),
-        block_outputs(small.unet, PATHS[:-1]) as ours,
-        block_outputs(whole.unet, PATHS) as theirs,
-    ):
+    with torch.no_grad(), block_outputs(small.unet, PATHS[:-1]) as ours, block_outputs(whole.unet, PATHS) as theirs:
         batch.predict(small.unet), batch.predict(whole.unet)
     wanted = sum(F.mse_loss(ours[p], theirs[p]) for p in PATHS[2:4])
     assert parts["features_loss"] == pytest.approx(wanted.item(), rel=1e-5)
@@ -160,10 +150,7 @@ def test_checkpointing_is_restored_as_it_was(whole):
         raise RuntimeError("boom")
     after = [m.gradient_checkpointing for m in small.unet.modules() if hasattr(m, "gradient_checkpointing")]
     assert before == after and sum(before) == 1
-    with (
-        pytest.raises(TypeError, match="Linear has no enable_gradient_checkpointing"),
-        checkpointed(nn.Linear(1, 1)),
-    ):
+    with pytest.raises(TypeError, match="Linear has no enable_gradient_checkpointing"), checkpointed(nn.Linear(1, 1)):
         pass
 
 
@@ -181,9 +168,19 @@ def test_the_teacher_is_left_as_it_was_found(whole):
 def test_a_student_that_lost_operators_comes_closer_to_its_teacher(whole):
     small = cut(whole)
     log = finetune(
-        small, IMAGES, CAPTIONS, steps=16, lr=3e-3, batch=4, ema=0, log_every=1, warmup=1,
-        teacher=whole, distill_output=30, distill_features=30,  # this teacher knows nothing about the data
-    )  # fmt: skip
+        small,
+        IMAGES,
+        CAPTIONS,
+        steps=16,
+        lr=3e-3,
+        batch=4,
+        ema=0,
+        log_every=1,
+        warmup=1,
+        teacher=whole,
+        distill_output=30,
+        distill_features=30,  # this teacher knows nothing about the data
+    )
     for name in ("output_loss", "features_loss"):
         losses = log.curve(name)[1]
         assert len(losses) == 16 and sum(losses[-3:]) < 0.6 * sum(losses[:3]), name

@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.training.finetune import FinetuneLog, finetune
+from pruning_lib.finetuning.finetune import FinetuneLog, finetune
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +24,26 @@ def whole():
 def pipe(whole):
     """The pipeline with a very small denoiser, so that a step costs nothing."""
     torch.manual_seed(0)
-    own, whole.unet = whole.unet, UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128, norm_num_groups=4, attention_head_dim=2,
-    )  # fmt: skip
+    own, whole.unet = (
+        whole.unet,
+        UNet2DConditionModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=128,
+            norm_num_groups=4,
+            attention_head_dim=2,
+        ),
+    )
     yield whole
     whole.unet = own
 
 
-IMAGES, CAPTIONS = pl.training_images()[:4], pl.captions()[:4]
+IMAGES, CAPTIONS = pb.training_images()[:4], pb.captions()[:4]
 
 
 def weights(pipe) -> dict[str, torch.Tensor]:
@@ -77,11 +88,7 @@ def test_masks_hold_through_training(pipe, ema):
     after = weights(pipe)
     for name, mask in pruned.masks.items():
         assert (after[name][~mask] == 0).all()
-    still = [
-        torch.equal(after[name][mask], before[name][mask])
-        for name, mask in pruned.masks.items()
-        if mask.any()
-    ]
+    still = [torch.equal(after[name][mask], before[name][mask]) for name, mask in pruned.masks.items() if mask.any()]
     assert not any(still), "a kept weight did not learn"
     finetune(pipe, IMAGES, CAPTIONS, steps=3, batch=2, ema=ema)  # without it they grow back
     grown = torch.cat([weights(pipe)[name][~mask] for name, mask in pruned.masks.items()])
@@ -157,9 +164,7 @@ def test_half_precision_is_refused_unless_wanted(pipe):
     finetune(pipe, IMAGES, CAPTIONS, steps=1, lr=1e-5, batch=2, ema=0, warmup=1)
     whole = weights(pipe)
     assert (
-        sum((whole[n] != after[n].float()).sum().item() for n in whole)
-        / sum(v.numel() for v in whole.values())
-        > 0.9
+        sum((whole[n] != after[n].float()).sum().item() for n in whole) / sum(v.numel() for v in whole.values()) > 0.9
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning_lib.training.fit import FitConfig, fit, lr_factor, read_log
+from pruning_lib.finetuning.loop import FitConfig, fit, lr_factor, read_log
 
 
 def _task(seed: int = 0):

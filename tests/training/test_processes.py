@@ -12,7 +12,7 @@ import pytest
 import torch
 from shared_run import run
 
-from pruning_lib.training.processes import Processes
+from pruning_lib.processes import Processes
 
 HERE = Path(__file__).parent
 
@@ -25,10 +25,16 @@ def launch(folder: Path, batch: int, steps: int, count: int = 2) -> list[dict]:
     started = []
     for rank in range(count):
         more = {
-            "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1,
+            "WORLD_SIZE": count,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": 1,
+            "HF_HUB_OFFLINE": 1,
             "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{os.environ.get('PYTHONPATH', '')}",
-        }  # fmt: skip
+        }
         command = [sys.executable, str(HERE / "shared_run.py"), str(folder), str(batch), str(steps)]
         environment = os.environ | {name: str(value) for name, value in more.items()}
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
@@ -39,9 +45,7 @@ def launch(folder: Path, batch: int, steps: int, count: int = 2) -> list[dict]:
 
 def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     seen = []
-    wanted, lines = run(
-        tmp_path / "one", 4, 4, validate=lambda step: seen.append(step) or {"looked": float(step)}
-    )
+    wanted, lines = run(tmp_path / "one", 4, 4, validate=lambda step: seen.append(step) or {"looked": float(step)})
     (tmp_path / "two").mkdir()
     main, other = launch(tmp_path / "two", 2, 4)  # they stop half way and go on
     for name, value in wanted.items():

@@ -8,12 +8,13 @@ import pytest
 import torch
 from small_pipe import copy_of, small_unet, with_unet
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure.quality import clip_score, psnr, ssim
-from pruning_lib.training.finetune import finetune
-from pruning_lib.training.validation import HIGHEST_PSNR, PictureValidator, draw
+from pruning_book.validation import HIGHEST_PSNR, PictureValidator, draw
+from pruning_lib.finetuning.finetune import finetune
+from pruning_lib.quality import clip_score, psnr, ssim
 
-IMAGES, CAPTIONS = pl.training_images()[:2], pl.captions()[:2]
+IMAGES, CAPTIONS = pb.training_images()[:2], pb.captions()[:2]
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,7 @@ def test_pictures_are_the_pipelines_own_in_order(real):
     assert found.shape == (4, 3, 64, 64)
     for i, (prompt, seed) in enumerate([("lion", 3), ("lion", 5), ("tomato", 3), ("tomato", 5)]):
         noise = torch.Generator().manual_seed(seed)
-        own = real(
-            prompt, generator=noise, num_inference_steps=2, guidance_scale=3.0, output_type="pt"
-        ).images
+        own = real(prompt, generator=noise, num_inference_steps=2, guidance_scale=3.0, output_type="pt").images
         assert torch.allclose(own[0], found[i], atol=1e-4), (prompt, seed)
 
 
@@ -40,7 +39,7 @@ def test_a_denoiser_in_training_draws_among_parts_in_half_precision(real):
 
 
 def test_figures_are_the_yardsticks_of_measure(real):
-    small, judge = copy_of(real), pl.load_clip()
+    small, judge = copy_of(real), pb.load_clip()
     look = PictureValidator(small, real, ["lion", "tomato"], steps=2, judge=judge, keep=True)
     same = look(0)
     assert same["ssim"] == pytest.approx(1, abs=1e-5) and same["psnr"] == HIGHEST_PSNR
@@ -49,9 +48,7 @@ def test_figures_are_the_yardsticks_of_measure(real):
     worse = look(1)
     assert worse["ssim"] == pytest.approx(ssim(look.pictures[1], look.reference).mean().item())
     assert worse["psnr"] == pytest.approx(psnr(look.pictures[1], look.reference).mean().item())
-    assert worse["clip"] == pytest.approx(
-        clip_score(judge, look.pictures[1], ["lion", "tomato"]).mean().item()
-    )
+    assert worse["clip"] == pytest.approx(clip_score(judge, look.pictures[1], ["lion", "tomato"]).mean().item())
     assert worse["ssim"] < 0.999 and worse["psnr"] < 60 and worse["pictures"] == 2
     given = PictureValidator(small, look.reference, ["lion", "tomato"], steps=2)
     assert given(1) == {key: worse[key] for key in ("pictures", "ssim", "psnr")}
@@ -64,16 +61,7 @@ def test_curves_during_training(real):
         small = copy_of(teacher)
         look = PictureValidator(small, teacher, ["lion"], steps=2, guidance_scale=1)
         log = finetune(
-            small,
-            IMAGES,
-            CAPTIONS,
-            steps=4,
-            lr=1e-2,
-            warmup=1,
-            batch=2,
-            ema=0,
-            validate=look,
-            validate_every=every,
+            small, IMAGES, CAPTIONS, steps=4, lr=1e-2, warmup=1, batch=2, ema=0, validate=look, validate_every=every
         )
         runs.append(small.unet.state_dict())
     steps, values = log.curve("ssim")

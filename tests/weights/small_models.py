@@ -35,12 +35,7 @@ def unet() -> nn.Module:
 @_seeded
 def dit() -> nn.Module:
     return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=4,
-        num_layers=2,
-        sample_size=8,
-        num_embeds_ada_norm=10,
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
     )
 
 
@@ -58,9 +53,7 @@ def vae() -> nn.Module:
 @_seeded
 def clip_text() -> nn.Module:
     return CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
-        )
+        CLIPTextConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
     )
 
 
@@ -75,9 +68,7 @@ def inputs_of(name: str) -> dict:
         return torch.randn(shape, generator=generator)
 
     return {
-        "unet": lambda: dict(
-            sample=noise(2, 4, 8, 8), timestep=torch.tensor(3), encoder_hidden_states=noise(2, 5, 8)
-        ),
+        "unet": lambda: dict(sample=noise(2, 4, 8, 8), timestep=torch.tensor(3), encoder_hidden_states=noise(2, 5, 8)),
         "dit": lambda: dict(
             hidden_states=noise(2, 4, 8, 8), timestep=torch.tensor([3, 3]), class_labels=torch.tensor([1, 2])
         ),

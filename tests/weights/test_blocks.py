@@ -8,16 +8,21 @@ from diffusers import UNet2DConditionModel
 from small_models import dit
 
 import pruning_lib as pl
-from pruning_lib.measure import example_inputs
-from pruning_lib.weights.blocks import remove_blocks
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.structured.blocks import remove_blocks
 
 
 def tiny(**options) -> UNet2DConditionModel:
     config = dict(
-        sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=2, cross_attention_dim=12, norm_num_groups=4,
-        attention_head_dim=(1, 2, 2), down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        cross_attention_dim=12,
+        norm_num_groups=4,
+        attention_head_dim=(1, 2, 2),
+        down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     return UNet2DConditionModel(**{**config, **options}).eval()
 
@@ -67,9 +72,7 @@ def test_the_pairs_that_stay_keep_their_weights_and_their_skips():
         a, b = small.unet.get_submodule(new).state_dict(), unet.get_submodule(old).state_dict()
         assert all(torch.equal(a[key], b[key]) for key in b), new
     gone = [f"down_blocks.{i}.resnets.1" for i in range(3)] + [f"up_blocks.{i}.resnets.1" for i in range(3)]
-    gone += [f"down_blocks.{i}.attentions.1" for i in (0, 1)] + [
-        f"up_blocks.{i}.attentions.1" for i in (1, 2)
-    ]
+    gone += [f"down_blocks.{i}.attentions.1" for i in (0, 1)] + [f"up_blocks.{i}.attentions.1" for i in (1, 2)]
     assert set(small.removed) == set(gone)
 
 
@@ -80,9 +83,7 @@ def test_small_and_tiny_remove_more():
     assert len(low.unet.down_blocks) == 2 and low.unet.config.block_out_channels == (8, 16)
     assert low.unet.config.attention_head_dim == (1, 2)
     assert "down_blocks.1.downsamplers.0" in low.removed and "up_blocks.0.resnets.2" in low.removed
-    assert torch.equal(
-        low.unet.up_blocks[0].resnets[1].conv1.weight, unet.up_blocks[1].resnets[2].conv1.weight
-    )
+    assert torch.equal(low.unet.up_blocks[0].resnets[1].conv1.weight, unet.up_blocks[1].resnets[2].conv1.weight)
     assert base.params_after > small.params_after > low.params_after
 
 
@@ -103,11 +104,7 @@ def test_half_precision_stays():
         ({}, "bse", "Did you mean 'base'"),
         ({"layers_per_block": 1}, "base", "layers_per_block=1: a level with one pair"),
         ({"mid_block_type": None}, "small", "no mid block"),
-        (
-            {"block_out_channels": (8, 16, 24), "attention_head_dim": (1, 2, 2)},
-            "tiny",
-            r"equally wide.*\(8, 16, 24\)",
-        ),
+        ({"block_out_channels": (8, 16, 24), "attention_head_dim": (1, 2, 2)}, "tiny", r"equally wide.*\(8, 16, 24\)"),
     ],
 )
 def test_bad_arguments(options, variant, words):

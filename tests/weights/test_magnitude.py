@@ -10,8 +10,8 @@ from small_models import MODELS, bits, inputs_of, linears, unet
 from torch import nn
 from torch.nn.utils import prune
 
-from pruning_lib.weights import SCOPES, magnitude_masks, prunable_weights, prune_magnitude
-from pruning_lib.weights.magnitude import smallest_removed
+from pruning_lib.weights.magnitude import SCOPES, magnitude_masks, prune_magnitude, smallest_removed
+from pruning_lib.weights.select import prunable_weights
 
 MATRIX = torch.tensor(
     [
@@ -185,7 +185,7 @@ def test_unknown_scope_names_the_nearest() -> None:
 
 
 def test_sensitivity_without_its_scope_is_refused() -> None:
-    from pruning_lib.weights import estimate_sensitivity
+    from pruning_lib.weights.sensitivity import estimate_sensitivity
 
     model = linears((3, 2))
     found = estimate_sensitivity(prunable_weights(model).weights)

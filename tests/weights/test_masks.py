@@ -11,7 +11,8 @@ import torch
 from small_models import bits, inputs_of, linears, unet
 from torch import nn
 
-from pruning_lib.weights import Pruned, prune_magnitude
+from pruning_lib.weights.magnitude import prune_magnitude
+from pruning_lib.weights.masks import PrunedWeights
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
@@ -154,9 +155,7 @@ def test_rows_table_and_dict_say_what_was_done() -> None:
     with prune_magnitude(model, 0.5) as pruned:
         assert pruned.n == sum(row.n for row in pruned.layers) and pruned.sparsity == pruned.zeros / pruned.n
         cut = {row.threshold for row in pruned.layers if row.threshold}
-        smallest_kept = min(
-            model.get_parameter(n)[m].abs().min().item() for n, m in pruned.masks.items() if m.any()
-        )
+        smallest_kept = min(model.get_parameter(n)[m].abs().min().item() for n, m in pruned.masks.items() if m.any())
         assert max(cut) < smallest_kept, "one threshold for all"
         lines = pruned.table().splitlines()
         assert lines[-1].split() == ["total", f"{pruned.n:,}", f"{pruned.zeros:,}", f"{pruned.sparsity:.4f}"]
@@ -164,7 +163,7 @@ def test_rows_table_and_dict_say_what_was_done() -> None:
         assert len(pruned.table(depth=None).splitlines()) == len(pruned.layers) + 4
         assert sum(n for n, _ in pruned.by_block(2).values()) == pruned.n
         found = json.loads(json.dumps(pruned.to_dict()))
-        assert found["zeros"] == pruned.zeros and found["left_alone"]["conv_in.weight"] == "ends"
+        assert found["zeros"] == pruned.zeros and found["ignored"]["conv_in.weight"] == "ends"
         assert "sparsity 0.5" in repr(pruned)
     assert "no longer active" in repr(pruned)
     with pytest.raises(ValueError, match="depth=0"):
@@ -178,9 +177,9 @@ def test_a_mask_that_does_not_fit_is_refused() -> None:
         "0.weight": torch.ones(4, 3, dtype=torch.bool),
     }.items():
         with pytest.raises(ValueError, match="fits no such parameter"):
-            Pruned(model, {name: mask}, "mine", 0.5)
+            PrunedWeights(model, {name: mask}, "mine", 0.5)
     with pytest.raises(ValueError, match="fits no such parameter"):
-        Pruned(model, {"0.weight": torch.ones(3, 4)}, "mine", 0.5)
+        PrunedWeights(model, {"0.weight": torch.ones(3, 4)}, "mine", 0.5)
 
 
 def test_gradients_flow_and_inputs_of_the_unet_run_while_pruned() -> None:

@@ -7,8 +7,7 @@ import torch
 from small_models import MODELS, bits, linears
 from torch import nn
 
-from pruning_lib.weights import prune_nm, to_semi_structured
-from pruning_lib.weights.nm import check_hardware, nm_mask, semi_structured_problem
+from pruning_lib.weights.nm import check_hardware, nm_mask, prune_nm, semi_structured_problem, to_semi_structured
 
 
 def test_by_hand_with_ties() -> None:
@@ -46,7 +45,7 @@ def test_layers_that_do_not_divide_are_left_alone_and_named() -> None:
     model = linears((6, 4), (4, 8))
     with prune_nm(model) as pruned:
         assert list(pruned.masks) == ["1.weight"]
-        assert pruned.left_alone["0.weight"] == "input is no multiple of 4"
+        assert pruned.ignored["0.weight"] == "input is no multiple of 4"
     with pytest.raises(ValueError, match="multiple of 4"):
         prune_nm(linears((6, 4)))
 
@@ -125,8 +124,7 @@ def test_conversion_packs_what_fits_and_names_what_does_not(monkeypatch) -> None
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
-    reason="no GPU with 2:4 kernels",
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="no GPU with 2:4 kernels"
 )
 def test_kernels_multiply_as_the_dense_layer_does() -> None:
     model = sparse_linear(128, 256).cuda()

@@ -7,54 +7,53 @@ import torch
 from small_models import MODELS, unet
 from torch import nn
 
-from pruning_lib.weights import LEAVE_ALONE, prunable_weights
+from pruning_lib.weights.select import IGNORE, prunable_weights
 
 
 def test_what_each_model_leaves_alone() -> None:
     found = {name: prunable_weights(make()) for name, make in MODELS.items()}
-    ends = {name: sorted(n for n, why in s.left_alone.items() if why == "ends") for name, s in found.items()}
+    ends = {name: sorted(n for n, why in s.ignored.items() if why == "ends") for name, s in found.items()}
     assert ends["unet"] == ["conv_in.weight", "conv_out.weight"]
     assert ends["dit"] == ["pos_embed.proj.weight", "proj_out_1.weight", "proj_out_2.weight"]
     assert ends["vae"] == sorted(
         f"{part}.weight"
         for part in (
-            "encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv",
+            "encoder.conv_in",
+            "encoder.conv_out",
+            "decoder.conv_in",
+            "decoder.conv_out",
+            "quant_conv",
             "post_quant_conv",
         )
-    )  # fmt: skip
+    )
     assert ends["clip_text"] == []
-    tables = {n for n, why in found["clip_text"].left_alone.items() if why == "embeddings"}
-    assert {n.rpartition(".")[0].rpartition(".")[2] for n in tables} == {
-        "token_embedding",
-        "position_embedding",
-    }
+    tables = {n for n, why in found["clip_text"].ignored.items() if why == "embeddings"}
+    assert {n.rpartition(".")[0].rpartition(".")[2] for n in tables} == {"token_embedding", "position_embedding"}
     for name, selection in found.items():
         model = MODELS[name]()
-        assert set(selection.weights) | set(selection.left_alone) == {n for n, _ in model.named_parameters()}
-        assert not set(selection.weights) & set(selection.left_alone)
+        assert set(selection.weights) | set(selection.ignored) == {n for n, _ in model.named_parameters()}
+        assert not set(selection.weights) & set(selection.ignored)
         for chosen in selection.weights:
             owner = model.get_submodule(chosen.rpartition(".")[0])
             assert isinstance(owner, (nn.Linear, nn.Conv2d)) and chosen.endswith(".weight")
-        norms = [n for n, why in selection.left_alone.items() if why == "norms"]
-        assert (norms or name == "dit") and all("norm" in n for n in norms), (
-            norms
-        )  # DiT's norms have no weights
+        norms = [n for n, why in selection.ignored.items() if why == "norms"]
+        assert (norms or name == "dit") and all("norm" in n for n in norms), norms  # DiT's norms have no weights
 
 
 def test_an_empty_list_leaves_nothing_alone() -> None:
     model = unet()
     selection = prunable_weights(model, [])
-    assert not selection.left_alone and selection.n == sum(p.numel() for p in model.parameters())
+    assert not selection.ignored and selection.n == sum(p.numel() for p in model.parameters())
 
 
 def test_patterns_spare_paths_names_and_all_below() -> None:
     model = unet()
-    by_path = prunable_weights(model, [*LEAVE_ALONE, "mid_block"])
-    assert all(by_path.left_alone[n] for n, _ in model.named_parameters() if n.startswith("mid_block."))
+    by_path = prunable_weights(model, [*IGNORE, "mid_block"])
+    assert all(by_path.ignored[n] for n, _ in model.named_parameters() if n.startswith("mid_block."))
     assert not any(n.startswith("mid_block") for n in by_path.weights)
-    by_star = prunable_weights(model, [*LEAVE_ALONE, "*.attn2.*"])
+    by_star = prunable_weights(model, [*IGNORE, "*.attn2.*"])
     assert not any(".attn2." in n for n in by_star.weights) and any(".attn1." in n for n in by_star.weights)
-    exact = prunable_weights(model, [*LEAVE_ALONE, "mid_block.resnets.0.conv1.weight"])
+    exact = prunable_weights(model, [*IGNORE, "mid_block.resnets.0.conv1.weight"])
     assert exact.n == prunable_weights(model).n - model.mid_block.resnets[0].conv1.weight.numel()
 
 

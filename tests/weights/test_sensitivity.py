@@ -11,14 +11,9 @@ import torch
 from small_models import MODELS, bits, inputs_of, linears, unet
 from torch import nn
 
-from pruning_lib.weights import (
-    Sensitivity,
-    estimate_sensitivity,
-    measure_sensitivity,
-    prunable_weights,
-    prune_magnitude,
-)
-from pruning_lib.weights.sensitivity import allocate
+from pruning_lib.weights.magnitude import prune_magnitude
+from pruning_lib.weights.select import prunable_weights
+from pruning_lib.weights.sensitivity import Sensitivity, allocate, estimate_sensitivity, measure_sensitivity
 
 
 def fake(n: int) -> dict[str, torch.Tensor]:
@@ -116,7 +111,7 @@ def test_loss_in_place_of_inputs() -> None:
 
     found = measure_sensitivity(model, loss=loss, sparsities=(0.5,))
     whole = loss().item()
-    with torch.no_grad(), prune_magnitude(model, 0.5, scope="layer", leave_alone=["0.weight", "biases"]):
+    with torch.no_grad(), prune_magnitude(model, 0.5, scope="layer", ignore=["0.weight", "biases"]):
         assert found.errors[1][0] == pytest.approx(loss().item() - whole)
     assert found.unit == "growth of the loss"
 

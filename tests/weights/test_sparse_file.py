@@ -11,8 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.weights.sparse_file import dense_bytes, load_sparse, plan_sparse, save_sparse, sparse_bytes
-from pruning_lib.weights.sparse_layouts import LAYOUTS
+from pruning_book.sparse_file import LAYOUTS, dense_bytes, load_sparse, plan_sparse, save_sparse, sparse_bytes
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn)
 WHOLE = (torch.int64, torch.int32, torch.uint16, torch.uint8, torch.bool)
@@ -38,9 +37,7 @@ def assert_same(found: dict[str, Tensor], given: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *WHOLE], ids=str)
 @pytest.mark.parametrize("sparsity", [0, 0.3, 0.8, 0.97, 0.9995, 1])
-def test_every_bit_comes_back_and_the_size_was_known(
-    dtype: torch.dtype, sparsity: float, tmp_path: Path
-) -> None:
+def test_every_bit_comes_back_and_the_size_was_known(dtype: torch.dtype, sparsity: float, tmp_path: Path) -> None:
     given = {"w": thinned(6000, sparsity, dtype).reshape(3, 20, 100), "b": thinned(7, 0, dtype)}
     path = save_sparse(given, tmp_path / "w.safetensors")
     assert_same(load_sparse(path), given)
@@ -96,10 +93,7 @@ def test_a_module_takes_what_was_read(tmp_path: Path) -> None:
     path = save_sparse(model.state_dict(), tmp_path / "folder" / "m.safetensors")
     twin = nn.Sequential(nn.Linear(20, 30), nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
     twin.load_state_dict(load_sparse(path))
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
 
 
 def test_a_plain_file_has_the_size_the_library_gives_it(tmp_path: Path) -> None:
@@ -160,19 +154,20 @@ def test_a_folder_is_not_replaced_and_a_failure_leaves_the_old_file(
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("given, what", [
-    ([torch.ones(2)], "name: tensor"),
-    ({"w": [1.0]}, "list"),
-    ({1: torch.ones(2)}, "named 1"),
-    ({"w#values": torch.ones(2)}, "load_sparse"),
-    ({"__metadata__": torch.ones(2)}, "__metadata__"),
-    ({"w": torch.empty(2, device="meta")}, "on meta"),
-    ({"w": torch.eye(3).to_sparse()}, "to_dense"),
-    ({"w": torch.ones(2, dtype=torch.complex128)}, "complex128"),
-])  # fmt: skip
-def test_what_cannot_be_written_is_refused_before_anything_is(
-    given: object, what: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "given, what",
+    [
+        ([torch.ones(2)], "name: tensor"),
+        ({"w": [1.0]}, "list"),
+        ({1: torch.ones(2)}, "named 1"),
+        ({"w#values": torch.ones(2)}, "load_sparse"),
+        ({"__metadata__": torch.ones(2)}, "__metadata__"),
+        ({"w": torch.empty(2, device="meta")}, "on meta"),
+        ({"w": torch.eye(3).to_sparse()}, "to_dense"),
+        ({"w": torch.ones(2, dtype=torch.complex128)}, "complex128"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is(given: object, what: str, tmp_path: Path) -> None:
     with pytest.raises((TypeError, ValueError), match=what):
         save_sparse(given, tmp_path / "x")
     assert not list(tmp_path.iterdir())
@@ -215,7 +210,7 @@ DAMAGE = {
     "gap past the end": (out_of_range, "past the last of 1000"),
     "codes of another type": (lambda t, n: t.update({"gap#gap8": t["gap#gap8"].int()}), "torch.int32"),
     "a bomb of zeros": (too_large, "limit_bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning_lib.weights.sparse_layouts import break_even, cheapest, encode, expected_bytes, layouts_of
+from pruning_book.sparse_file import break_even, cheapest, encode, expected_bytes, layouts_of
 
 
 def test_five_by_five_by_hand() -> None:
@@ -54,9 +54,7 @@ def test_overhead_tips_the_choice_to_dense() -> None:
     assert cheapest(tensor, overhead=150).layout == "dense"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("zip", 8, 1, 4), ("dense", 8, 9, 4), ("dense", 8, -1, 4), ("gap8", 8, 1, 0)]
-)
+@pytest.mark.parametrize("arguments", [("zip", 8, 1, 4), ("dense", 8, 9, 4), ("dense", 8, -1, 4), ("gap8", 8, 1, 0)])
 def test_wrong_arguments_are_refused(arguments: tuple) -> None:
     with pytest.raises(ValueError, match="allowed|expected"):
         expected_bytes(*arguments)

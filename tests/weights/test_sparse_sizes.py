@@ -10,17 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from pruning_lib.weights.file_sizes import file_sizes, zip_bytes
-from pruning_lib.weights.sparse_file import dense_bytes, sparse_bytes
+from pruning_book.sparse_file import dense_bytes, sparse_bytes
+from pruning_book.sparse_speed import file_sizes, zip_bytes
 
 
 def weights(sparsity: float) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(200, 300, generator=generator)
-    return {
-        "w": torch.where(torch.rand(200, 300, generator=generator) < sparsity, 0, weight),
-        "b": torch.ones(200),
-    }
+    return {"w": torch.where(torch.rand(200, 300, generator=generator) < sparsity, 0, weight), "b": torch.ones(200)}
 
 
 def test_sizes_are_those_of_the_files() -> None:

@@ -11,8 +11,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from pruning_lib.measure import example_inputs
-from pruning_lib.weights.sparse_speed import as_csr, to_csr
+from pruning_book.sparse_speed import as_csr, to_csr
+from pruning_lib.denoisers import example_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +38,10 @@ LAYERS = {
     "conv 3x3": (lambda: nn.Conv2d(6, 8, 3, padding=1), (2, 6, 9, 7)),
     "conv 1x1": (lambda: nn.Conv2d(6, 8, 1, bias=False), (3, 6, 5, 5)),
     "conv without batch": (lambda: nn.Conv2d(6, 8, 3), (6, 9, 7)),
-    "conv, odd": (
-        lambda: nn.Conv2d(6, 8, (3, 2), stride=(2, 3), padding=(1, 0), dilation=(2, 1)), (2, 6, 11, 12)),
+    "conv, odd": (lambda: nn.Conv2d(6, 8, (3, 2), stride=(2, 3), padding=(1, 0), dilation=(2, 1)), (2, 6, 11, 12)),
     "conv 1x1 with a stride": (lambda: nn.Conv2d(6, 8, 1, stride=2), (1, 6, 9, 9)),
     "channels last": (lambda: nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last), (2, 6, 9, 7)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -56,9 +55,7 @@ def test_same_result_as_the_dense_layer_with_zeros(name: str, dtype: torch.dtype
     dense = layer(x)
     with to_csr(layer) as form:
         sparse = layer(x)
-        assert form.rows[0].n == layer.weight.numel() and form.rows[0].nnz == int(
-            layer.weight.count_nonzero()
-        )
+        assert form.rows[0].n == layer.weight.numel() and form.rows[0].nnz == int(layer.weight.count_nonzero())
     assert sparse.shape == dense.shape and sparse.dtype == dtype
     torch.testing.assert_close(sparse, dense, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
 
@@ -67,9 +64,7 @@ def test_only_what_is_left_is_multiplied() -> None:
     layer, x = thin(nn.Linear(20, 30), 0.5), torch.ones(20)
     layer.weight[:, 3] = 0
     assert as_csr(layer.weight).values().numel() == int(layer.weight.count_nonzero())
-    x[3] = float(
-        "nan"
-    )  # meets zeros only: a kernel that multiplies them gives NaN, one that skips them does not
+    x[3] = float("nan")  # meets zeros only: a kernel that multiplies them gives NaN, one that skips them does not
     assert layer(x).isnan().all()
     with to_csr(layer):
         assert layer(x).isfinite().all()
@@ -78,10 +73,15 @@ def test_only_what_is_left_is_multiplied() -> None:
 def small_unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
-        cross_attention_dim=12, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=12,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def test_a_whole_unet_there_and_back() -> None:
@@ -118,24 +118,32 @@ def test_hooks_still_run() -> None:
 
 
 def test_what_it_does_not_take_stays_dense() -> None:
-    model = nn.ModuleDict({
-        "grouped": nn.Conv2d(4, 4, 3, groups=2), "circular": nn.Conv2d(4, 4, 3, padding_mode="circular"),
-        "same": nn.Conv2d(4, 4, 3, padding="same"), "attention": nn.MultiheadAttention(8, 2), "fine": nn.Linear(8, 8),
-    })  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "grouped": nn.Conv2d(4, 4, 3, groups=2),
+            "circular": nn.Conv2d(4, 4, 3, padding_mode="circular"),
+            "same": nn.Conv2d(4, 4, 3, padding="same"),
+            "attention": nn.MultiheadAttention(8, 2),
+            "fine": nn.Linear(8, 8),
+        }
+    )
     form = to_csr(thin(model, 0.5))
     assert [row.path for row in form.rows] == ["fine"]
     assert "groups=2" in form.left_dense["grouped"] and "circular" in form.left_dense["circular"]
     assert "'same'" in form.left_dense["same"] and "another way" in form.left_dense["attention.out_proj"]
 
 
-@pytest.mark.parametrize("module, options, error, what", [
-    ("unet", {}, TypeError, "pipe.unet"),
-    (nn.Linear(4, 4), {}, ValueError, "0.0 % zeros"),
-    (nn.GroupNorm(2, 4), {}, ValueError, "no layer"),
-    (thin(nn.Linear(40, 40)).half(), {}, ValueError, r"float16 on 'cpu'"),
-    (thin(nn.Linear(40, 40)), {"min_sparsity": 1.0}, ValueError, "below 1"),
-    (nn.Linear(4, 4, device="meta"), {}, ValueError, "meta"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "module, options, error, what",
+    [
+        ("unet", {}, TypeError, "pipe.unet"),
+        (nn.Linear(4, 4), {}, ValueError, "0.0 % zeros"),
+        (nn.GroupNorm(2, 4), {}, ValueError, "no layer"),
+        (thin(nn.Linear(40, 40)).half(), {}, ValueError, r"float16 on 'cpu'"),
+        (thin(nn.Linear(40, 40)), {"min_sparsity": 1.0}, ValueError, "below 1"),
+        (nn.Linear(4, 4, device="meta"), {}, ValueError, "meta"),
+    ],
+)
 def test_refusals(module: object, options: dict, error: type[Exception], what: str) -> None:
     with pytest.raises(error, match=what):
         to_csr(module, **options)
@@ -172,7 +180,7 @@ def test_calls_that_would_be_wrong_are_refused() -> None:
 def test_nothing_on_stderr() -> None:
     # PyTorch warns once per process, so this needs a process of its own.
     code = (
-        "import torch; from torch import nn; from pruning_lib.weights.sparse_speed import to_csr\n"
+        "import torch; from torch import nn; from pruning_book.sparse_speed import to_csr\n"
         "torch.set_grad_enabled(False); layer = nn.Linear(4, 4); layer.weight[0] = 0\n"
         "to_csr(layer); layer(torch.ones(4)); print('ran')"
     )

@@ -10,20 +10,24 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from small_models import dit
 
 import pruning_lib as pl
-from pruning_lib.measure import example_inputs
-from pruning_lib.training.denoising import DenoisingTask
-from pruning_lib.weights.channels import ChannelGroup, choose
-from pruning_lib.weights.structured import narrow_widths, prune_structured, width_unit
-from pruning_lib.weights.taylor import accumulate_gradients
+from pruning_lib.denoisers import example_inputs
+from pruning_lib.finetuning.denoising import DenoisingTask
+from pruning_lib.structured.channels import ChannelGroup, choose
+from pruning_lib.structured.structured import accumulate_gradients, narrow_widths, prune_structured, width_unit
 
 
 def tiny(**options) -> UNet2DConditionModel:
     """A UNet with a transformer level and a plain one, random weights."""
     config = dict(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=12, norm_num_groups=4,
-        attention_head_dim=(2, 4), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        norm_num_groups=4,
+        attention_head_dim=(2, 4),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     return UNet2DConditionModel(**{**config, **options}).eval()
 
@@ -73,11 +77,14 @@ def test_a_narrow_model_is_an_ordinary_one(tmp_path, importance):
         {"transformer_layers_per_block": 2, "layers_per_block": 2},
         {"block_out_channels": (32, 32)},
         {"mid_block_type": None},
-        {"block_out_channels": (16, 32, 32), "attention_head_dim": 2,
-         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")},
+        {
+            "block_out_channels": (16, 32, 32),
+            "attention_head_dim": 2,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        },
     ],
-)  # fmt: skip
+)
 def test_other_unets(options):
     unet = tiny(**options)
     small = prune_structured(unet, 0.5)
@@ -97,12 +104,7 @@ def test_channels_of_zeros_go_first_and_cost_nothing():
     unet = tiny()
     for block in (unet.down_blocks[0].resnets[0], unet.up_blocks[1].resnets[0]):
         dead = torch.arange(0, 16, 2)  # one half of every norm group of four: two of four
-        for weight in (
-            block.conv1.weight,
-            block.conv1.bias,
-            block.time_emb_proj.weight,
-            block.time_emb_proj.bias,
-        ):
+        for weight in (block.conv1.weight, block.conv1.bias, block.time_emb_proj.weight, block.time_emb_proj.bias):
             weight.data[dead] = 0
         block.conv2.weight.data[:, dead] = 0
     small = prune_structured(unet, widths=(8, 32))
@@ -145,9 +147,7 @@ def test_whole_heads():
     assert list(small.unet.config.attention_head_dim) == [1, 2]
     attention = small.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     assert attention.heads == 1 and attention.to_q.out_features == 8, "a head keeps its width of 8"
-    kept = next(
-        k for path, k in small.kept.items() if path.startswith("down_blocks.0") and "attn1.to_v" in path
-    )
+    kept = next(k for path, k in small.kept.items() if path.startswith("down_blocks.0") and "attn1.to_v" in path)
     assert kept.tolist() in (list(range(8)), list(range(8, 16)))
     narrow = prune_structured(unet, 0.5).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     assert narrow.heads == 2
@@ -160,12 +160,7 @@ def test_norm_groups_and_gates_lose_equally():
     free = ChannelGroup(None, "x", 0, 8)
     assert choose(free, scores, 0.5, 2, whole_heads=False).tolist() == [0, 1, 2, 3]
     gated = ChannelGroup(None, "x", 0, 8, gated=True)  # pairs (0, 4), (1, 5), ...: 9, 9, 9, 9
-    assert choose(gated, scores + torch.tensor([0, 0, 1.0, 1] * 2), 0.5, 2, whole_heads=False).tolist() == [
-        2,
-        3,
-        6,
-        7,
-    ]
+    assert choose(gated, scores + torch.tensor([0, 0, 1.0, 1] * 2), 0.5, 2, whole_heads=False).tolist() == [2, 3, 6, 7]
     heads = ChannelGroup(None, "x", 0, 8, heads=4)
     assert choose(heads, scores, 0.5, 2, whole_heads=True).tolist() == [0, 1, 2, 3]
     assert choose(heads, scores, 0.5, 2, whole_heads=False).tolist() == [0, 2, 5, 7]
@@ -226,7 +221,7 @@ def test_widths_follow_groups_heads_and_neighbours(pipe):
         ({"ratio": 0.5, "heads": "all"}, "heads='all'"),
         ({"ratio": 0.5, "importance": "taylor"}, "DenoisingTask.of"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         prune_structured(tiny(), **arguments)
@@ -292,9 +287,7 @@ class TestTaylor:
         assert taylor.kept[path].tolist() == (useless + 2).tolist()
         assert taylor.passes is not None and magnitude.passes is None
 
-    @pytest.mark.parametrize(
-        ("options", "words"), [({"threshold": 1.0}, "threshold"), ({"count": 0}, "count")]
-    )
+    @pytest.mark.parametrize(("options", "words"), [({"threshold": 1.0}, "threshold"), ({"count": 0}, "count")])
     def test_bad_numbers(self, task, options, words):
         with pytest.raises(ValueError, match=words):
             accumulate_gradients(tiny(), task, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning_lib.zoo.data import EmojiData
+from zoo.data import EmojiData
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,9 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from pruning_lib.zoo.architectures import architectures, denoiser_config, denoiser_on_meta
-from pruning_lib.zoo.models import models
+from pruning_lib.loading import architectures, denoiser_config, denoiser_on_meta, models
 
-DIT = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 6,
-    "num_layers": 1,
-    "sample_size": 8,
-    "out_channels": 8,
-}
+DIT = {"num_attention_heads": 2, "attention_head_dim": 6, "num_layers": 1, "sample_size": 8, "out_channels": 8}
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -38,21 +31,13 @@ def test_configurations_are_those_published():
     def config(name):
         return denoiser_config(name)[0]
 
-    for name, size, width in [
-        ("sd-1.5", 64, 768),
-        ("sd-1.4", 64, 768),
-        ("sd-2.1", 96, 1024),
-        ("sdxl", 128, 2048),
-    ]:
+    for name, size, width in [("sd-1.5", 64, 768), ("sd-1.4", 64, 768), ("sd-2.1", 96, 1024), ("sdxl", 128, 2048)]:
         assert (config(name)["sample_size"], config(name)["cross_attention_dim"]) == (size, width), name
     assert config("sd-1.5")["block_out_channels"] == [320, 640, 1280, 1280]
     assert config("sdxl")["transformer_layers_per_block"] == [1, 2, 10]
     for name, size in [("dit-xl-2-256", 32), ("pixart-alpha", 128)]:
         found = config(name)
-        assert (found["num_layers"], found["num_attention_heads"] * found["attention_head_dim"]) == (
-            28,
-            1152,
-        ), name
+        assert (found["num_layers"], found["num_attention_heads"] * found["attention_head_dim"]) == (28, 1152), name
         assert (found["patch_size"], found["sample_size"]) == (2, size), name
     assert config("ldm-celebahq-256")["block_out_channels"] == [224, 448, 672, 896]
     # Esser et al. 2024: depth 24 and width 64 x 24, two billion parameters.
@@ -67,9 +52,7 @@ def test_folders_of_a_pipeline_and_of_a_denoiser(tmp_path):
     for folder in (tmp_path / "pipe", tmp_path / "pipe/transformer", str(tmp_path / "pipe")):
         built = denoiser_on_meta(folder)
         assert isinstance(built, DiTTransformer2DModel)
-        assert {n: p.shape for n, p in built.named_parameters()} == {
-            n: p.shape for n, p in model.named_parameters()
-        }
+        assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert denoiser_on_meta(tmp_path / "pipe").config._name_or_path == str(tmp_path / "pipe/transformer")
 
 
@@ -94,10 +77,7 @@ def test_a_folder_without_a_denoiser(tmp_path):
         ("\x00", "not valid JSON"),
         ("[]", "no _class_name"),
         ('{"sample_size": 8}', "no _class_name"),
-        (
-            json.dumps({"_class_name": "NoSuchModel"}),
-            "asks for NoSuchModel, which diffusers .* does not have",
-        ),
+        (json.dumps({"_class_name": "NoSuchModel"}), "asks for NoSuchModel, which diffusers .* does not have"),
         (json.dumps({"_class_name": "logging"}), "asks for logging"),
     ],
 )

@@ -14,8 +14,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pruning_lib.zoo.cli import app
-from pruning_lib.zoo.train import train_part
+from zoo.__main__ import app
+from zoo.train import train_part
 
 RUN = CliRunner()
 
@@ -54,8 +54,23 @@ def test_an_unwritable_run_folder_fails_before_any_work(folders, tmp_path, data)
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(folders, tmp_path):
-    command = [sys.executable, "-m", "pruning_lib", "zoo", "train", "vae", *folders, "--steps", "100000",
-               "--batch", "2", "--threads", "1", "--checkpoint-every", "50"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pruning_lib",
+        "zoo",
+        "train",
+        "vae",
+        *folders,
+        "--steps",
+        "100000",
+        "--batch",
+        "2",
+        "--threads",
+        "1",
+        "--checkpoint-every",
+        "50",
+    ]
     env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
     log, checkpoint = tmp_path / "run/vae/log.jsonl", tmp_path / "run/vae/checkpoint.pt"
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)

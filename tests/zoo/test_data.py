@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib.zoo import data as module
-from pruning_lib.zoo.concepts import is_concept, is_wide
-from pruning_lib.zoo.data import PACKAGES, EmojiData, fetch, prepare
+from zoo import data as module
+from zoo.concepts import is_concept, is_wide
+from zoo.data import PACKAGES, EmojiData, fetch, prepare
 
 
 @pytest.fixture
@@ -37,8 +37,16 @@ def packages(tmp_path):
         ]:
             image = f"{code.lower()}.png"
             Image.new("RGBA", (64, 64), (255, 0, 0, 128)).save(folder / "img" / style / "64" / image)
-            entries.append({"unified": code, "image": image, "category": category, "subcategory": sub,
-                            "has_img_google": True, "has_img_twitter": True})  # fmt: skip
+            entries.append(
+                {
+                    "unified": code,
+                    "image": image,
+                    "category": category,
+                    "subcategory": sub,
+                    "has_img_google": True,
+                    "has_img_twitter": True,
+                }
+            )
         (folder / "emoji.json").write_text(json.dumps(entries))
     return tmp_path
 
@@ -56,9 +64,7 @@ def test_round_trip(packages, tmp_path):
     found = prepare(packages)
     found.save(tmp_path / "out")
     again = EmojiData.load(tmp_path / "out")
-    assert (
-        torch.equal(found.images, again.images) and found.labels == again.labels and found.tags == again.tags
-    )
+    assert torch.equal(found.images, again.images) and found.labels == again.labels and found.tags == again.tags
     assert again.concepts().labels == ["lion", "sun"]
 
 

@@ -7,18 +7,19 @@ import json
 import pytest
 import torch
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.measure import retrieval_rank
-from pruning_lib.zoo import gate
-from pruning_lib.zoo.card import CONTACT_PROMPTS, write_card
-from pruning_lib.zoo.models import models_folder
+from pruning_lib.loading import models_folder
+from pruning_lib.quality import retrieval_rank
+from zoo import acceptance as gate
+from zoo.card import CONTACT_PROMPTS, write_card
 
 FOLDER = models_folder() / "emoji-sd"
 
 
 @pytest.fixture(scope="module")
 def model():
-    return pl.load("emoji-sd"), pl.load_clip(), pl.training_images(), pl.captions()
+    return pl.load("emoji-sd"), pb.load_clip(), pb.training_images(), pb.captions()
 
 
 def test_the_shipped_record_passed():
@@ -48,9 +49,7 @@ def test_generated_images_find_their_captions(model):
 
 def test_noise_does_not_pass(model):
     _, clip, images, texts = model
-    noise = torch.randint(
-        0, 256, (64, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    noise = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert (retrieval_rank(clip, noise, texts[:64], texts) <= 5).float().mean() < 0.2
 
 
@@ -75,7 +74,7 @@ def test_too_few_captions_are_refused_before_any_drawing(model, monkeypatch):
 
 
 def test_contact_prompts_are_concepts():
-    assert len(CONTACT_PROMPTS) == 64 and not set(CONTACT_PROMPTS) - set(pl.captions())
+    assert len(CONTACT_PROMPTS) == 64 and not set(CONTACT_PROMPTS) - set(pb.captions())
 
 
 def test_card_names_sources_and_figures(tmp_path):
@@ -83,15 +82,6 @@ def test_card_names_sources_and_figures(tmp_path):
     stored = json.loads((FOLDER / "gate.json").read_text())
     write_card(tmp_path, stored["figures"], stored["passport"], torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
     text = (tmp_path / "README.md").read_text()
-    for word in (
-        "Noto Emoji",
-        "Twemoji",
-        "CC-BY 4.0",
-        "Apache-2.0",
-        "emojibase",
-        f"{stored['figures']['ratio']:.3f}",
-    ):
+    for word in ("Noto Emoji", "Twemoji", "CC-BY 4.0", "Apache-2.0", "emojibase", f"{stored['figures']['ratio']:.3f}"):
         assert word in text
-    assert (tmp_path / "training_curve.png").stat().st_size > 5000 and (
-        tmp_path / "contact_sheet.png"
-    ).is_file()
+    assert (tmp_path / "training_curve.png").stat().st_size > 5000 and (tmp_path / "contact_sheet.png").is_file()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.zoo.hub import ModelUnavailableError
-from pruning_lib.zoo.models import MODELS, models_folder
+from pruning_lib.loading import MODELS, ModelUnavailableError, models_folder
 
 SHIPPED = models_folder() / "emoji-sd"
 
@@ -30,8 +30,13 @@ def test_it_loads_offline_in_under_five_seconds(tmp_path):
         "from diffusers import StableDiffusionPipeline\n"
         "start = time.perf_counter(); pl.load('emoji-sd'); print(time.perf_counter() - start)"
     )
-    env = {"PATH": "", "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9",
-           "https_proxy": "http://127.0.0.1:9"}  # fmt: skip
+    env = {
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path),
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert float(done.stdout) < 5
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -48,16 +53,14 @@ def test_weights_fit_in_twenty_five_megabytes():
 
 
 def test_captions_and_real_images_belong_together():
-    texts, images = pl.captions(), pl.training_images()
+    texts, images = pb.captions(), pb.training_images()
     assert len(texts) == len(set(texts)) == len(images) >= 256
     assert images.shape[1:] == (3, 64, 64) and images.dtype == torch.uint8
     heart = images[texts.index("red heart")].float().mean((1, 2))
     assert heart[0] > heart[1] + 20 and heart[0] > heart[2] + 20  # red, not grey
 
 
-@pytest.mark.parametrize(
-    "asked, meant", [("emoji_sd", "emoji-sd"), ("sd15", "sd-1.5"), ("pixart", "pixart-alpha")]
-)
+@pytest.mark.parametrize("asked, meant", [("emoji_sd", "emoji-sd"), ("sd15", "sd-1.5"), ("pixart", "pixart-alpha")])
 def test_unknown_name_suggests_the_nearest(asked, meant):
     with pytest.raises(ValueError, match=meant):
         pl.load(asked)
@@ -117,16 +120,12 @@ def test_corrupt_weights_are_named(copy, junk):
         pl.load(copy)
 
 
-@pytest.mark.parametrize(
-    "file", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
-)
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
 def test_weights_that_lack_a_tensor_are_named_not_made_up(copy, file):
     weights = load_file(copy / file)
     del weights[sorted(weights)[3]]
     save_file(weights, copy / file, {"format": "pt"})
-    with pytest.raises(
-        ModelUnavailableError, match=rf"{file.split('/')[0]} are not whole: they hold .* numbers"
-    ):
+    with pytest.raises(ModelUnavailableError, match=rf"{file.split('/')[0]} are not whole: they hold .* numbers"):
         pl.load(copy)
 
 
@@ -139,10 +138,14 @@ def test_a_missing_part_is_named(copy, part):
 
 @pytest.mark.parametrize(
     ("file", "text", "said"),
-    [("model_index.json", "{", "damaged"), ("model_index.json", "[]", "damaged"), ("unet/config.json", "{", "unet"),
-     ("model_index.json", '{"_class_name": "Nope"}', "could not be loaded.*Nope"),
-     ("text_encoder/config.json", "{", "text_encoder")],
-)  # fmt: skip
+    [
+        ("model_index.json", "{", "damaged"),
+        ("model_index.json", "[]", "damaged"),
+        ("unet/config.json", "{", "unet"),
+        ("model_index.json", '{"_class_name": "Nope"}', "could not be loaded.*Nope"),
+        ("text_encoder/config.json", "{", "text_encoder"),
+    ],
+)
 def test_damaged_configurations_are_named(copy, file, text, said):
     (copy / file).write_text(text)
     with pytest.raises(ModelUnavailableError, match=f"{said}.*restore it"):
@@ -158,19 +161,19 @@ def test_what_is_no_name():
 
 @pytest.mark.parametrize("name", ["", "../models", "emoji_sd", None])
 def test_judge_and_captions_of_an_unknown_model(name):
-    for call in (pl.load_clip, pl.captions, pl.training_images):
+    for call in (pb.load_clip, pb.captions, pb.training_images):
         with pytest.raises(ValueError, match="'emoji-sd'"):
             call(name)
 
 
 def test_the_judge_checks_its_device_and_weights(copy, monkeypatch):
     with pytest.raises(ValueError, match="Unknown device 'gpu9'"):
-        pl.load_clip(device="gpu9")
-    monkeypatch.setattr("pruning_lib.zoo.judge.models_folder", lambda: copy.parent)
+        pb.load_clip(device="gpu9")
+    monkeypatch.setattr("pruning_book.judge.models_folder", lambda: copy.parent)
     path = copy / "clip/model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelUnavailableError, match="clip.*damaged or cut short"):
-        pl.load_clip("copy")
+        pb.load_clip("copy")
 
 
 @pytest.mark.parametrize("name", ["sd-1.5", "someone/some-model"])
@@ -216,7 +219,7 @@ def test_really_no_network(tmp_path):
     """The real path through huggingface_hub, with every connection refused."""
     code = (
         "import pruning_lib as pl\n"
-        "from pruning_lib.zoo.hub import ModelUnavailableError\n"
+        "from pruning_lib.loading import ModelUnavailableError\n"
         "try:\n    pl.load('sd-1.5')\nexcept ModelUnavailableError as e:\n    print('CLEAR', e)"
     )
     env = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "PATH": ""}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pruning_lib as pl
-from pruning_lib.zoo.standin import STAND_INS, stand_in
+from pruning_book.stand_in import STAND_INS, stand_in
 
 
 def denoiser(pipe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pruning_lib.zoo.tokenizer import MAX_TOKENS, train_tokenizer
+from zoo.tokenizer import MAX_TOKENS, train_tokenizer
 
 TEXTS = ["lion", "red heart", "grinning cat with smiling eyes", "hot beverage", "lion face"] * 20
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from pruning_lib.zoo import assemble as assemble_module
-from pruning_lib.zoo.assemble import contact_sheet
-from pruning_lib.zoo.clip import caption, disturb
-from pruning_lib.zoo.train import PARTS, assemble_run, train_part
-from pruning_lib.zoo.unet import build_scheduler, build_unet
-from pruning_lib.zoo.vae import build_vae, to_model_range
+from zoo import assemble as assemble_module
+from zoo.assemble import contact_sheet
+from zoo.clip import caption, disturb
+from zoo.train import PARTS, assemble_run, train_part
+from zoo.unet import build_scheduler, build_unet
+from zoo.vae import build_vae, to_model_range
 
 STEPS = {"vae": {"steps": 3, "batch": 4}, "clip": {"steps": 3, "batch": 6}, "unet": {"steps": 2, "batch": 2}}
 
@@ -53,11 +53,7 @@ def test_the_weights_are_half_precision(model):
     assert {f.parent.name for f in files} == {"unet", "vae", "text_encoder", "clip"}
     for file in files:
         with safe_open(file, "pt") as tensors:
-            floats = {
-                tensors.get_tensor(k).dtype
-                for k in tensors.keys()
-                if tensors.get_tensor(k).is_floating_point()
-            }
+            floats = {tensors.get_tensor(k).dtype for k in tensors.keys() if tensors.get_tensor(k).is_floating_point()}
         assert floats == {torch.float16}, file
 
 
@@ -131,10 +127,7 @@ def test_parts_must_come_in_order(tmp_path, data):
 def test_scale_gives_the_denoiser_unit_variance(model, data):
     pipe = StableDiffusionPipeline.from_pretrained(model)
     with torch.no_grad():
-        z = (
-            pipe.vae.encode(to_model_range(data.concepts().images)).latent_dist.mean
-            * pipe.vae.config.scaling_factor
-        )
+        z = pipe.vae.encode(to_model_range(data.concepts().images)).latent_dist.mean * pipe.vae.config.scaling_factor
     assert z.std().item() == pytest.approx(1, abs=0.02)
 
 
@@ -142,17 +135,13 @@ def test_topology_is_that_of_sd_1_5():
     unet = build_unet()
     assert [type(b).__name__ for b in unet.down_blocks] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert [type(b).__name__ for b in unet.up_blocks] == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
-    assert [len(b.resnets) for b in unet.down_blocks] == [2] * 4 and [
-        len(b.resnets) for b in unet.up_blocks
-    ] == [3] * 4
+    assert [len(b.resnets) for b in unet.down_blocks] == [2] * 4 and [len(b.resnets) for b in unet.up_blocks] == [3] * 4
     assert build_vae().config.latent_channels == unet.config.in_channels == 4
 
 
 def test_noise_schedule_of_stable_diffusion():
     alphas = build_scheduler().alphas_cumprod
-    assert alphas[0].item() == pytest.approx(1 - 0.00085) and alphas[-1].item() == pytest.approx(
-        0.0047, abs=1e-4
-    )
+    assert alphas[0].item() == pytest.approx(1 - 0.00085) and alphas[-1].item() == pytest.approx(0.0047, abs=1e-4)
 
 
 def test_captions_start_with_the_name():

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-import pruning_lib as pl
-from pruning_lib.zoo.data import EmojiData
-from pruning_lib.zoo.unseen import UNSEEN, new_concepts, save_unseen
+import pruning_book as pb
+from pruning_book.judge import new_concepts
+from zoo.data import EmojiData
+from zoo.unseen import UNSEEN, save_unseen
 
 
 def test_what_ships_is_new_to_the_model():
     images, captions = new_concepts()
     assert images.shape == (24, 3, 64, 64) and images.dtype == torch.uint8
-    assert captions == list(UNSEEN) and not set(captions) & set(pl.captions())
-    known = pl.training_images().flatten(1).float()
+    assert captions == list(UNSEEN) and not set(captions) & set(pb.captions())
+    known = pb.training_images().flatten(1).float()
     distance = torch.cdist(images.flatten(1).float(), known) / known.shape[1] ** 0.5
     assert distance.min() > 20, "a new picture is nearly one that the model learned"
     assert images.float().std((1, 2, 3)).min() > 10, "a blank picture"

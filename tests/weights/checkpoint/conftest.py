@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import pruning_lib as pl
-from pruning_lib.weights import ldm_ema, to_ldm
-from pruning_lib.zoo.models import models_folder
+from pruning_lib.checkpoint.ldm_layout import ldm_ema, to_ldm
+from pruning_lib.loading import models_folder
 
 
 @contextmanager
@@ -23,9 +23,7 @@ def foreign_class(full: str):
     module, _, name = full.rpartition(".")
     made = type(name, (), {"__module__": module, "__qualname__": name})
     parts = module.split(".")
-    names = [
-        ".".join(parts[: i + 1]) for i in range(len(parts)) if ".".join(parts[: i + 1]) not in sys.modules
-    ]
+    names = [".".join(parts[: i + 1]) for i in range(len(parts)) if ".".join(parts[: i + 1]) not in sys.modules]
     for one in names:
         sys.modules[one] = types.ModuleType(one)
     setattr(sys.modules[module], name, made)
@@ -39,26 +37,14 @@ def foreign_class(full: str):
 
 def training_state(live: dict, ema: dict, full: bool = True) -> dict:
     """Return what a trainer of LDM writes: weights, EMA copy, optimiser, callbacks and counters."""
-    state = {
-        **live,
-        **ema,
-        "model_ema.decay": torch.tensor(0.9999),
-        "model_ema.num_updates": torch.tensor(500),
-    }
+    state = {**live, **ema, "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(500)}
     state["betas"] = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     state["first_stage_model.loss.logvar"] = torch.zeros(())
     unet = [tensor for name, tensor in live.items() if name.startswith("model.diffusion_model.")]
     moments = {i: {"step": 500, "exp_avg": t * 0.1, "exp_avg_sq": t * t} for i, t in enumerate(unet)}
-    out = {
-        "epoch": 3,
-        "global_step": np.float64(500),
-        "pytorch-lightning_version": "1.4.2",
-        "state_dict": state,
-    }
+    out = {"epoch": 3, "global_step": np.float64(500), "pytorch-lightning_version": "1.4.2", "state_dict": state}
     if full:
-        out["optimizer_states"] = [
-            {"state": moments, "param_groups": [{"lr": 1e-4, "params": list(moments)}]}
-        ]
+        out["optimizer_states"] = [{"state": moments, "param_groups": [{"lr": 1e-4, "params": list(moments)}]}]
         out["lr_schedulers"] = [{"last_epoch": 500, "_last_lr": [1e-4]}]
         out["callbacks"] = {"best_model_score": torch.tensor(0.25), "dirpath": "logs"}
     return out
@@ -134,11 +120,7 @@ def draw():
         noise = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         try:
             return pipe(
-                ["lion", "pizza"],
-                num_inference_steps=3,
-                guidance_scale=3.0,
-                generator=noise,
-                output_type="pt",
+                ["lion", "pizza"], num_inference_steps=3, guidance_scale=3.0, generator=noise, output_type="pt"
             ).images.float()
         finally:
             torch.set_num_threads(threads)

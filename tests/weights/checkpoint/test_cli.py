@@ -27,8 +27,20 @@ def test_inspect_prints_the_report(small_ckpt):
 
 
 def test_slim_does_what_the_library_does(small, small_ckpt, tmp_path):
-    code, out, said = run("slim", small_ckpt, tmp_path / "a.safetensors", "--dtype", "fp16", "--weights", "ema",
-                          "--remove", "vae", "--remove", "schedule", "--json")  # fmt: skip
+    code, out, said = run(
+        "slim",
+        small_ckpt,
+        tmp_path / "a.safetensors",
+        "--dtype",
+        "fp16",
+        "--weights",
+        "ema",
+        "--remove",
+        "vae",
+        "--remove",
+        "schedule",
+        "--json",
+    )
     assert code == 0, said
     pl.slim(small_ckpt, tmp_path / "b.safetensors", dtype="fp16", weights="ema", remove=("vae", "schedule"))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from pruning_lib.weights import UnsafePickleError, inspect_checkpoint, slim
-from pruning_lib.weights.inert_pickle import read_pickle
-from pruning_lib.weights.pickle_names import CheckpointError
-from pruning_lib.weights.pickle_values import Made
-from pruning_lib.weights.reading import open_file
+from pruning_lib.checkpoint.files import open_file
+from pruning_lib.checkpoint.inspect import inspect_checkpoint
+from pruning_lib.checkpoint.pickle import CheckpointError, Made, UnsafePickleError, read_pickle
+from pruning_lib.checkpoint.slim import slim
 
 PROTOCOLS = range(6)
 
@@ -71,9 +70,7 @@ class Stateful:
 def test_hostile_files_are_refused_by_name_and_run_nothing(attack, legacy, tmp_path):
     marker, file = tmp_path / "marker", tmp_path / "model.ckpt"
     value, name = hostile(marker)[attack]
-    torch.save(
-        {"state_dict": {"a": torch.ones(3)}, "x": value}, file, _use_new_zipfile_serialization=not legacy
-    )
+    torch.save({"state_dict": {"a": torch.ones(3)}, "x": value}, file, _use_new_zipfile_serialization=not legacy)
     for attempt in (inspect_checkpoint, lambda path: slim(path, tmp_path / "out.safetensors")):
         with pytest.raises(UnsafePickleError, match="Nothing was run") as caught:
             attempt(file)
@@ -96,11 +93,7 @@ def test_hostile_names_are_seen_in_every_protocol(protocol, tmp_path):
 
 def test_names_with_dots_cannot_reach_through_a_harmless_module():
     # protocol 4 fetches "os.system" out of any module that imported os
-    for module, name in (
-        ("pathlib", "os.system"),
-        ("pytorch_lightning.trainer", "os.system"),
-        ("typing", "sys.exit"),
-    ):
+    for module, name in (("pathlib", "os.system"), ("pytorch_lightning.trainer", "os.system"), ("typing", "sys.exit")):
         text = b"\x80\x04\x8c" + bytes([len(module)]) + module.encode() + b"\x8c" + bytes([len(name)])
         with pytest.raises(UnsafePickleError, match=name):
             read_pickle(io.BytesIO(text + name.encode() + b"\x93)R."))
@@ -112,17 +105,25 @@ def test_functions_of_leftover_libraries_are_no_leftovers():
 
 
 def test_old_instructions_are_data_too():
-    for text in (
-        b"(S'touch x'\nios\nsystem\n.",
-        b"(cos\nsystem\nS'touch x'\no.",
-        b"c__builtin__\neval\n(S'1'\ntR.",
-    ):
+    for text in (b"(S'touch x'\nios\nsystem\n.", b"(cos\nsystem\nS'touch x'\no.", b"c__builtin__\neval\n(S'1'\ntR."):
         with pytest.raises(UnsafePickleError, match=r"os.system|builtins.eval"):
             read_pickle(io.BytesIO(text))
 
 
-@pytest.mark.parametrize("text", [b"", b"\x80\x02", b"\x80\x02}", b"\x82\x01.", b"N\x96" + b"\xff" * 8, b"0.",
-                                  b"K\x01K\x02R.", b"K\x01Q.", b"\x97."])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\x80\x02",
+        b"\x80\x02}",
+        b"\x82\x01.",
+        b"N\x96" + b"\xff" * 8,
+        b"0.",
+        b"K\x01K\x02R.",
+        b"K\x01Q.",
+        b"\x97.",
+    ],
+)
 def test_nonsense_is_refused_in_words(text):
     with pytest.raises(CheckpointError):
         read_pickle(io.BytesIO(text))
@@ -159,12 +160,7 @@ def test_values_that_double_take_no_time(text, tmp_path):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_plain_values_come_back(protocol):
-    value = {
-        "a": [1, -2.5, True, None, (1, 2, 3, 4)],
-        "b": b"bytes" if protocol > 2 else "x",
-        7: 2**70,
-        "ü": (),
-    }
+    value = {"a": [1, -2.5, True, None, (1, 2, 3, 4)], "b": b"bytes" if protocol > 2 else "x", 7: 2**70, "ü": ()}
     assert read(value, protocol).value == value
     assert read(OrderedDict(a=1), protocol).value == {"a": 1}
     assert read(defaultdict(list, a=1), protocol).value == {"a": 1}
@@ -200,12 +196,19 @@ def test_what_torch_reads_safely_we_read_alike(tmp_path):
     model[0](torch.randn(2, 3)).sum().backward()
     optimizer.step()
     value = {
-        "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "parameter": model[0].weight,
+        "state_dict": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "parameter": model[0].weight,
         "views": [base.t(), base[1:4, ::2], base[:0], torch.tensor(3.5), base.to(torch.bfloat16)],
         "whole": [torch.arange(5), torch.tensor([True, False]), torch.tensor([1, 2], dtype=torch.int16)],
-        "complex": torch.randn(3, dtype=torch.complex64), "half": base.half(), "double": base.double(),
-        "size": torch.Size([1, 2]), "dtype": torch.float16, "device": torch.device("cpu"), "step": 5,
-    }  # fmt: skip
+        "complex": torch.randn(3, dtype=torch.complex64),
+        "half": base.half(),
+        "double": base.double(),
+        "size": torch.Size([1, 2]),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "step": 5,
+    }
     for legacy in (False, True):
         file = tmp_path / f"{legacy}.pt"
         torch.save(value, file, _use_new_zipfile_serialization=not legacy)

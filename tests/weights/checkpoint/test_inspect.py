@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import pruning_lib as pl
-from pruning_lib.weights.parts import ema_name, part_of, part_of_file
+from pruning_lib.checkpoint.parts import ema_name, part_of, part_of_file
 
 
 def total(report) -> int:
@@ -55,25 +55,15 @@ def test_the_shipped_folder_agrees_with_the_models(emoji, emoji_folder):
         found = sum(p.numel() for p in getattr(emoji, part).parameters())
         assert report.parts[part].params == found and report.parts[part].dtypes == {"float16": found}
     files = {row["file"]: row["for"] for row in report.files}
-    assert (
-        files["unet/diffusion_pytorch_model.safetensors"] == "weights"
-        and files["model_index.json"] == "config"
-    )
-    assert (
-        report.nbytes
-        == total(report)
-        == sum(p.stat().st_size for p in emoji_folder.rglob("*") if p.is_file())
-    )
+    assert files["unet/diffusion_pytorch_model.safetensors"] == "weights" and files["model_index.json"] == "config"
+    assert report.nbytes == total(report) == sum(p.stat().st_size for p in emoji_folder.rglob("*") if p.is_file())
     zeros = sum(int((p.half() == 0).sum()) for p in emoji.unet.parameters())
     assert report.parts["unet"].zeros == zeros
 
 
 def test_shared_tensors_are_counted_once(tmp_path):
     base = torch.randn(100, 10)
-    torch.save(
-        {"unet.a": base, "unet.b": base, "unet.c": base[:5], "vae.d": torch.randn(1000)[:3]},
-        tmp_path / "a.pt",
-    )
+    torch.save({"unet.a": base, "unet.b": base, "unet.c": base[:5], "vae.d": torch.randn(1000)[:3]}, tmp_path / "a.pt")
     report = pl.inspect_checkpoint(tmp_path / "a.pt")
     assert report.parts["unet"].nbytes == 4000 and report.parts["vae"].nbytes == 12
     assert report.unused == 4000 - 12  # a slice was saved with the whole behind it

@@ -12,8 +12,7 @@ from diffusers.loaders.single_file_utils import (
 )
 
 import pruning_lib as pl
-from pruning_lib.weights import ldm_ema, to_ldm
-from pruning_lib.weights.ldm_layout import UNET_PREFIX, ldm_unet_names
+from pruning_lib.checkpoint.ldm_layout import UNET_PREFIX, ldm_ema, ldm_unet_names, to_ldm
 
 
 def same(found: dict, expected: dict) -> None:
@@ -28,8 +27,10 @@ def test_emoji_sd_there_and_back(emoji):
     same(convert_ldm_unet_checkpoint(dict(state), emoji.unet.config), parts[0])
     same(convert_ldm_vae_checkpoint(dict(state), emoji.vae.config), parts[1])
     back = convert_ldm_clip_checkpoint(state)
-    same({name.removeprefix("text_model."): t for name, t in back.items()},
-         {name.removeprefix("text_model."): t for name, t in parts[2].items()})  # fmt: skip
+    same(
+        {name.removeprefix("text_model."): t for name, t in back.items()},
+        {name.removeprefix("text_model."): t for name, t in parts[2].items()},
+    )
 
 
 def test_the_ema_copy_is_where_diffusers_looks_for_it(emoji, averaged):
@@ -39,8 +40,13 @@ def test_the_ema_copy_is_where_diffusers_looks_for_it(emoji, averaged):
 
 def test_a_vae_with_attention_there_and_back():
     torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-                        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=2)  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=2,
+    )
     state = to_ldm(vae=vae.state_dict())
     assert state["first_stage_model.encoder.mid.attn_1.q.weight"].shape == (16, 16, 1, 1)
     same(convert_ldm_vae_checkpoint(state, vae.config), vae.state_dict())

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning_lib.weights import CheckpointError, inspect_checkpoint
-from pruning_lib.weights import reading as reading_module
-from pruning_lib.weights.reading import open_file
+from pruning_lib.checkpoint import files as reading_module
+from pruning_lib.checkpoint.files import open_file
+from pruning_lib.checkpoint.inspect import inspect_checkpoint
+from pruning_lib.checkpoint.pickle import CheckpointError
 
 
 @pytest.fixture
@@ -136,13 +137,15 @@ def test_truncated_files_are_refused_wherever_they_end(kind, state, tmp_path):
         {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
         {"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}},
-        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
-         "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},  # overlap
+        {
+            "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        },  # overlap
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},  # a hole
         {"a": 5},
         b"{not json",
     ],
-)  # fmt: skip
+)
 def test_a_safetensors_header_that_lies_is_refused(header, tmp_path):
     refused(write_header(tmp_path / "a.safetensors", header, b"\x00" * 8), "header")
 
@@ -218,10 +221,7 @@ def with_pickle(tmp_path: Path, size: int, shape: tuple, stride: tuple, offset: 
     return repack(
         tmp_path / "honest.pt",
         tmp_path / "lie.pt",
-        lambda info, data: (
-            text.getvalue() if info.filename.endswith("data.pkl") else data,
-            zipfile.ZIP_STORED,
-        ),
+        lambda info, data: (text.getvalue() if info.filename.endswith("data.pkl") else data, zipfile.ZIP_STORED),
     )
 
 
@@ -248,9 +248,7 @@ def test_an_honest_claim_of_the_same_kind_is_read(tmp_path):
 
 def test_missing_storages_and_other_zips_are_told_apart(tmp_path):
     torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
-    path = repack(
-        tmp_path / "a.pt", tmp_path / "b.pt", lambda i, d: None if "/data/" in i.filename else (d, 0)
-    )
+    path = repack(tmp_path / "a.pt", tmp_path / "b.pt", lambda i, d: None if "/data/" in i.filename else (d, 0))
     refused(path, "storage 0 is missing")
     with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
         archive.writestr("readme.txt", "no model")
@@ -258,9 +256,7 @@ def test_missing_storages_and_other_zips_are_told_apart(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "d.pt"))
     refused(tmp_path / "d.pt", "TorchScript|zip bomb")
     swapped = repack(
-        tmp_path / "a.pt",
-        tmp_path / "e.pt",
-        lambda i, d: (b"big" if i.filename.endswith("byteorder") else d, 0),
+        tmp_path / "a.pt", tmp_path / "e.pt", lambda i, d: (b"big" if i.filename.endswith("byteorder") else d, 0)
     )
     refused(swapped, "big-endian")
 

@@ -14,9 +14,12 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import pruning_lib as pl
-from pruning_lib.weights import CastError, slimming, to_ldm, writing
-from pruning_lib.weights.parts import ema_name
-from pruning_lib.weights.reading import open_file
+from pruning_lib.checkpoint import slim as slimming
+from pruning_lib.checkpoint import write as writing
+from pruning_lib.checkpoint.files import open_file
+from pruning_lib.checkpoint.ldm_layout import to_ldm
+from pruning_lib.checkpoint.parts import ema_name
+from pruning_lib.checkpoint.slim import CastError
 
 UNET = "model.diffusion_model."
 
@@ -72,10 +75,7 @@ def test_upcasting_costs_bytes(small_ckpt, tmp_path):
     pl.slim(small_ckpt, tmp_path / "half.safetensors", dtype="fp16")
     report = pl.slim(tmp_path / "half.safetensors", tmp_path / "full.safetensors", dtype="fp32")
     adds_up(report)
-    assert (
-        report.causes["cast float16 to float32"] == -2 * (report.params - 24 - 1000)
-        and report.times_smaller < 1
-    )
+    assert report.causes["cast float16 to float32"] == -2 * (report.params - 24 - 1000) and report.times_smaller < 1
 
 
 def test_ema_takes_the_place_of_the_live_weights(small, small_ckpt, tmp_path):
@@ -95,8 +95,7 @@ def test_ema_of_our_own_trainer_and_of_named_copies(tmp_path):
     live = {"conv_in.weight": torch.randn(4, 4), "conv_out.bias": torch.randn(3)}
     ema = {name: tensor + 1 for name, tensor in live.items()}
     torch.save(
-        {"model": live, "ema": {"decay": 0.9, "shadow_params": list(ema.values())}, "step": 3},
-        tmp_path / "a.pt",
+        {"model": live, "ema": {"decay": 0.9, "shadow_params": list(ema.values())}, "step": 3}, tmp_path / "a.pt"
     )
     torch.save({"state_dict": live, "ema_state_dict": ema}, tmp_path / "b.pt")
     save_file({**live, **{f"ema.{n}": t for n, t in ema.items()}}, tmp_path / "c.safetensors")
@@ -152,11 +151,11 @@ def test_a_missing_or_broken_ema_is_refused(small, tmp_path):
 
 
 def test_overflow_names_the_tensor_and_leaves_nothing(tmp_path):
-    save_file({"conv_in.weight": torch.tensor([1.0, 65504.0]), "conv_out.weight": torch.tensor([1e-9, -7e4])},
-              tmp_path / "a.safetensors")  # fmt: skip
-    with pytest.raises(
-        CastError, match=r"conv_out.weight holds -70,000, and float16 ends at 65,504.*bfloat16"
-    ):
+    save_file(
+        {"conv_in.weight": torch.tensor([1.0, 65504.0]), "conv_out.weight": torch.tensor([1e-9, -7e4])},
+        tmp_path / "a.safetensors",
+    )
+    with pytest.raises(CastError, match=r"conv_out.weight holds -70,000, and float16 ends at 65,504.*bfloat16"):
         pl.slim(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype="fp16")
     only(tmp_path, "a.safetensors")
     report = pl.slim(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype="bf16")
@@ -190,9 +189,7 @@ def test_a_name_under_and_beside_a_wrapper_is_refused(tmp_path):
 
 def test_aliases_are_written_under_each_name_or_once(tmp_path):
     base = torch.randn(100)
-    torch.save(
-        {"unet.a": base, "unet.b": base, "unet.c": base[10:20], "model_ema.x": base}, tmp_path / "a.ckpt"
-    )
+    torch.save({"unet.a": base, "unet.b": base, "unet.c": base[10:20], "model_ema.x": base}, tmp_path / "a.ckpt")
     each = pl.slim(tmp_path / "a.ckpt", tmp_path / "each.safetensors")
     adds_up(each)
     assert each.causes["one tensor under two names, or two that overlap"] == -400 - 40
@@ -335,13 +332,10 @@ def test_the_vae_can_be_exchanged(emoji, emoji_ckpt, emoji_folder, tmp_path):
     save_file({n: t.contiguous() for n, t in other.items()}, tmp_path / "diffusers.safetensors")
     save_file({n: t.contiguous() for n, t in ldm.items()}, tmp_path / "prefixed.safetensors")
     save_file(
-        {n.removeprefix("first_stage_model."): t.contiguous() for n, t in ldm.items()},
-        tmp_path / "bare.safetensors",
+        {n.removeprefix("first_stage_model."): t.contiguous() for n, t in ldm.items()}, tmp_path / "bare.safetensors"
     )
     for name in ("diffusers", "prefixed", "bare"):
-        report = pl.slim(
-            emoji_ckpt, tmp_path / f"{name}-out.safetensors", vae=tmp_path / f"{name}.safetensors"
-        )
+        report = pl.slim(emoji_ckpt, tmp_path / f"{name}-out.safetensors", vae=tmp_path / f"{name}.safetensors")
         adds_up(report)
         assert "VAE exchanged" not in report.causes  # as large as the old one
         pipe = load_single(tmp_path / f"{name}-out.safetensors", emoji_folder)
@@ -384,10 +378,7 @@ def test_peak_memory_stays_below_one_tensor(small_ckpt, tmp_path):
     torch.save(state, tmp_path / "b.ckpt")
     torch.save(state, tmp_path / "c.ckpt", _use_new_zipfile_serialization=False)
     del state
-    files = [
-        small_ckpt,
-        *(tmp_path / name for name in ("a.safetensors", "b.ckpt", "c.ckpt", "out.safetensors")),
-    ]
+    files = [small_ckpt, *(tmp_path / name for name in ("a.safetensors", "b.ckpt", "c.ckpt", "out.safetensors"))]
     command = [sys.executable, "-c", MEASURE, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

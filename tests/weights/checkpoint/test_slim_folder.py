@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import pruning_lib as pl
-from pruning_lib.weights import CheckpointError
+from pruning_lib.checkpoint.pickle import CheckpointError
 
 UNET = "unet/diffusion_pytorch_model"
 
@@ -37,9 +37,7 @@ def pipeline(emoji, averaged, tmp_path) -> Path:
     emoji.save_pretrained(folder)
     state = {name: tensor.contiguous() for name, tensor in emoji.unet.state_dict().items()}
     torch.save(state, folder / f"{UNET}.bin")
-    save_file(
-        {name: t.half() for name, t in state.items()}, folder / f"{UNET}.fp16.safetensors", {"format": "pt"}
-    )
+    save_file({name: t.half() for name, t in state.items()}, folder / f"{UNET}.fp16.safetensors", {"format": "pt"})
     save_file(dict(averaged), folder / f"{UNET}.non_ema.safetensors", {"format": "pt"})
     torch.save({"state_dict": state}, folder / "v1-full.ckpt")
     (folder / "README.md").write_text("A model.")
@@ -66,26 +64,25 @@ def training(emoji, averaged, tmp_path) -> Path:
     torch.save({"last_epoch": 500, "_last_lr": [1e-5]}, folder / "scheduler.bin")
     import numpy as np
 
-    torch.save({"step": 500, "torch_manual_seed": torch.get_rng_state(), "numpy_random_seed": np.random.get_state()},
-               folder / "random_states_0.pkl")  # fmt: skip
+    torch.save(
+        {"step": 500, "torch_manual_seed": torch.get_rng_state(), "numpy_random_seed": np.random.get_state()},
+        folder / "random_states_0.pkl",
+    )
     return folder
 
 
 def test_a_pipeline_keeps_what_a_loader_would_take(emoji, pipeline, draw, tmp_path):
     report = pl.slim(pipeline, tmp_path / "out")
     adds_up(report)
-    files = {
-        path.relative_to(tmp_path / "out").as_posix()
-        for path in (tmp_path / "out").rglob("*")
-        if path.is_file()
-    }
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {f for f in files if f.endswith((".safetensors", ".bin", ".ckpt", ".png"))} == {
-        f"{UNET}.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
-    }  # fmt: skip
+        f"{UNET}.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
     assert {"README.md", "model_index.json", "unet/config.json", "tokenizer/tokenizer.json"} <= files
     assert report.causes["second copy of a part"] == sum(
-        (pipeline / name).stat().st_size
-        for name in (f"{UNET}.bin", f"{UNET}.fp16.safetensors", "v1-full.ckpt")
+        (pipeline / name).stat().st_size for name in (f"{UNET}.bin", f"{UNET}.fp16.safetensors", "v1-full.ckpt")
     )
     assert report.causes["files that are not part of the model"] == 1004
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
@@ -122,8 +119,10 @@ def test_a_training_folder_becomes_a_model(emoji, averaged, training, tmp_path):
     report = pl.slim(training, tmp_path / "live")
     adds_up(report)
     assert sorted(p.name for p in (tmp_path / "live").rglob("*")) == [
-        "config.json", "diffusion_pytorch_model.safetensors", "unet",
-    ]  # fmt: skip
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "unet",
+    ]
     assert report.times_smaller > 3.9  # live, EMA and two moments, of which one stays
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "live" / "unet")
     assert equal(loaded.state_dict(), emoji.unet.state_dict())
@@ -153,11 +152,10 @@ def test_shards_become_one_file(emoji, tmp_path):
     report = pl.slim(tmp_path / "model", tmp_path / "out")
     adds_up(report)
     assert sorted(p.name for p in (tmp_path / "out/unet").iterdir()) == [
-        "config.json", "diffusion_pytorch_model.safetensors",
-    ]  # fmt: skip
-    assert equal(
-        UNet2DConditionModel.from_pretrained(tmp_path / "out/unet").state_dict(), emoji.unet.state_dict()
-    )
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    assert equal(UNet2DConditionModel.from_pretrained(tmp_path / "out/unet").state_dict(), emoji.unet.state_dict())
 
 
 def test_a_model_alone_is_a_folder_too(emoji, tmp_path):
@@ -169,7 +167,7 @@ def test_a_model_alone_is_a_folder_too(emoji, tmp_path):
 
 
 def test_nothing_is_left_after_a_failure(emoji, pipeline, tmp_path, monkeypatch):
-    from pruning_lib.weights import slim_folder
+    from pruning_lib.checkpoint import slim as slim_folder
 
     monkeypatch.setattr(slim_folder.shutil, "copyfile", lambda *a: (_ for _ in ()).throw(OSError("no room")))
     with pytest.raises(OSError, match="no room"):
@@ -182,9 +180,7 @@ def test_wrong_folders_are_told(pipeline, tmp_path):
     with pytest.raises(CheckpointError, match="no weights"):
         pl.inspect_checkpoint(tmp_path / "empty")
     for target in (pipeline, pipeline / "inside", tmp_path):
-        with pytest.raises(
-            (ValueError, FileExistsError), match="inside each other|never written over|there already"
-        ):
+        with pytest.raises((ValueError, FileExistsError), match="inside each other|never written over|there already"):
             pl.slim(pipeline, target)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/a").touch()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning_lib.weights.reading import DTYPES
-from pruning_lib.weights.writing import Planned, file_bytes, in_place, write_safetensors
+from pruning_lib.checkpoint.files import DTYPES
+from pruning_lib.checkpoint.write import Planned, file_bytes, in_place, write_safetensors
 
 
 def written(path, state: dict, metadata: dict) -> bytes:
@@ -21,12 +21,7 @@ def written(path, state: dict, metadata: dict) -> bytes:
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt"}])
 def test_the_bytes_are_the_librarys(metadata, tmp_path):
     torch.manual_seed(0)
-    state = {
-        "ü": torch.randn(3, 3),
-        "a": torch.randn(2),
-        "empty": torch.zeros(0, 4),
-        "scalar": torch.tensor(2.5),
-    }
+    state = {"ü": torch.randn(3, 3), "a": torch.randn(2), "empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
     for i, dtype in enumerate(DTYPES.values()):
         state[f"t{i}"] = torch.arange(5).to(dtype)
     save_file(state, tmp_path / "a.safetensors", metadata or None)
@@ -52,6 +47,4 @@ def test_in_place_moves_only_what_is_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt), in_place(tmp_path / "new/a.txt") as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"] and (
-        tmp_path / "new/a.txt"
-    ).read_text() == "new"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"] and (tmp_path / "new/a.txt").read_text() == "new"

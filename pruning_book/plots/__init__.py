@@ -1,0 +1,1 @@
+"""Figures of the chapters: data in, a figure with its alternative text out."""

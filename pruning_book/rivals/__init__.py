@@ -1,0 +1,1 @@
+"""What our methods are compared with: other searches, other rankings, fewer steps."""

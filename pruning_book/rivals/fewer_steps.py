@@ -1,0 +1,94 @@
+"""The simplest rival: the same model, computed whole, with fewer steps of the sampler; or with another sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pruning_lib.steps.budget import check_budget
+from pruning_lib.steps.schedule import Grid, timesteps_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+__all__ = ["FewerSteps", "fewer_steps"]
+
+
+@dataclass(frozen=True)
+class FewerSteps:
+    """A sampler with fewer calls of the denoiser, with the interface of a `Schedule`.
+
+    Attributes:
+        grid: of the unpruned generation, whose MACs are the whole.
+        steps: `num_inference_steps` to call the pipeline with.
+        calls: calls of the denoiser.
+        scheduler: class of the sampler, built from the pipeline's configuration; None: the pipeline's own.
+    """
+
+    grid: Grid
+    steps: int
+    calls: int
+    scheduler: type[SchedulerMixin] | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is, as "7 steps of DDIM"."""
+        name = self.grid.scheduler if self.scheduler is None else self.scheduler.__name__
+        return f"{self.steps} steps of {name.removesuffix('Scheduler')}"
+
+    def macs(self, *, attention: bool = True) -> int:
+        """Return the MACs of one sample over all calls."""
+        base = self.grid.base_macs if attention else self.grid.base_macs_without_attention
+        return self.calls * (base + sum(self.grid.macs if attention else self.grid.macs_without_attention))
+
+    def macs_ratio(self, *, attention: bool = True) -> float:
+        """Return the share of the unpruned generation's MACs."""
+        return self.calls / self.grid.shape[0]  # every call costs the same in either convention
+
+    @contextmanager
+    def applied(self, pipe: DiffusionPipeline) -> Iterator[FewerSteps]:
+        """Let a pipeline sample so inside a `with` block; the number of steps is the caller's to pass on.
+
+        Example:
+            >>> with rival.applied(pipe):
+            ...     image = pipe("lion", num_inference_steps=rival.steps).images[0]
+        """
+        before = pipe.scheduler
+        if self.scheduler is not None:
+            pipe.scheduler = self.scheduler.from_config(before.config)
+        try:
+            yield self
+        finally:
+            pipe.scheduler = before
+
+
+def fewer_steps(
+    pipe: DiffusionPipeline, grid: Grid, keep_macs: float, scheduler: type[SchedulerMixin] | None = None
+) -> FewerSteps:
+    """Take as many steps as the budget pays for.
+
+    Args:
+        pipe: read for the configuration of its scheduler.
+        grid: of the unpruned generation.
+        keep_macs: share of MACs to keep at most.
+        scheduler: a diffusers scheduler class, such as `DPMSolverMultistepScheduler`. Default: the pipeline's own.
+
+    Raises:
+        ValueError: a budget below one call of this sampler, or not a share.
+    """
+    allowed = grid.shape[0] * check_budget(grid, keep_macs) // grid.total_macs
+    for steps in range(allowed, 0, -1):
+        before = pipe.scheduler
+        try:  # some samplers call the denoiser more often than they have steps
+            if scheduler is not None:
+                pipe.scheduler = scheduler.from_config(before.config)
+            calls = len(timesteps_of(pipe, steps))
+        except ValueError:  # some cannot do so few steps
+            continue
+        finally:
+            pipe.scheduler = before
+        if calls <= allowed:
+            return FewerSteps(grid, steps, calls, scheduler)
+    raise ValueError(f"keep_macs={keep_macs:g} pays for {allowed} calls; this sampler needs more.")

@@ -1,0 +1,149 @@
+"""Schedules by chance, and the best of many of them.
+
+Schedules bred from schedules: a plain genetic search, the rival that DiP-GO's paper compares with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning_lib.steps.budget import threshold_scores
+from pruning_lib.steps.schedule import Grid, Schedule
+from pruning_lib.steps.search import BudgetExhausted, Evaluator, SearchBudget
+
+__all__ = ["genetic_search", "random_schedule", "random_search"]
+
+_TRIES = 200  # draws in a row that bring nothing new: a small grid may hold no other schedule
+
+
+def random_schedule(grid: Grid, keep_macs: float, generator: torch.Generator) -> Tensor:
+    """Draw a table within a budget.
+
+    Every cell gets a random score, and so does every row; what counts is a mixture of the two, in random parts. So some
+    draws keep whole calls, others single cells here and there, and most are in between.
+
+    Returns:
+        bool `[T, N]`.
+    """
+    calls, units = grid.shape
+    cells = torch.rand(calls, units, generator=generator)
+    rows = torch.rand(calls, 1, generator=generator)
+    part = torch.rand((), generator=generator)
+    return threshold_scores(part * rows + (1 - part) * cells, grid, keep_macs).on
+
+
+def random_search(grid: Grid, keep_macs: float, evaluator: Evaluator, *, images: int = 1000, seed: int = 0) -> Schedule:
+    """Draw schedules until the images are used up; return the best.
+
+    Args:
+        grid, keep_macs: the budget, a share of MACs that no draw exceeds.
+        evaluator: compares them with the unpruned generation.
+        images: that may be drawn in all.
+        seed: of the draws.
+
+    Returns:
+        The best, with its loss and the trace of the search in its provenance.
+
+    Raises:
+        ValueError: too few images for one schedule, or a budget below the first call.
+    """
+    tally, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
+    idle = 0
+    try:
+        while idle < _TRIES:
+            before = tally.spent
+            tally.ask(random_schedule(grid, keep_macs, generator))
+            idle = idle + 1 if tally.spent == before else 0
+    except BudgetExhausted:
+        pass
+    return tally.schedule("random search", seed)
+
+
+_TRIES_genetic_search = 10  # generations in a row that bring nothing new
+
+
+def genetic_search(
+    grid: Grid,
+    keep_macs: float,
+    evaluator: Evaluator,
+    *,
+    images: int = 1000,
+    seed: int = 0,
+    population: int = 16,
+    elite: int = 4,
+    mutations: float = 2.0,
+) -> Schedule:
+    """Breed schedules until the images are used up; return the best.
+
+    The first generation is drawn by chance. A child takes each row from one of two parents, each the better of two
+    drawn by chance. Then it mutates: a row changes places with another, or a few cells of a row are flipped. What is
+    over the budget is switched off again, and what is left of it goes to cells by chance.
+
+    Args:
+        grid, keep_macs: the budget, a share of MACs that no schedule exceeds.
+        evaluator: compares them with the unpruned generation.
+        images: that may be drawn in all.
+        seed: of all chance.
+        population: schedules in a generation, >= 2.
+        elite: that live on unchanged, from 1 to population - 1.
+        mutations: of a child, on average, >= 0.
+
+    Raises:
+        ValueError: numbers out of range, too few images for one schedule, or a budget below the first call.
+    """
+    if population < 2 or not 1 <= elite < population or mutations < 0:
+        raise ValueError(
+            f"population={population}, elite={elite}, mutations={mutations}; needed: population >= 2, elite from 1 "
+            "to population - 1, mutations >= 0."
+        )
+    tally, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
+    idle = 0
+    try:
+        alive = []
+        for _ in range(population):
+            on = random_schedule(grid, keep_macs, generator)
+            alive.append((tally.ask(on), on))
+        while idle < _TRIES_genetic_search:
+            alive = sorted(alive, key=lambda pair: pair[0])[:elite]
+            parents, before = list(alive), tally.spent
+            while len(alive) < population:
+                child = _cross(_pick(parents, generator), _pick(parents, generator), generator)
+                child = _within(_mutate(child, mutations, generator), grid, keep_macs, generator)
+                alive.append((tally.ask(child), child))
+            idle = idle + 1 if tally.spent == before else 0
+    except BudgetExhausted:
+        pass
+    return tally.schedule("genetic search", seed)
+
+
+def _pick(alive: list[tuple[float, Tensor]], generator: torch.Generator) -> Tensor:
+    pair = torch.randint(len(alive), (2,), generator=generator).tolist()
+    return min((alive[i] for i in pair), key=lambda found: found[0])[1]
+
+
+def _cross(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
+    from_a = torch.rand(len(a), 1, generator=generator) < 0.5
+    return torch.where(from_a, a, b)
+
+
+def _mutate(on: Tensor, mutations: float, generator: torch.Generator) -> Tensor:
+    on = on.clone()
+    calls, units = on.shape
+    if calls < 2:
+        return on
+    for _ in range(int(torch.poisson(torch.tensor(float(mutations)), generator=generator))):
+        i, j = torch.randint(1, calls, (2,), generator=generator).tolist()
+        if torch.rand((), generator=generator) < 0.5:
+            on[[i, j]] = on[[j, i]]
+        else:
+            flipped = torch.rand(units, generator=generator) < 0.2
+            on[i] ^= flipped
+    return on
+
+
+def _within(on: Tensor, grid: Grid, keep_macs: float, generator: torch.Generator) -> Tensor:
+    """Bring a table to the budget: cells go and come in an order by chance, whole rows mostly together."""
+    rows = torch.rand(len(on), 1, generator=generator)
+    cells = torch.rand(on.shape, generator=generator)
+    return threshold_scores(2.0 * on + 0.9 * rows + 0.1 * cells, grid, keep_macs).on

@@ -1,0 +1,82 @@
+"""The first cell of every chapter: say what this run is, and make Colab ready for the widgets.
+
+`start()` is all a chapter calls. It changes nothing outside Colab.
+
+Two words the book uses throughout: *replay*, a page shows recorded results beside what a CPU can recompute in a
+minute; *live*, the same cells recompute the heavy results too. A run is live where a CUDA device is there, or where
+the environment variable PRUNING_LIB_MODE says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+
+from pruning_lib.checks import installed_version
+
+__all__ = ["Session", "on_colab", "start"]
+
+MODES = ("replay", "live")
+_REPORTED = ("pruning-lib", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a notebook runs on.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        mode: "replay" or "live".
+        versions: package name -> version, "not installed" where it is missing.
+    """
+
+    device: str
+    mode: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def live(self) -> bool:
+        """True where heavy cells should recompute."""
+        return self.mode == "live"
+
+    def __str__(self) -> str:
+        packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return f"{self.device}, {self.mode}, Python {platform.python_version()}\n{packages}"
+
+
+def on_colab() -> bool:
+    """Return True inside Google Colab."""
+    return "google.colab" in sys.modules
+
+
+def start(mode: str | None = None) -> Session:
+    """Print device, mode and versions, in two short lines; on Colab, allow third-party widgets.
+
+    Args:
+        mode: "replay" or "live"; by default the environment variable PRUNING_LIB_MODE, else "live" where CUDA is
+            there and "replay" elsewhere.
+
+    Returns:
+        The `Session`, so that a chapter can say `if book.live:`.
+
+    Raises:
+        ValueError: for any other mode.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mode = mode or os.environ.get("PRUNING_LIB_MODE") or ("live" if device == "cuda" else "replay")
+    if mode not in MODES:
+        raise ValueError(
+            f"mode is {mode!r}; allowed: {' or '.join(map(repr, MODES))}. "
+            "Change the argument of start() or the environment variable PRUNING_LIB_MODE."
+        )
+    if on_colab():
+        # Colab draws only the widgets of ipywidgets itself unless it is told otherwise.
+        importlib.import_module("google.colab.output").enable_custom_widget_manager()
+    session = Session(device, mode, {name: installed_version(name) for name in _REPORTED})
+    print(session)
+    return session

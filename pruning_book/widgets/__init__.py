@@ -1,0 +1,1 @@
+"""Explorers with two lives: in a notebook with a kernel, and as a static page without one."""

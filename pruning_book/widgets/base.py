@@ -1,0 +1,210 @@
+"""Widgets with two lives: an anywidget where a kernel answers, plain HTML with the same ES module everywhere else.
+
+A `TwinWidget` always gives a notebook or a page `text/html`: a host element that holds a static picture and table, the
+data as JSON, and the module's text itself. The module replaces the static part by the interactive one; with JavaScript
+off, in print, or after an error, the static part is what one sees. Nothing is fetched, so the same output works on a
+site under any path, from a file on disk (where a browser refuses to import modules), in Colab's output frames and in
+exported notebooks. Only a widget with an `on_change` function also becomes an anywidget, see `live.py`.
+
+The live side of a `TwinWidget`: an anywidget with the same ES module, answered by the widget's Python function.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar
+
+__all__ = ["TwinWidget", "live_widget", "module_source", "passport_line"]
+
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+_NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
+
+
+def static_text(file: str) -> str:
+    """Return the text of a file of `show/static`."""
+    return resources.files("pruning_book.widgets").joinpath("static", file).read_text(encoding="utf-8")
+
+
+@cache
+def module_source(kind: str) -> str:
+    """Return one self-contained ES module: `static/<kind>.js` with the modules it imports put before it.
+
+    A module that is written into a page has no address, so relative imports would not resolve.
+    """
+    parts: dict[str, str] = {}
+
+    def collect(name: str) -> None:
+        text = static_text(f"{name}.js")
+        for other in _IMPORT.findall(text):
+            if other not in parts:
+                collect(other)
+        text = _IMPORT.sub("", text)
+        parts[name] = text if name == kind else re.sub(r"^export (?=function|const)", "", text, flags=re.MULTILINE)
+
+    collect(kind)
+    source = "\n".join(parts.values())
+    left = re.search(r"^\s*(?:import\b|export\b.*\bfrom\b).*|\bimport\s*\(.*", source, re.MULTILINE)
+    if left:
+        raise ValueError(f'static/{kind}.js: write imports as `import {{ a, b }} from "./file.js";`, not {left[0]!r}')
+    if re.search(r"</script|<!--", source, re.IGNORECASE):
+        raise ValueError(f"static/{kind}.js must not contain '</script' or '<!--': it is written into HTML pages")
+    return source
+
+
+def json_for_html(data: Any) -> str:
+    """Return JSON that may stand inside a script element: no text in it can end the element."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+
+
+def passport_line(passport: Mapping | str | None) -> str:
+    """Return where, when and with what something was measured, as one line; "" for None.
+
+    Args:
+        passport: as `measure.passport()` makes it, or a finished sentence. Fields that are missing are left out.
+    """
+    if passport is None or isinstance(passport, str):
+        return passport or ""
+    versions = passport.get("versions") or {}
+    commit = str(passport.get("commit") or "")
+    if commit and commit != "uncommitted":
+        commit = f"commit {commit[:10]}" + (" with changes" if passport.get("dirty") else "")
+    on_cpu, threads = passport.get("device", "cpu") == "cpu", passport.get("cpu_threads")
+    parts = [
+        f"Measured on {passport['hardware']}" if passport.get("hardware") else "",
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads and on_cpu else "",
+        f"n = {passport['n']}" if passport.get("n") is not None else "",
+        *(f"{name} {versions[name]}" for name in ("torch", "diffusers") if name in versions),
+        str(passport.get("date") or "")[:10],
+        commit,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+class TwinWidget:
+    """Base of the interactive figures. Subclasses name their ES module and give data and a static fallback.
+
+    Args:
+        name: identifies the widget in its page and in links (`#name:axis=stop`): lower-case letters, digits, hyphens.
+        on_change: called with the chosen state, `{axis name: stop}`; recomputes and returns what the subclass
+            documents. Giving it makes the widget live where a kernel is connected.
+
+    Raises:
+        ValueError: `name` has other characters.
+    """
+
+    module: ClassVar[str] = ""
+
+    def __init__(self, name: str, *, on_change: Callable[[dict], Mapping] | None = None) -> None:
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise ValueError(
+                f"name is {name!r}; it must be like 'steps-1': a lower-case letter, then letters, digits, hyphens"
+            )
+        if on_change is not None and not callable(on_change):
+            raise ValueError(f"on_change is {on_change!r}; give a function that takes the state as a dict, or None")
+        self.name, self.on_change = name, on_change
+        self._widget: Any = None
+
+    def data(self) -> dict:
+        """Return what the module draws, as JSON-ready values; must hold `version` and `name`."""
+        raise NotImplementedError
+
+    def fallback_html(self) -> str:
+        """Return the static picture and table."""
+        raise NotImplementedError
+
+    def answer(self, state: dict) -> dict:
+        """Return the live answer to `state` as JSON-ready values; called by the live side only."""
+        return dict(self.on_change(state))
+
+    def to_html(self) -> str:
+        """Return the HTML that a notebook output or a page holds."""
+        return (
+            f"<style>{static_text('twin.css')}</style>"
+            f'<div class="pl-twin" id="{self.name}" data-pl-widget="{self.module}">'
+            f'<div class="pl-static">{self.fallback_html()}</div>'
+            f'<script type="application/json">{json_for_html(self.data())}</script></div>'
+            f'<script type="module">\n{module_source(self.module)}\nmountAll("{self.module}", mount);\n</script>'
+        )
+
+    def to_page(self, title: str | None = None) -> str:
+        """Return a whole HTML page with only this widget, to be saved and opened anywhere."""
+        return (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(title or self.name)}</title></head>"
+            f'<body style="font-family:system-ui,sans-serif;margin:1rem">{self.to_html()}</body></html>'
+        )
+
+    def widget(self) -> Any:
+        """Return the anywidget side, made on the first call.
+
+        Raises:
+            ImportError: anywidget is not installed.
+        """
+        if self._widget is None:
+            self._widget = live_widget(self)
+        return self._widget
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self.to_html()}
+        if self.on_change is not None:
+            try:
+                shown = self.widget()._repr_mimebundle_()
+            except ImportError:  # the HTML twin shows the record
+                return bundle, {}
+            view, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
+            bundle.update({mime: value for mime, value in view.items() if mime.endswith("widget-view+json")})
+            return bundle, metadata  # Colab finds there where its widget manager is
+        return bundle, {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+def live_widget(twin: TwinWidget) -> Any:
+    """Return an `anywidget.AnyWidget` for `twin`.
+
+    The browser writes the trait `request` (`view`, `number`, and `want: "data"` or `state`); Python writes `data` or
+    `response` (same `view` and `number`). Until a browser asks, `data` stays empty: a page that is built by executing
+    a notebook stores the traits of every widget, and would hold pictures and numbers a second time.
+
+    Raises:
+        ImportError: anywidget is not installed.
+    """
+    import anywidget
+    import traitlets
+
+    class Live(anywidget.AnyWidget):
+        _esm = module_source(twin.module)
+        _css = static_text("twin.css")
+        data = traitlets.Dict().tag(sync=True)
+        request = traitlets.Dict().tag(sync=True)
+        response = traitlets.Dict().tag(sync=True)
+
+        @traitlets.observe("request")
+        def _on_request(self, change: dict) -> None:
+            request = change["new"]
+            if request.get("want") == "data":
+                # Other views of the same widget may have been given the data before; then nothing changes.
+                self.data = twin.data()
+            elif "state" in request:
+                self.response = {
+                    "view": request.get("view"),
+                    "number": request.get("number"),
+                    **_answer(request["state"]),
+                }
+
+    def _answer(state: dict) -> dict:
+        try:
+            answer = twin.answer(dict(state))
+            json.dumps(answer, allow_nan=False)
+        except Exception as error:  # the reader sees it in the widget, beside the recorded stop
+            return {"error": f"{type(error).__name__}: {error}"}
+        return answer
+
+    return Live()

@@ -1,0 +1,272 @@
+"""The block explorer: a drawn denoiser, with the share that each block has of parameters, MACs, time and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, ClassVar
+
+from pruning_lib.checks import nearest
+
+from .axes import number
+from .base import TwinWidget, passport_line
+from .html import scrolling, sentences
+
+__all__ = ["MEASURES", "BlockExplorer", "BlockModel", "Measure"]
+
+DATA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of a block: name, what readers see, the unit shown, and what one unit is.
+
+    `additive` says whether the blocks add up to the model; peaks of memory do not.
+    """
+
+    name: str
+    label: str
+    unit: str
+    one: float
+    additive: bool = True
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("params", "parameters", "M", 1e6),
+        Measure("macs", "MACs, with attention products", "G", 1e9),
+        Measure("macs_without_attention", "MACs, without attention products", "G", 1e9),
+        Measure("latency_ms", "latency", "ms", 1),
+        Measure("activation_mib", "peak activation memory", "MiB", 1, additive=False),
+    )
+}
+
+
+@dataclass
+class BlockModel:
+    """One model of a `BlockExplorer`.
+
+    Args:
+        label: its name, as in "emoji-sd".
+        blocks: names of the blocks, in the order in which data flows.
+        values: measure (a key of `MEASURES`) -> one value per block, in single parameters, single MACs, ms or MiB;
+            None for a block or for a whole measure that was not measured.
+        spread: measure -> (low, high) per block, in the units of `values`.
+        notes: measure -> a sentence shown with it: what the spread is, or why it was not measured.
+
+    Raises:
+        ValueError: an unknown measure, a wrong number of values, a negative value, or no measure at all.
+    """
+
+    label: str
+    blocks: Sequence[str]
+    values: Mapping[str, Sequence[float | None] | None]
+    spread: Mapping[str, Sequence[tuple[float, float] | None]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.blocks = list(self.blocks)
+        if not self.blocks or len(set(self.blocks)) < len(self.blocks):
+            raise ValueError(f"{self.label}: blocks are {self.blocks}; give at least one, each with a name of its own")
+        for measure in (*self.values, *self.spread, *self.notes):
+            if measure not in MEASURES:
+                raise ValueError(f"{self.label}: measure {measure!r} is unknown. {nearest(str(measure), MEASURES)}")
+        self.values = {key: self._checked(key, values) for key, values in self.values.items() if values is not None}
+        if not self.values:
+            raise ValueError(f"{self.label}: no measure was given; allowed: {', '.join(MEASURES)}")
+        for key, ends in self.spread.items():
+            if key not in self.values or len(ends) != len(self.blocks):
+                raise ValueError(f"{self.label}: the spread of {key} needs values and one (low, high) per block")
+
+    def _checked(self, measure: str, given: Sequence[float | None]) -> list[float | None]:
+        values = [None if value is None else float(value) for value in given]
+        if len(values) != len(self.blocks):
+            raise ValueError(f"{self.label}: {len(values)} values of {measure} for {len(self.blocks)} blocks")
+        if any(value is not None and (value < 0 or not math.isfinite(value)) for value in values):
+            raise ValueError(f"{self.label}: {measure} must be finite and not negative: {values}")
+        if not any(values):
+            raise ValueError(f"{self.label}: {measure} is zero or missing everywhere; give None for 'not measured'")
+        return values
+
+    def scaled(self, measure: str) -> list[float | None] | None:
+        """Return the values in the unit that is shown, None where the measure is missing."""
+        values, one = self.values.get(measure), MEASURES[measure].one
+        return None if values is None else [None if value is None else value / one for value in values]
+
+    def sum(self, measure: str) -> float:
+        """Return the sum over the blocks, in the unit that is shown."""
+        return sum(value for value in self.scaled(measure) if value is not None)
+
+    def digits(self, measure: str) -> int:
+        """Return the decimals that show three figures of the largest block."""
+        largest = max(value for value in self.scaled(measure) if value is not None)
+        return min(6, max(0, 2 - math.floor(math.log10(largest))))
+
+    def total_text(self, measures: Sequence[Measure]) -> str:
+        """Return the sums of the additive measures, in words."""
+        parts = [
+            f"{measure.label} {number(self.sum(measure.name), self.digits(measure.name), measure.unit)}"
+            for measure in measures
+            if measure.additive and measure.name in self.values
+        ]
+        return f"{self.label}: {', '.join(parts)}"
+
+    def to_dict(self) -> dict:
+        """Return what the module draws, in the units that are shown."""
+        one = {key: MEASURES[key].one for key in self.values}
+        ends = {k: [e and [e[0] / one[k], e[1] / one[k]] for e in given] for k, given in self.spread.items()}
+        return {
+            "label": self.label,
+            "blocks": self.blocks,
+            "notes": dict(self.notes),
+            "spread": ends,
+            "values": {key: self.scaled(key) for key in self.values},
+            "sums": {key: self.sum(key) for key in self.values},
+            "digits": {key: self.digits(key) for key in self.values},
+        }
+
+
+class BlockExplorer(TwinWidget):
+    """Where parameters, multiplications, time and memory are, block by block.
+
+    Args:
+        name: identifies the figure in its page; an address ending in `#name:model=sd-1.5&measure=macs` sets it.
+        models: the `BlockModel`s, or mappings with their fields.
+        title: one line above the controls.
+        start: label of the model and name of the measure shown first; by default the first of each.
+        passport: of the record with the measured values, or a sentence; shown below.
+
+    Raises:
+        ValueError: no models, one label twice, or an unknown start.
+    """
+
+    module: ClassVar[str] = "block_explorer"
+
+    def __init__(
+        self,
+        name: str,
+        models: Sequence[BlockModel | Mapping],
+        *,
+        title: str,
+        start: tuple[str, str] | None = None,
+        passport: Mapping | str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.models = [model if isinstance(model, BlockModel) else BlockModel(**model) for model in models]
+        labels = [model.label for model in self.models]
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"models are {labels}; give at least one, each with a label of its own")
+        self.measures = [measure for key, measure in MEASURES.items() if any(key in m.values for m in self.models)]
+        self.title, self.passport = title, passport_line(passport)
+        known = [measure.name for measure in self.measures]
+        label, measure = start or (labels[0], known[0])
+        if label not in labels or measure not in known:
+            raise ValueError(f"start is {(label, measure)}; models: {labels}, measures: {known}")
+        self.start = [labels.index(label), known.index(measure)]
+        first = self.models[self.start[0]]
+        values = first.values.get(measure) or next(iter(first.values.values()))
+        self.start.append(max(range(len(values)), key=lambda i: values[i] or 0))
+
+    @classmethod
+    def from_reports(
+        cls, name: str, reports: Mapping[str, Any], *, title: str, latency: Mapping | None = None, **options: Any
+    ) -> BlockExplorer:
+        """Make an explorer from counted models, and a record of their blocks' times.
+
+        Args:
+            name: as for the class.
+            reports: label -> `MacsReport`, as `count_macs` returns it.
+            title: as for the class.
+            latency: the record `block_latency`, as `load_record` returns it; None leaves the time out.
+            options: as for the class; `passport` comes from the record.
+
+        Raises:
+            ValueError: the record's blocks are not those of the model.
+        """
+        timed = latency["data"]["models"] if latency else {}
+        if latency:
+            line = passport_line(latency["passport"])
+            options.setdefault("passport", f"Times: {line[:1].lower()}{line[1:]}")
+        models = [block_model(label, report, timed.get(label)) for label, report in reports.items()]
+        return cls(name, models, title=title, **options)
+
+    def data(self) -> dict:
+        """Return what the module draws."""
+        return {
+            "version": DATA_VERSION,
+            "name": self.name,
+            "title": self.title,
+            "passport": self.passport,
+            "start": self.start,
+            "models": [model.to_dict() for model in self.models],
+            "measures": [
+                {"name": m.name, "label": m.label, "unit": m.unit, "additive": m.additive} for m in self.measures
+            ],
+        }
+
+    def fallback_html(self) -> str:
+        """Return a table with every measure of the model shown first, with bars for the measure shown first."""
+        return block_fallback(self)
+
+    def __repr__(self) -> str:
+        return f"BlockExplorer({self.name!r}: {', '.join(model.label for model in self.models)})"
+
+
+def block_model(label: str, report: Any, timed: Mapping | None = None) -> BlockModel:
+    """Return a `BlockModel` from a `MacsReport`, with the recorded times of its blocks.
+
+    Args:
+        label: the model's name.
+        report: as `count_macs` returns it; `by_block()` names blocks and their costs.
+        timed: {"n": calls, "blocks": {block: {"median_ms", "p10_ms", "p90_ms"}}}, or None: only counted.
+
+    Raises:
+        ValueError: `timed` holds blocks that the report does not.
+    """
+    costs = report.by_block()
+    values: dict[str, Any] = {
+        key: [getattr(cost, key) for cost in costs.values()] for key in ("params", "macs", "macs_without_attention")
+    }
+    if timed is None:
+        why = "Counted without weights, so there is nothing to time."
+        return BlockModel(label, list(costs), values, notes={"latency_ms": why})
+    unknown = sorted(set(timed["blocks"]) - set(costs))
+    if unknown:
+        raise ValueError(f"{label}: the record times {unknown}, which the model lacks; its blocks: {list(costs)}")
+    blocks = [timed["blocks"].get(name) for name in costs]
+    values["latency_ms"] = [found and found["median_ms"] for found in blocks]
+    spread = {"latency_ms": [found and (found["p10_ms"], found["p90_ms"]) for found in blocks]}
+    note = f"Median of {timed['n']} calls, and p10 to p90."
+    return BlockModel(label, list(costs), values, spread, {"latency_ms": note})
+
+
+def block_fallback(explorer: BlockExplorer) -> str:
+    """Return a table of the model shown first, with every measure, and bars for the measure shown first."""
+    model, first = explorer.models[explorer.start[0]], explorer.measures[explorer.start[1]]
+    shown = model.scaled(first.name) or [0.0] * len(model.blocks)
+    most = max(value or 0 for value in shown) or 1
+    rows = []
+    for i, block in enumerate(model.blocks):
+        cells = ""
+        for measure in explorer.measures:
+            values = model.scaled(measure.name)
+            text = number(values[i], model.digits(measure.name)) if values else "not measured"
+            cells += f"<td>{text}</td>"
+            if measure is first:
+                width = round(100 * (shown[i] or 0) / most)
+                cells += f'<td aria-hidden="true" style="min-width:6rem"><i style="width:{width}%"></i></td>'
+        rows.append(f'<tr><th scope="row">{escape(block)}</th>{cells}</tr>')
+    head = ["block"]
+    for measure in explorer.measures:
+        head.append(escape(f"{measure.label}, {measure.unit}"))
+        if measure is first:
+            head.append("")
+    caption = sentences(explorer.title, f"{model.label}, block by block")
+    totals = [m.total_text(explorer.measures) for m in explorer.models]
+    note = sentences("In all: " + "; ".join(totals)) if totals else ""
+    return scrolling(explorer.title, caption, head, rows, "") + (
+        f'<p class="pl-passport">{note} {escape(explorer.passport)}</p>'
+    )

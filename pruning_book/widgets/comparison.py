@@ -1,0 +1,124 @@
+"""The explorer of the chapter on schedules at equal MACs: a thing, a method, a share removed, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from pruning_lib.steps.reuse import HeldPrediction, reusing
+from pruning_lib.steps.schedule import Grid, Schedule
+
+from ..plots.comparison import Cells
+from ..plots.training import recorded_tiles
+from ..rivals.fewer_steps import FewerSteps
+from .axes import Axis, Metric
+from .sweep import SweepExplorer
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["comparison_explorer", "draws", "rival_of"]
+
+
+def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | HeldPrediction | FewerSteps:
+    """Return what a cell of the record was: a schedule, what its skipped calls hold, or fewer steps.
+
+    Args:
+        cell: of the record `schedule_comparison`.
+        grid: of the unpruned generation with the cell's number of steps.
+    """
+    if "rows" not in cell:
+        steps = cell["num_inference_steps"]
+        return FewerSteps(grid, steps, steps, DPMSolverMultistepScheduler if cell["row"] == "dpm" else None)
+    schedule = Schedule.from_dict(
+        {**grid.full().to_dict(), "rows": cell["rows"], "provenance": {"method": cell["row"]}}
+    )
+    return reusing(schedule, cell.get("reuse", "output"))
+
+
+def draws(
+    pipe: DiffusionPipeline, cells: Cells, grid: Grid, guidance_scale: float = 3.0
+) -> Callable[[dict], dict[str, Any]]:
+    """Return what draws the explorer's picture anew where a kernel is there.
+
+    Args:
+        pipe: emoji-sd.
+        cells: of the record.
+        grid: of the unpruned generation.
+        guidance_scale: of the record.
+    """
+
+    def on_change(state: dict) -> dict[str, Any]:
+        prompt, kept = state["thing"], round(1 - state["removed"] / 100, 4)
+        rival = grid.full() if kept == 1 else rival_of(cells.at(grid.steps, state["method"], kept), grid)
+        noise = torch.Generator().manual_seed(cells.data["prompts"].index(prompt))
+        with rival.applied(pipe):
+            drawn = pipe(prompt, num_inference_steps=rival.steps, guidance_scale=guidance_scale, generator=noise)
+        return {"image": drawn.images[0]}
+
+    return on_change
+
+
+def comparison_explorer(
+    name: str, record: Mapping[str, Any], *, steps: int = 20, source: str = "schedule_comparison", **options: Any
+) -> SweepExplorer:
+    """Return the explorer.
+
+    Args:
+        name: identifies the figure in its page.
+        record: `schedule_comparison`, as `load_record` returns it.
+        steps: denoising steps of the unpruned model.
+        source: name or file of the record, whose sheet of pictures lies beside it.
+        options: of `SweepExplorer`.
+    """
+    data, cells = record["data"], Cells(record["data"])
+    tiles, things = recorded_tiles(source), data["shown"]
+    rows, unpruned = cells.methods(steps), data["unpruned"][str(steps)]
+    budgets = sorted(data["budgets"], reverse=True)
+    images, found = [], []
+    for place in range(len(things)):
+        for row in rows:
+            for cell in [None, *(cells.at(steps, row, budget) for budget in budgets)]:
+                images.append(tiles[(unpruned if cell is None else cell)["sheet_row"] * len(things) + place])
+                found.append(cell)
+    times = (data.get("speed") or {}).get("times", {})
+
+    def metric(key: str, label: str, digits: int, whole: Mapping[str, float]) -> Metric:
+        each = [whole if cell is None else cell[key] for cell in found]
+        return Metric(
+            key,
+            [e["value"] for e in each],
+            label=label,
+            low=[e["low"] for e in each],
+            high=[e["high"] for e in each],
+            interval="95 % interval",
+            n=data["n"],
+            digits=digits,
+        )
+
+    def fast(cell: Mapping[str, Any] | None) -> float | None:
+        if cell is None:
+            return 1.0
+        timed = times.get(f"{steps}-{cell['budget']:g}-{cell['row']}")
+        return timed and timed["generation"]["times_as_fast"]["value"]
+
+    kept = [100.0 if cell is None else 100 * cell["macs_ratio"] for cell in found]
+    same = {"value": 1.0, "low": 1.0, "high": 1.0}
+    metrics = [
+        Metric("macs", kept, label="MACs kept", unit="%", digits=1),
+        metric("ssim", f"SSIM to the unpruned, {data['n']} pictures", 3, same),
+        metric("clip_score", "CLIP score", 1, unpruned["clip_score"]),
+        Metric("fast", [fast(cell) for cell in found], label="times as fast, measured", digits=2),
+    ]
+    axes = [
+        Axis("thing", things, label="Prompt"),
+        Axis("method", rows, label="Method", labels=[cells.names[row] for row in rows]),
+        Axis("removed", [0, *(round(100 * (1 - b)) for b in budgets)], label="MACs removed", unit="%"),
+    ]
+    options = {"title": "Schedules and their rivals", "picture": f"picture from emoji-sd, {steps} steps", **options}
+    options.setdefault("baseline", {"removed": 0})
+    options.setdefault("passport", record["passport"])
+    return SweepExplorer(name, axes, images, metrics, **options)

@@ -1,0 +1,1 @@
+"""A wing beside the grains: what a checkpoint file holds, and which parts of it no picture needs."""

@@ -1,0 +1,234 @@
+"""What is in a checkpoint: parts, parameters, types, bytes, zeros and broken numbers.
+
+`inspect_checkpoint` reads a file, or every weights file of a diffusers folder, piece by piece, and sorts the tensors
+into parts by their names. Every byte of the file is on one line of the report: a part, bytes of storages that no tensor
+uses, or the container (names, shapes, headers). Nothing of the file is executed; see `inert_pickle`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from .files import Entry, Source, open_file
+from .folder import list_folder
+from .parts import PARTS, part_of
+
+__all__ = ["CheckpointReport", "PartReport", "Row", "charge", "inspect_checkpoint", "rows_of"]
+
+NEAR_ZERO = 1e-3
+
+
+@dataclass
+class Row:
+    """A tensor of a source, its part and its name; `charged` are the bytes of the input that are counted for it."""
+
+    source: Source
+    entry: Entry
+    part: str
+    name: str
+    charged: int = 0
+
+
+def rows_of(source: Source, part: str | None = None) -> list[Row]:
+    """Return a source's tensors with their parts; `part` overrules what the names say."""
+    rows = []
+    for entry in source.entries:
+        told, name = part_of(entry.path)
+        rows.append(Row(source, entry, part or told, name))
+    return rows
+
+
+def charge(rows: Sequence[Row]) -> int:
+    """Share out the bytes of the storages among the rows, in their order: a tensor under two names is counted once.
+
+    Returns:
+        Bytes of storages that belong to no row.
+    """
+    sources = {id(row.source): row.source for row in rows}
+    left = {(which, key): size for which, source in sources.items() for key, size in source.storages.items()}
+    seen = set()
+    for row in rows:
+        key = id(row.source), row.entry.storage
+        row.charged = 0 if (key, row.entry.view) in seen else min(row.entry.nbytes, left[key])
+        seen.add((key, row.entry.view))
+        left[key] -= row.charged
+    return sum(left.values())
+
+
+@dataclass
+class PartReport:
+    """One part of a checkpoint.
+
+    Attributes:
+        tensors, params: how many tensors and elements; a tensor under two names counts once.
+        nbytes: bytes in the file.
+        dtypes: type -> elements.
+        zeros, near_zero: elements equal to 0, and with magnitude below 0.001 (zeros included); floating types only.
+        nans, infs: elements that are not finite.
+        floats: elements of floating types, the ground of the four counts above. 0 where values were not read.
+        largest: largest finite magnitude.
+        examples: a few names.
+    """
+
+    tensors: int = 0
+    params: int = 0
+    nbytes: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    zeros: int = 0
+    near_zero: int = 0
+    nans: int = 0
+    infs: int = 0
+    floats: int = 0
+    largest: float = 0.0
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of floating elements that are exactly 0, None where values were not read."""
+        return self.zeros / self.floats if self.floats else None
+
+
+@dataclass
+class CheckpointReport:
+    """What `inspect_checkpoint` found.
+
+    Attributes:
+        path: the file or folder.
+        kind: "safetensors", "torch zip", "torch legacy" or "folder".
+        nbytes: of the file, or of all files of the folder.
+        parts: part -> `PartReport`; the names are those of `parts.PARTS`.
+        unused: bytes of storages that no tensor uses, as when a slice of a large tensor was saved.
+        container: bytes that are no tensor: names, shapes, headers; in a folder, configurations and other files.
+        others: entries that are no tensors, shortly.
+        names: the globals that a pickle mentions.
+        files: of a folder: name, what it is for, bytes.
+        notes: what to know, as sentences.
+    """
+
+    path: Path
+    kind: str
+    nbytes: int
+    parts: dict[str, PartReport] = field(default_factory=dict)
+    unused: int = 0
+    container: int = 0
+    others: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    files: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON types."""
+        found = asdict(self)
+        found["path"] = str(self.path)
+        for name, part in self.parts.items():
+            found["parts"][name] = {"what": PARTS[name], **found["parts"][name], "sparsity": part.sparsity}
+        return json.loads(json.dumps(found))
+
+    def table(self) -> str:
+        """Return the report as lines of text."""
+        head = f"{'part':32s}{'tensors':>8s}{'params':>14s}{'MB':>10s}  {'types':18s}{'zeros':>8s}{'<.001':>8s}  broken"
+        lines = [f"{self.path}: {self.kind}, {self.nbytes / 1e6:,.2f} MB", head]
+        for name in (name for name in PARTS if name in self.parts):
+            part = self.parts[name]
+            read = part.floats > 0
+            zeros = (
+                f"{100 * part.zeros / part.floats:6.2f} %{100 * part.near_zero / part.floats:6.2f} %"
+                if read
+                else " " * 16
+            )
+            broken = f"{part.nans} NaN, {part.infs} Inf" if part.nans or part.infs else "-" if read else ""
+            lines.append(
+                f"{PARTS[name]:32s}{part.tensors:8,}{part.params:14,}{part.nbytes / 1e6:10,.2f}  "
+                f"{', '.join(part.dtypes):18s}{zeros}  {broken}".rstrip()
+            )
+        if self.unused:
+            lines.append(f"{'bytes no tensor uses':54s}{self.unused / 1e6:10,.2f}")
+        lines.append(f"{'container, names, other files':54s}{self.container / 1e6:10,.2f}")
+        if self.others:
+            lines.append("no tensors: " + "; ".join(f"{key} ({what})" for key, what in list(self.others.items())[:8]))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def inspect_checkpoint(path: str | Path, *, values: bool = True, allow: Iterable[str] = ()) -> CheckpointReport:
+    """Say what is in a checkpoint.
+
+    Args:
+        path: a .safetensors, .ckpt, .pt, .pth or .bin file, or a folder that diffusers or its training scripts wrote.
+        values: also read every element for the counts of zeros and broken numbers; without, only headers are read.
+        allow: names of globals that may stand in a pickle besides the usual; they are skipped, never run.
+
+    Raises:
+        FileNotFoundError: there is neither a file nor a folder of that name.
+        UnsafePickleError: a pickle that would run code; nothing of it was run.
+        CheckpointError: a file that is empty, damaged, cut short or no checkpoint.
+
+    Example:
+        >>> print(inspect_checkpoint("model.ckpt").table())
+    """
+    path, allow = Path(path), tuple(allow)
+    if not path.exists():
+        raise FileNotFoundError(f"There is neither a file nor a folder {path}.")
+    if path.is_dir():
+        files = list_folder(path)
+        report = CheckpointReport(path, "folder", sum(file.nbytes for file in files))
+        report.files = [{"file": f.name, "for": f.role, "bytes": f.nbytes} for f in files]
+        rows = []
+        for file in files:
+            if file.weights:
+                source = open_file(path / file.name, allow)
+                rows += rows_of(source, file.part)
+                report.notes += [f"{file.name}: {note}" for note in source.notes if file.suffix != ".pkl"]
+    else:
+        source = open_file(path, allow)
+        report = CheckpointReport(path, source.kind, source.nbytes, others=source.others, names=source.names)
+        report.notes += source.notes
+        rows = rows_of(source)
+    _fill(report, rows, values)
+    return report
+
+
+def _fill(report: CheckpointReport, rows: list[Row], values: bool) -> None:
+    report.unused = charge(rows)
+    counted, again = set(), Counter()
+    for row in rows:
+        part = report.parts.setdefault(row.part, PartReport())
+        key = id(row.source), row.entry.view
+        if key in counted:
+            again[row.part] += 1
+            continue
+        counted.add(key)
+        part.tensors += 1
+        part.params += row.entry.numel
+        part.nbytes += row.charged
+        dtype = str(row.entry.dtype).removeprefix("torch.")
+        part.dtypes[dtype] = part.dtypes.get(dtype, 0) + row.entry.numel
+        if len(part.examples) < 3:
+            part.examples.append(row.name)
+        if values and row.entry.dtype.is_floating_point:
+            _count(part, row)
+        if row.name.endswith("position_ids") and row.entry.dtype.is_floating_point:
+            report.notes.append(f"{row.name} was cast to {dtype}; whole numbers above 2048 or 256 do not survive that.")
+    report.container = report.nbytes - report.unused - sum(part.nbytes for part in report.parts.values())
+    report.notes += [f"{count} tensors of the {PARTS[part]} stand under two names." for part, count in again.items()]
+    for name, part in report.parts.items():
+        if part.nans or part.infs:
+            report.notes.append(f"The {PARTS[name]} holds {part.nans} NaN and {part.infs} infinite elements.")
+
+
+def _count(part: PartReport, row: Row) -> None:
+    for piece in row.source.pieces(row.entry):
+        piece = piece.float() if piece.dtype.itemsize < 4 else piece
+        size = piece.abs()
+        finite = torch.isfinite(size)
+        part.floats += size.numel()
+        part.zeros += int((size == 0).sum())
+        part.near_zero += int((size < NEAR_ZERO).sum())
+        part.nans += int(torch.isnan(size).sum())
+        part.infs += int(torch.isinf(size).sum())
+        part.largest = max(part.largest, float(size.where(finite, 0).max()))

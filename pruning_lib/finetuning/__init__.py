@@ -1,0 +1,1 @@
+"""Training a pruned denoiser further: the loop, its losses, and a teacher to follow."""

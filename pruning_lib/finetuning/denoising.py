@@ -1,0 +1,264 @@
+"""The denoising objective, and what it is computed from: latents of images and text states of captions.
+
+Ho et al. 2020, Eq. 14: noise a clean latent to a random level, ask the denoiser, compare.  What it is compared with
+depends on what the denoiser predicts: the noise ("epsilon"), the clean latent ("sample"), or v = alpha noise - sigma
+clean (Salimans and Ho 2022, appendix D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..quality import as_bytes
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+__all__ = [
+    "DenoisingTask",
+    "NoisyBatch",
+    "denoising_loss",
+    "encode_captions",
+    "encode_images",
+    "noise_schedule",
+    "noisy_batch",
+    "spread_timesteps",
+    "to_model_range",
+]
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """Map uint8 `[..., h, w]` in 0..255 to float in [-1, 1], the range every diffusers VAE expects."""
+    return images.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return scaled latents `[n, c, h/f, w/f]` of uint8 images `[n, 3, h, w]`, the mean of each distribution."""
+    parts = [vae.encode(to_model_range(x).to(vae.device, vae.dtype)).latent_dist.mean for x in images.split(64)]
+    return torch.cat(parts) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def encode_captions(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Return the text states `[n, tokens, d]` the denoiser attends to."""
+    tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return torch.cat([text_encoder(t.to(text_encoder.device))[0] for t in tokens.split(256)])
+
+
+def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
+    """Return the noise levels of `scheduler` in the form that training needs, whatever the sampler is.
+
+    Raises:
+        ValueError: it has no such levels, as flow-matching schedulers, or predicts something unknown.
+    """
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has no alphas_cumprod, so it is no schedule of noise levels. "
+            "Give the pipeline one that has, such as DDIMScheduler or DPMSolverMultistepScheduler."
+        )
+    schedule = DDPMScheduler.from_config(scheduler.config)
+    _check_prediction(schedule)
+    return schedule
+
+
+def spread_timesteps(batch: int, levels: int, generator: torch.Generator) -> Tensor:
+    """Draw one timestep from each of `batch` equal slices of 0 .. `levels` - 1; int64 `[batch]`, increasing.
+
+    Every level is as likely as with independent draws, but a batch covers all of them: the gradient varies less.
+    """
+    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    return (u * levels).long()
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """What a denoiser is shown, and what it should answer.
+
+    Attributes:
+        noisy: latents `[b, c, h, w]` with noise.
+        timesteps: int64 `[b]`.
+        text: text states `[b, tokens, d]`, some of them those of the empty caption.
+        target: what the denoiser should predict, as `noisy`.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    text: Tensor
+    target: Tensor
+
+    def share(self, rank: int, count: int) -> NoisyBatch:
+        """Return every `count`-th sample, from number `rank` on: the shares of all ranks make up the batch."""
+        parts = (self.noisy, self.timesteps, self.text, self.target)
+        return NoisyBatch(*(part[rank::count] for part in parts))
+
+    def predict(self, denoiser: nn.Module) -> Tensor:
+        """Return what `denoiser` answers, float32 `[b, c, h, w]`; it is called in the type of its weights."""
+        kind = next(denoiser.parameters()).dtype
+        return denoiser(self.noisy.to(kind), self.timesteps, self.text.to(kind)).sample.float()
+
+    def loss(self, denoiser: nn.Module) -> Tensor:
+        """Return the mean squared error of its answer."""
+        return F.mse_loss(self.predict(denoiser), self.target)
+
+
+def noisy_batch(
+    schedule: SchedulerMixin,
+    clean: Tensor,
+    text: Tensor,
+    nothing: Tensor,
+    generator: torch.Generator,
+    *,
+    caption_dropout: float = 0.1,
+    timesteps: Tensor | None = None,
+) -> NoisyBatch:
+    """Add noise to clean latents and leave out some captions; arguments as in `denoising_loss`."""
+    target_of = _check_prediction(schedule)
+    batch, device = len(clean), clean.device
+    drop = torch.rand(batch, generator=generator) < caption_dropout
+    drawn = spread_timesteps(batch, schedule.config.num_train_timesteps, generator)
+    t = (drawn if timesteps is None else timesteps).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    text = torch.where(drop[:, None, None].to(device), nothing, text)
+    return NoisyBatch(schedule.add_noise(clean, noise, t), t, text, target_of(schedule, clean, noise, t))
+
+
+def denoising_loss(
+    unet: nn.Module,
+    schedule: SchedulerMixin,
+    clean: Tensor,
+    text: Tensor,
+    nothing: Tensor,
+    generator: torch.Generator,
+    *,
+    caption_dropout: float = 0.1,
+    timesteps: Tensor | None = None,
+) -> Tensor:
+    """Return the mean squared error of one batch, with gradients.
+
+    Args:
+        unet: the denoiser, called as `unet(noisy, timesteps, text)`.
+        schedule: with `add_noise` and `get_velocity`, as `noise_schedule` returns it.
+        clean: latents `[b, c, h, w]`, on the denoiser's device.
+        text: text states `[b, tokens, d]`.
+        nothing: the states of the empty caption, `[1, tokens, d]`.
+        generator: on the CPU; draws the dropped captions, the timesteps and the noise, in this order.
+        caption_dropout: share of captions replaced by `nothing`, in [0, 1], for guidance (Ho and Salimans 2022).
+        timesteps: int64 `[b]`, replaces the drawn ones.
+
+    Raises:
+        ValueError: a schedule that predicts something unknown.
+    """
+    more = {"caption_dropout": caption_dropout, "timesteps": timesteps}
+    return noisy_batch(schedule, clean, text, nothing, generator, **more).loss(unet)
+
+
+@dataclass(frozen=True)
+class DenoisingTask:
+    """Images and captions as a denoiser sees them, with the noise levels it is trained on.
+
+    Attributes:
+        latents: `[n, c, h, w]`, float32.
+        states: text states `[n, tokens, d]`, one per latent.
+        nothing: the states of the empty caption, `[1, tokens, d]`.
+        schedule: see `noise_schedule`.
+    """
+
+    latents: Tensor
+    states: Tensor
+    nothing: Tensor
+    schedule: SchedulerMixin
+
+    @classmethod
+    def of(
+        cls, pipe: StableDiffusionPipeline, images: Tensor | Sequence[Image.Image], captions: Sequence[str]
+    ) -> DenoisingTask:
+        """Encode images and captions with a pipeline's own autoencoder and text encoder.
+
+        Args:
+            pipe: a Stable Diffusion pipeline with one text encoder.
+            images: n PIL images, uint8 `[n, 3, h, w]` or floats in [0, 1], of the size the pipeline draws.
+            captions: n texts, one per image.
+
+        Raises:
+            TypeError: another kind of pipeline, or other images.
+            ValueError: not one caption per image, another size, or a scheduler without noise levels.
+        """
+        pixels, captions = _checked(pipe, images, captions)
+        latents = encode_images(pipe.vae, pixels).float()
+        states = encode_captions(pipe.text_encoder, pipe.tokenizer, [*captions, ""]).float()
+        return cls(latents, states[:-1], states[-1:], noise_schedule(pipe.scheduler))
+
+    @property
+    def levels(self) -> int:
+        """Number of noise levels; timesteps run from 0 to `levels` - 1."""
+        return self.schedule.config.num_train_timesteps
+
+    def draw(self, generator: torch.Generator, batch: int, caption_dropout: float = 0.1) -> NoisyBatch:
+        """Draw a batch with replacement and add noise to it; arguments as in `denoising_loss`."""
+        index = torch.randint(len(self.latents), (batch,), generator=generator)
+        clean, text = self.latents[index], self.states[index]
+        more = {"caption_dropout": caption_dropout}
+        return noisy_batch(self.schedule, clean, text, self.nothing, generator, **more)
+
+    def loss(self, unet: nn.Module, generator: torch.Generator, batch: int, caption_dropout: float = 0.1) -> Tensor:
+        """Return the denoising loss of a batch drawn with replacement; arguments as in `denoising_loss`."""
+        return self.draw(generator, batch, caption_dropout).loss(unet)
+
+    def loss_at(self, unet: nn.Module, timestep: int, generator: torch.Generator, batch: int) -> Tensor:
+        """Return the denoising loss of a batch at one timestep, with every caption in place.
+
+        Raises:
+            ValueError: a timestep that is not in 0 .. `levels` - 1.
+        """
+        if not 0 <= timestep < self.levels:
+            raise ValueError(f"timestep={timestep}; allowed: 0 to {self.levels - 1}.")
+        index = torch.randint(len(self.latents), (batch,), generator=generator)
+        clean, text, t = self.latents[index], self.states[index], torch.full((batch,), timestep)
+        return denoising_loss(unet, self.schedule, clean, text, self.nothing, generator, caption_dropout=0, timesteps=t)
+
+
+_TARGETS = {
+    "epsilon": lambda schedule, clean, noise, t: noise,
+    "sample": lambda schedule, clean, noise, t: clean,
+    "v_prediction": lambda schedule, clean, noise, t: schedule.get_velocity(clean, noise, t),
+}
+
+
+def _check_prediction(schedule: SchedulerMixin):
+    kind = schedule.config.prediction_type
+    if kind not in _TARGETS:
+        raise ValueError(
+            f"prediction_type={kind!r} of {type(schedule).__name__}; known: {', '.join(map(repr, _TARGETS))}."
+        )
+    return _TARGETS[kind]
+
+
+def _checked(pipe, images, captions) -> tuple[Tensor, list[str]]:
+    needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    missing = [name for name in needed if not hasattr(pipe, name)]
+    if missing or hasattr(pipe, "text_encoder_2") or pipe.unet.config.get("addition_embed_type"):
+        raise TypeError(
+            "Expected a Stable Diffusion pipeline with one text encoder, such as pl.load('emoji-sd'); got "
+            f"{type(pipe).__name__}{', which lacks ' + ', '.join(missing) if missing else ''}."
+        )
+    pixels = as_bytes(images)
+    if isinstance(captions, str) or len(captions) != len(pixels):
+        given = "one string" if isinstance(captions, str) else f"{len(captions)} captions"
+        raise ValueError(f"{len(pixels)} images and {given} were given; expected one caption per image.")
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    if tuple(pixels.shape[-2:]) != (side, side):
+        raise ValueError(
+            f"The images are {pixels.shape[-1]} x {pixels.shape[-2]} pixels; this pipeline draws {side} x {side}. "
+            "Resize them first."
+        )
+    return pixels, list(captions)

@@ -1,0 +1,335 @@
+"""How to train: steps, rates and intervals of a run.
+
+What a run leaves in its folder: a checkpoint to go on from, and a log with one line of JSON per logged step.
+
+One resumable training loop for every model.
+
+Each step draws its batch from a generator seeded by (seed, step), so a run that was interrupted and resumed sees the
+same data as one that never stopped.  Checkpoints are written to a temporary name and moved into place, so a crash
+while writing costs nothing.  The learning rate warms up, stays constant and decays over the last part of the run
+("warm-up, stable, decay"): a run can be made longer later without having decayed too early.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..checks import check_device
+from ..processes import Processes
+
+__all__ = [
+    "FitConfig",
+    "add_line",
+    "end_line",
+    "fit",
+    "lr_factor",
+    "note_run",
+    "read_checkpoint",
+    "read_log",
+    "restore",
+    "save_checkpoint",
+]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps in all, > 0. May grow when a run is resumed.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        decay: share of `steps` at the end over which the rate falls to zero, in [0, 1].
+        weight_decay: of AdamW.
+        ema: decay of the moving average of the weights; 0 turns it off.
+        clip: largest norm of the gradient.
+        seed: of data order, noise and initialisation.
+        device: where to train, for example "cpu" or "cuda".
+        bf16: run the forward pass under bfloat16 autocast.
+        checkpoint_every: steps between checkpoints; an interruption loses at most these.
+        log_every: steps between lines of the log.
+        validate_every: steps between validations, the first before training; 0 for none.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = False
+    checkpoint_every: int = 200
+    log_every: int = 20
+    validate_every: int = 0
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
+            raise ValueError("steps, checkpoint_every and log_every must be at least 1.")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be greater than 0.")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay={self.decay} must lie in [0, 1]: it is a share of the steps.")
+
+
+def lr_factor(step: int, config: FitConfig) -> float:
+    """Return what the peak learning rate is multiplied by at `step` (counted from 0)."""
+    up = min(1.0, (step + 1) / max(1, config.warmup))
+    down = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return up * min(1.0, down)
+
+
+def note_run(path: Path, told: dict[str, object], differs: str, processes: Processes) -> Path:
+    """Note in a file what a run is about, and refuse to go on from another one; each process has to call this.
+
+    Args:
+        path: the note, in the run's folder, which is made.
+        told: what makes it this run; plain values.
+        differs: what a run with another note was about, for the message: "other captions, or another teacher".
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds another run; in every process.
+    """
+    note, folder = json.dumps(told, ensure_ascii=False), path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.any(path.is_file() and path.read_text("utf-8") != note):
+        raise ValueError(f"{folder} holds a run with {differs}. Choose another folder.")
+    if processes.is_main:
+        path.write_text(note, encoding="utf-8")
+    return folder
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Return what a checkpoint holds, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged; it is left as it is.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path} is damaged or cut short: {reason} Restore it, or move it away to train this part anew."
+        ) from error
+
+
+def _state(model, optimizer, ema, config, step, seconds) -> dict:
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+        "config": asdict(config),
+        "step": step,
+        "seconds": seconds,
+    }
+
+
+def save_checkpoint(folder: Path, *parts) -> None:
+    """Write the model, the optimiser, the average, the configuration, the step and the seconds, in this order."""
+    temporary = folder / "checkpoint.pt.part"
+    torch.save(_state(*parts), temporary)
+    os.replace(temporary, folder / "checkpoint.pt")
+
+
+def restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[int, float]:
+    """Load what `save_checkpoint` wrote into the parts, and return the step and the seconds; zeros without a file.
+
+    Raises:
+        ValueError: the file is damaged or belongs to another configuration.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        return 0, 0.0
+    saved = read_checkpoint(path)  # on the CPU, where the optimiser counts its steps; the rest is copied over
+    may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every", "validate_every"}
+    now = asdict(config)
+    wrong = {k: (saved["config"][k], now[k]) for k in now if k not in may_differ and saved["config"].get(k) != now[k]}
+    if wrong:
+        raise ValueError(f"{path} was made with other settings (saved, asked): {wrong}. Use them, or another folder.")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if ema:
+        ema.load_state_dict(saved["ema"])
+        ema.to(config.device)
+    return saved["step"], saved["seconds"]
+
+
+def read_log(folder: str | Path) -> list[dict[str, object]]:
+    """Return the lines of a run's log; where a resumed run repeated steps, the later ones count.
+
+    A line that a crash cut short is left out: it belongs to steps that the resumed run repeated.
+    """
+    found = {}
+    for text in (Path(folder) / "log.jsonl").read_text("utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            found[line["step"]] = line
+        except (ValueError, TypeError, KeyError):
+            continue
+    return list(found.values())
+
+
+def add_line(folder: Path, line: dict) -> None:
+    """Write one more line of the log."""
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def end_line(folder: Path) -> None:
+    """End a line that a crash cut short, so that the next one starts on its own."""
+    log = folder / "log.jsonl"
+    if log.is_file() and not log.read_bytes().endswith(b"\n"):
+        with log.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+
+Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
+AfterStep = Callable[[], object]
+Validate = Callable[[int], "dict[str, object]"]
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    config: FitConfig,
+    folder: str | Path,
+    name: str = "train",
+    *,
+    after_step: AfterStep | None = None,
+    validate: Validate | None = None,
+    progress: bool = True,
+    processes: Processes | None = None,
+) -> nn.Module:
+    """Train `model` in place, or go on from the checkpoint in `folder`, and return it with averaged weights.
+
+    Args:
+        model: what the optimiser updates.
+        loss: takes a generator on the CPU, draws a batch with it, returns a scalar loss and figures for the log.
+        config: see `FitConfig`. On resuming only `steps`, `decay`, the device and the intervals may differ.
+        folder: holds `checkpoint.pt` and `log.jsonl`; made when absent.
+        name: label of the progress bar.
+        after_step: called after each step of the optimiser, before the weights enter their average: the place to
+            hold zeros at zero.
+        validate: called with the number of steps done, while the model holds its averaged weights and is in
+            evaluation mode; what it returns goes into the log.
+        progress: False for no bar.
+        processes: those that share the run; default: this one alone. Every one calls this, with a folder that all can
+            read; each computes the loss of its own share, and the gradients are averaged. The main one gives the
+            others its weights to start from, and it alone validates and writes.
+
+    Raises:
+        ValueError: the checkpoint belongs to another configuration, the processes go on from different steps, or
+            the loss became NaN.
+        KeyboardInterrupt: passed on, after a checkpoint was written.
+    """
+    folder, processes = Path(folder), processes or Processes()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(config.device).train()
+    processes.share_weights(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    ema = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75) if config.ema else None
+    step, seconds = restore(folder, model, optimizer, ema, config)
+    processes.check_same(step, "the step they go on from")
+    if processes.is_main:
+        end_line(folder)
+    started, stop, halt = time.time() - seconds, [], False
+    bar = tqdm(total=config.steps, initial=step, desc=name, disable=not (progress and processes.is_main))
+
+    def note(line: dict) -> None:
+        if processes.is_main:
+            add_line(folder, {"step": step, "seconds": round(time.time() - started, 1), **line})
+
+    def asked() -> bool:
+        return bool(validate and config.validate_every and step % config.validate_every == 0)
+
+    def validation() -> dict[str, object]:
+        if not (asked() and processes.is_main):
+            return {}
+        return _with_average(model, ema, lambda: validate(step))
+
+    if step == 0 and (figures := validation()):
+        note(figures)
+    with _on_interrupt(lambda: stop.append(True)), bar:
+        while step < config.steps and not halt:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * lr_factor(step, config)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            kind = torch.device(config.device).type
+            with torch.autocast(kind, torch.bfloat16, enabled=config.bf16):
+                value, figures = loss(generator)
+            shown = processes.mean(value)
+            if not torch.isfinite(shown):
+                raise ValueError(f"The loss became {shown.item()} at step {step}. Lower lr ({config.lr}).")
+            value.backward()
+            processes.average_gradients(model)
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if after_step:
+                after_step()
+            if ema:
+                ema.step(model.parameters())
+            step += 1
+            bar.update()
+            halt = processes.any(stop)
+            if asked() or step % config.log_every == 0 or step == config.steps:
+                note({"loss": shown.item(), **processes.mean_figures(figures), **validation()})
+                bar.set_postfix(loss=f"{shown.item():.4f}")
+            due = step % config.checkpoint_every == 0 or step == config.steps or halt
+            if due and processes.is_main:
+                save_checkpoint(folder, model, optimizer, ema, config, step, time.time() - started)
+    if halt:
+        raise KeyboardInterrupt(f"Stopped at step {step}; run the same command to go on from there.")
+    if ema:
+        ema.copy_to(model.parameters())
+    return model.eval()
+
+
+def _with_average(model: nn.Module, ema: EMAModel | None, call: Callable[[], dict[str, object]]) -> dict[str, object]:
+    if ema:
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+    model.eval()
+    try:
+        return call()
+    finally:
+        model.train()
+        if ema:
+            ema.restore(model.parameters())
+
+
+class _on_interrupt:
+    """Let Ctrl-C and SIGTERM finish the running step, so that it can be saved."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call, self.old = call, {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.old[number] = signal.signal(number, lambda *_: self.call())
+            except ValueError:  # not the main thread: leave signals alone
+                break
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,174 @@
+"""How long a call takes: warmed up, synchronised, and in turn with what it is compared to.
+
+Clocks drift: a machine warms up, a neighbour starts working.  So all candidates are called in every round, forwards in
+one round and backwards in the next; a slow drift then hits all of them alike, and the ratio of two of them is taken
+round by round.  Publish ratios; an absolute time means little without the hardware beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .checks import best_device, check_device, synchronise
+from .interval import Interval, bootstrap_interval
+
+__all__ = ["Latency", "measure_latency", "ratio"]
+
+_clock = time.perf_counter  # a name of its own, so that tests can put a clock of theirs here
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of repeated calls.
+
+    Attributes:
+        times_ms: every timed call in order, in milliseconds.
+        warmup: calls before them that were not timed.
+        peak_memory_mib: the most that PyTorch held on the GPU during a timed call, weights included, in MiB; None
+            elsewhere, where PyTorch does not know.
+        device: where it was synchronised, as in "cuda".
+    """
+
+    times_ms: tuple[float, ...]
+    warmup: int
+    peak_memory_mib: float | None = None
+    device: str = "cpu"
+
+    @property
+    def n(self) -> int:
+        """Number of timed calls."""
+        return len(self.times_ms)
+
+    @property
+    def median_ms(self) -> float:
+        """Median in milliseconds."""
+        return self._quantile(0.5)
+
+    @property
+    def p10_ms(self) -> float:
+        """Time that one call in ten stays below, in milliseconds."""
+        return self._quantile(0.1)
+
+    @property
+    def p90_ms(self) -> float:
+        """Time that nine calls in ten stay below, in milliseconds."""
+        return self._quantile(0.9)
+
+    def _quantile(self, q: float) -> float:
+        return torch.quantile(torch.tensor(self.times_ms, dtype=torch.float64), q).item()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return all fields and the three quantiles as plain JSON types."""
+        quantiles = {"median_ms": self.median_ms, "p10_ms": self.p10_ms, "p90_ms": self.p90_ms, "n": self.n}
+        return {**quantiles, **asdict(self), "times_ms": list(self.times_ms)}
+
+    def __str__(self) -> str:
+        memory = "" if self.peak_memory_mib is None else f", peak memory {self.peak_memory_mib:.0f} MiB"
+        return f"{self.median_ms:.2f} ms ({self.p10_ms:.2f} to {self.p90_ms:.2f}), n = {self.n}{memory}"
+
+
+def measure_latency(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 20,
+    warmup: int = 3,
+    device: str | torch.device | None = None,
+) -> dict[str, Latency]:
+    """Time several calls in turn.
+
+    Args:
+        calls: name -> function without arguments. What it returns is thrown away. Gradients are not switched off;
+            decorate with `torch.no_grad()` what should run without.
+        repeats: timed rounds, >= 1; each round calls every function once.
+        warmup: rounds before them that are not timed, >= 0. First calls allocate, compile and choose algorithms.
+        device: to wait for before the clock is read. Default: the GPU if there is one (waiting for an idle GPU costs
+            nothing), else the CPU.
+
+    Returns:
+        name -> `Latency`, in the order given.
+
+    Raises:
+        TypeError: `calls` is no mapping of names to functions.
+        ValueError: nothing to time, counts out of range, or a device that is not there.
+        Exception: whatever a call raises; nothing is timed then.
+
+    Example:
+        >>> times = measure_latency({"whole": lambda: unet(**x), "pruned": lambda: small(**x)})
+        >>> print(ratio(times["whole"], times["pruned"]))
+    """
+    if not isinstance(calls, Mapping) or not all(callable(call) for call in calls.values()):
+        raise TypeError(f"Expected {{name: function without arguments}}, got {type(calls).__name__}: {calls!r}.")
+    if not calls:
+        raise ValueError("There is nothing to time. Give {name: function without arguments}.")
+    for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r}; it must be a whole number >= {least}.")
+    device = best_device() if device is None else check_device(device)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: dict[str, int] = dict.fromkeys(calls, 0)
+    for round_ in range(warmup + repeats):
+        names = list(calls) if round_ % 2 == 0 else list(reversed(calls))
+        for name in names:
+            seconds, peak = _time_one(calls[name], device)
+            if round_ >= warmup:
+                times[name].append(1000 * seconds)
+                peaks[name] = max(peaks[name], peak)
+    on_gpu = device.type == "cuda"
+    return {
+        name: Latency(tuple(found), warmup, peaks[name] / 2**20 if on_gpu else None, str(device))
+        for name, found in times.items()
+    }
+
+
+def ratio(baseline: Latency, candidate: Latency, *, level: float = 0.95, seed: int = 0) -> Interval:
+    """Return how many times faster `candidate` is: the median over rounds of baseline / candidate.
+
+    Args:
+        baseline, candidate: from one call of `measure_latency`, so that round i of both happened side by side.
+        level, seed: of the bootstrap interval.
+
+    Returns:
+        An `Interval`; above 1 the candidate is faster.
+
+    Raises:
+        ValueError: different numbers of rounds, or fewer than two.
+    """
+    if baseline.n != candidate.n:
+        raise ValueError(
+            f"The baseline has {baseline.n} rounds and the candidate {candidate.n}. "
+            "Time both in one call of measure_latency, so that they can be paired."
+        )
+    pairs = torch.tensor(baseline.times_ms, dtype=torch.float64) / torch.tensor(candidate.times_ms, dtype=torch.float64)
+    return bootstrap_interval(pairs, lambda x: torch.quantile(x, 0.5).item(), level=level, seed=seed)
+
+
+def _time_one(call: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Return seconds and peak bytes of one call."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    synchronise(device)
+    with _no_garbage_collection():
+        start = _clock()
+        call()
+        synchronise(device)
+        seconds = _clock() - start
+    return seconds, torch.cuda.max_memory_allocated(device) if on_gpu else 0
+
+
+@contextmanager
+def _no_garbage_collection():
+    # As timeit does: a collection is the whole process's work, and would land on whoever runs when it is due.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

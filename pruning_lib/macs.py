@@ -1,0 +1,386 @@
+"""What `count_macs` returns, and its tables.
+
+Multiply-accumulates (MACs) and parameters of every module, without weights.
+
+The model's structure is run once on the meta device, where tensors have shapes but no values, and PyTorch's own
+formulas (`torch.utils.flop_counter`) count each matrix product and convolution.  One MAC is a multiplication and the
+addition that follows: FLOPs / 2.  Additions of biases, norms and activations are not counted, as in published tables.
+
+Two conventions, never mixed: *with* attention products (QK^T and AV, the products of two activations; Vaswani et al.
+2017, Eq. 1) and *without* them.  Batch 1 and one call unless asked otherwise; guidance doubles the batch of a real run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .checks import path_levels
+from .denoisers import example_inputs, skeleton
+
+__all__ = ["MacsReport", "ModuleCost", "count_macs", "role_of", "si"]
+
+PRODUCTS = "attention products"
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """Cost of one module in one call.
+
+    Attributes:
+        kind: class name.
+        role: what its own weights do, such as "feed-forward"; see `role_of`.
+        params: parameters, its children's included, tied ones once.
+        macs: multiply-accumulates with attention products, its children's included.
+        macs_without_attention: the same without attention products.
+        own_params, own_macs, own_macs_without_attention: without its children's.
+    """
+
+    kind: str
+    role: str
+    params: int
+    macs: int
+    macs_without_attention: int
+    own_params: int
+    own_macs: int
+    own_macs_without_attention: int
+
+
+@dataclass(frozen=True)
+class MacsReport:
+    """Parameters and MACs of one forward call.
+
+    Attributes:
+        model: class name of the denoiser.
+        inputs: shapes of the inputs it was counted with.
+        modules: path -> `ModuleCost`, in the order in which the modules run; "" is the whole model.
+    """
+
+    model: str
+    inputs: dict[str, object]
+    modules: dict[str, ModuleCost]
+
+    @property
+    def params(self) -> int:
+        """Parameters of the whole model."""
+        return self.modules[""].params
+
+    @property
+    def macs(self) -> int:
+        """MACs of one call, with attention products."""
+        return self.modules[""].macs
+
+    @property
+    def macs_without_attention(self) -> int:
+        """MACs of one call, without attention products."""
+        return self.modules[""].macs_without_attention
+
+    def by_block(self, depth: int = 1) -> dict[str, ModuleCost]:
+        """Return the top-level blocks in the order in which they run.
+
+        Members of a list count as one level with it: `conv_in`, `down_blocks.0`, …, `mid_block`, `up_blocks.0`, …,
+        `conv_out`, or `transformer_blocks.0`, ….  At depth 1 the costs add up to the whole model; parameters and MACs
+        that belong to no block stand under "(model)".
+
+        Args:
+            depth: levels to show, >= 1; deeper levels follow their parent.
+
+        Raises:
+            ValueError: depth < 1.
+        """
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"depth={depth!r}; it must be a whole number >= 1.")
+        rows: dict[str, list[str]] = defaultdict(list)
+        for path, cost in self.modules.items():
+            levels = path_levels(path)
+            if (
+                path
+                and len(levels) <= depth
+                and cost.kind not in ("ModuleList", "ModuleDict")
+                and (cost.params or cost.macs)
+            ):
+                rows[".".join(levels[:-1])].append(path)
+        blocks, own = {}, self.modules[""]
+        pending = list(reversed(rows[""]))
+        while pending:
+            path = pending.pop()
+            blocks[path] = self.modules[path]
+            pending += reversed(rows.get(path, []))
+        if own.own_params or own.own_macs:
+            blocks["(model)"] = ModuleCost(
+                own.kind,
+                own.role,
+                own.own_params,
+                own.own_macs,
+                own.own_macs_without_attention,
+                own.own_params,
+                own.own_macs,
+                own.own_macs_without_attention,
+            )
+        return blocks
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """Return {"params", "macs", "macs_without_attention"} by what the work is for, largest first.
+
+        Attention products have a row of their own, so the rows add up to the whole model (tied parameters count with
+        every owner).
+        """
+        kinds: dict[str, dict[str, int]] = defaultdict(lambda: dict(params=0, macs=0, macs_without_attention=0))
+        for cost in self.modules.values():
+            if cost.own_params or cost.own_macs_without_attention:
+                kinds[cost.role]["params"] += cost.own_params
+                kinds[cost.role]["macs"] += cost.own_macs_without_attention
+                kinds[cost.role]["macs_without_attention"] += cost.own_macs_without_attention
+            if cost.own_macs > cost.own_macs_without_attention:
+                kinds[PRODUCTS]["macs"] += cost.own_macs - cost.own_macs_without_attention
+        return dict(sorted(kinds.items(), key=lambda item: (-item[1]["macs"], -item[1]["params"])))
+
+    def table(self, depth: int = 1) -> str:
+        """Return the blocks as text: parameters, MACs in both conventions, and shares of the total.
+
+        Args:
+            depth: as in `by_block`.
+        """
+        head = ("block", "kind", "params", "%", "MACs", "%", "MACs without att.", "%")
+        rows = []
+        for path, cost in self.by_block(depth).items():
+            levels = path_levels(path)
+            rows.append(("  " * (len(levels) - 1) + levels[-1], cost.kind, *self._cells(cost)))
+        rows.append(("total", self.model, *self._cells(self.modules[""])))
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        lines = [
+            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in [head, *rows]
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1]])
+
+    def _cells(self, cost: ModuleCost) -> list[str]:
+        cells = []
+        for name in ("params", "macs", "macs_without_attention"):
+            value, whole = getattr(cost, name), getattr(self, name)
+            cells += [si(value), f"{100 * value / whole:.1f}" if whole else "-"]
+        return cells
+
+    def to_dict(self, *, modules: bool = False) -> dict[str, object]:
+        """Return the report as plain JSON types.
+
+        Args:
+            modules: True to include every module, not only the top-level blocks.
+        """
+        result = {
+            "model": self.model,
+            "inputs": self.inputs,
+            "params": self.params,
+            "macs": self.macs,
+            "macs_without_attention": self.macs_without_attention,
+            "blocks": {path: _plain(cost) for path, cost in self.by_block().items()},
+            "kinds": self.by_kind(),
+        }
+        if modules:
+            result["modules"] = {path: _plain(cost) for path, cost in self.modules.items()}
+        return result
+
+
+def _plain(cost: ModuleCost) -> dict[str, object]:
+    return {key: value for key, value in asdict(cost).items() if not key.startswith("own_")}
+
+
+def role_of(module: nn.Module, parents: list[str]) -> str:
+    """Say what a module's own weights do.
+
+    Args:
+        module: the module.
+        parents: class names of the module and of all above it, nearest first.
+
+    Returns:
+        "residual-block convolutions", "attention projections", "feed-forward", "other convolutions", "norms" or
+        "other linear layers and embeddings".
+    """
+    if "Norm" in parents[0] and not list(module.children()):
+        return "norms"
+    convolution = isinstance(module, _ConvNd)
+    for name in parents[1:]:
+        if "ResnetBlock" in name:
+            return "residual-block convolutions" if convolution else "other linear layers and embeddings"
+        if "FeedForward" in name:
+            return "feed-forward"
+        if name.endswith("Attention") or name == "CLIPSdpaAttention":
+            return "attention projections"
+    return "other convolutions" if convolution else "other linear layers and embeddings"
+
+
+def si(value: float) -> str:
+    """Return a count with three or four digits and a unit: 859520964 -> "859.5 M"."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}" if value < 100 * factor else f"{value / factor:.1f} {unit}"
+    return f"{value:g}"
+
+
+# Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
+_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
+
+
+def count_macs(
+    denoiser: nn.Module,
+    *,
+    sample_size: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    tokens: int | None = None,
+    **inputs,
+) -> MacsReport:
+    """Count the MACs and parameters of one forward call, module by module.
+
+    The model is only read: nothing is moved, cast, hooked or run on its device, and its weights may be absent (meta).
+    Hooks and patched forward methods are ignored, so the structure is counted, not a cache that skips parts of it.
+
+    Args:
+        denoiser: a diffusers denoiser of a known family (`measure.families()`); or any module, if its inputs are given.
+        sample_size: side of the latent or (height, width), in latent pixels. Default: the configuration's.
+        batch: samples per call, >= 1.
+        tokens: length of the text, in tokens. Default: see `example_inputs`.
+        **inputs: arguments of `forward` by name. They are added to the built ones or replace them; of tensors only
+            shape and type are used.
+
+    Returns:
+        A `MacsReport`.
+
+    Raises:
+        TypeError: not a module, or an unknown family whose inputs were not given.
+        ValueError: impossible sizes, or a forward call that does not accept these inputs.
+
+    Example:
+        >>> report = count_macs(pipe.unet)
+        >>> print(report.table())
+    """
+    asked = inputs
+    try:
+        inputs = {**example_inputs(denoiser, sample_size=sample_size, batch=batch, tokens=tokens), **asked}
+    except TypeError:
+        if not asked or not isinstance(denoiser, nn.Module):
+            raise
+    copy = skeleton(denoiser)
+    inputs = {name: _on_meta(value) for name, value in inputs.items()}
+    owned, order = _run(copy, inputs)
+    return MacsReport(type(copy).__name__, _shapes(inputs), _costs(copy, owned, order))
+
+
+def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str]]:
+    """Return MACs per module path, [with weights, of activations], without its children's; and the order of calls."""
+    stack, order = [""], []
+
+    def enter(path):
+        def hook(module, args):
+            stack.append(path)
+            order.append(path)
+
+        return hook
+
+    def leave(module, args, output):
+        stack.pop()
+
+    for path, module in model.named_modules():  # the copy is ours: its hooks need no removal
+        module.register_forward_pre_hook(enter(path))
+        module.register_forward_hook(leave)
+    weights = {_storage(t) for t in [*model.parameters(), *model.buffers()]}
+    counter = _Counter(weights, stack)
+    try:
+        with torch.no_grad(), counter:
+            model(**inputs)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on {_shapes(inputs)}: {error} "
+            "Check sample_size, or pass the inputs of its forward by name."
+        ) from error
+    return counter.macs, list(dict.fromkeys(order))
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up each product under the innermost module that is running."""
+
+    def __init__(self, weights: set[int], stack: list[str]):
+        super().__init__()
+        self.weights, self.stack = weights, stack
+        self.macs: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            macs = formula(*args, **kwargs, out_val=out) // 2
+            self.macs[self.stack[-1]][self._of_activations(func, args)] += macs
+        return out
+
+    def _of_activations(self, func, args) -> bool:
+        # A linear layer may reach us as mm, addmm or bmm, depending on strides and bias, and attention as a fused
+        # operator, bmm or baddbmm, depending on the processor.  What tells them apart is whether a factor is a weight.
+        name = func.overloadpacket.__name__
+        if name in _FACTORS:
+            return not any(_storage(args[i]) in self.weights for i in _FACTORS[name])
+        return "attention" in name
+
+
+def _storage(tensor: Tensor) -> int:
+    # Views of a weight (transposed, expanded) share its storage object, also on meta, where data pointers are all 0.
+    return tensor.untyped_storage()._cdata
+
+
+def _on_meta(value: object) -> object:
+    if isinstance(value, Tensor):
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        return torch.empty(value.shape, dtype=dtype, device="meta")
+    if isinstance(value, dict):
+        return {key: _on_meta(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_meta(item) for item in value)
+    return value
+
+
+def _shapes(inputs: dict) -> dict[str, object]:
+    shapes = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            shapes[name] = list(value.shape)
+        elif isinstance(value, dict):
+            shapes[name] = _shapes(value)
+        elif isinstance(value, (bool, int, float, str)) or value is None:
+            shapes[name] = value
+    return shapes
+
+
+def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> dict[str, ModuleCost]:
+    """Sum children into parents; modules in the order in which they run, those that never run at the end."""
+    found = dict(model.named_modules())
+    total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for path, mine in owned.items():
+        for up in _ancestors(path):
+            total[up] = [a + b for a, b in zip(total[up], mine, strict=True)]
+    costs = {}
+    for path in dict.fromkeys([*order, *found]):
+        module, (weight, products) = found[path], total[path]
+        own_weight, own_products = owned.get(path, (0, 0))
+        parents = [type(found[up]).__name__ for up in _ancestors(path)]
+        costs[path] = ModuleCost(
+            kind=type(module).__name__,
+            role=role_of(module, parents),
+            params=sum(p.numel() for p in module.parameters()),  # not the children's sum: a tied one counts once
+            macs=weight + products,
+            macs_without_attention=weight,
+            own_params=sum(p.numel() for p in module.parameters(recurse=False)),
+            own_macs=own_weight + own_products,
+            own_macs_without_attention=own_weight,
+        )
+    return costs
+
+
+def _ancestors(path: str) -> list[str]:
+    """Return the path itself and every path above it, nearest first, ending in the model ("")."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in range(len(parts), -1, -1)]

@@ -1,0 +1,248 @@
+"""Modules that stand where an operator stood: they take its arguments, and give its shapes.
+
+What can be done to an operator while all shapes stay valid (LD-Pruner, arXiv 2404.11936: remove, or make cheaper).
+
+Whole blocks and branches are removed; bare layers, which nothing leads around, are made cheaper.  Both choices are
+defaults: each operator lists what it allows, and any entry may be asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import nearest
+
+__all__ = [
+    "Identity",
+    "MODIFICATIONS",
+    "Pool",
+    "Shortcut",
+    "Stretch",
+    "Zero",
+    "allowed",
+    "low_rank",
+    "modifications",
+    "pointwise",
+    "replacement",
+]
+
+
+def _first(args: tuple, kwargs: dict) -> Tensor:
+    # Operators are called with the stream first, or by this name.
+    return args[0] if args else kwargs["hidden_states"]
+
+
+class Identity(nn.Module):
+    """Pass on what came in."""
+
+    def forward(self, *args, return_dict: bool | None = None, **kwargs) -> Tensor | tuple[Tensor]:
+        """Return the first argument; as a tuple where the caller says `return_dict=False`, as diffusers' modules do."""
+        stream = _first(args, kwargs)
+        return stream if return_dict is None else (stream,)
+
+
+class Zero(nn.Module):
+    """A residual branch that adds nothing."""
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        """Return zeros of the shape of the first argument; they take no memory."""
+        stream = _first(args, kwargs)
+        return stream.new_zeros(()).expand(stream.shape)
+
+
+class Shortcut(nn.Module):
+    """A residual block without its branch: only the way around it is left.
+
+    Args:
+        block: a `ResnetBlock2D`; its 1x1 projection and its resampling are kept, with their weights.
+    """
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.upsample, self.downsample = block.upsample, block.downsample
+        self.conv_shortcut, self.scale = block.conv_shortcut, block.output_scale_factor
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        """Return what the block would, were its branch zero."""
+        stream = args[0] if args else kwargs["input_tensor"]
+        for part in (self.upsample, self.downsample, self.conv_shortcut):
+            stream = stream if part is None else part(stream)
+        return stream / self.scale if self.scale != 1 else stream
+
+
+class Pool(nn.Module):
+    """Halve height and width by the mean of 2 x 2 positions.
+
+    Args:
+        ceil: round odd sizes up, as a convolution that pads on all sides does.
+    """
+
+    def __init__(self, ceil: bool = True):
+        super().__init__()
+        self.ceil = ceil
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        """Return `[b, c, h / 2, w / 2]`."""
+        return F.avg_pool2d(hidden_states, 2, ceil_mode=self.ceil)
+
+
+class Stretch(nn.Module):
+    """Double height and width by repeating each position."""
+
+    def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
+        """Return `[b, c, 2 h, 2 w]`, or of `output_size`."""
+        size = tuple(output_size) if output_size is not None else [2 * n for n in hidden_states.shape[-2:]]
+        return F.interpolate(hidden_states, size=size, mode="nearest")
+
+
+@torch.no_grad()
+def pointwise(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return the 1x1 convolution whose weights are the sums over the window: the same where the input is flat."""
+    small = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        1,
+        conv.stride,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    if not conv.weight.is_meta:
+        small.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
+        if conv.bias is not None:
+            small.bias.copy_(conv.bias)
+    return small.requires_grad_(conv.weight.requires_grad)
+
+
+@torch.no_grad()
+def low_rank(layer: nn.Linear | nn.Conv2d) -> nn.Sequential:
+    """Return two layers, together the best approximation of `layer` with half its weights (Eckart and Young 1936)."""
+    weight = layer.weight
+    out, inner = weight.shape[:2]
+    rank = half_rank(out, inner)
+    kind = {"device": weight.device, "dtype": weight.dtype}
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Conv2d):
+        pair = (nn.Conv2d(inner, rank, 1, bias=False, **kind), nn.Conv2d(rank, out, 1, layer.stride, bias=bias, **kind))
+    else:
+        pair = nn.Linear(inner, rank, bias=False, **kind), nn.Linear(rank, out, bias=bias, **kind)
+    if not weight.is_meta:
+        u, s, v = torch.linalg.svd(weight.reshape(out, inner).float(), full_matrices=False)
+        root = s[:rank].sqrt()
+        pair[0].weight.copy_((root[:, None] * v[:rank]).reshape(pair[0].weight.shape))
+        pair[1].weight.copy_((u[:, :rank] * root).reshape(pair[1].weight.shape))
+        if bias:
+            pair[1].bias.copy_(layer.bias)
+    return nn.Sequential(*pair).requires_grad_(weight.requires_grad)
+
+
+def half_rank(out: int, inner: int) -> int:
+    """Return the largest rank at which two factors hold at most half the weights of an `out` x `inner` matrix, or 0."""
+    return out * inner // 2 // (out + inner)
+
+
+MODIFICATIONS: dict[str, str] = {
+    "identity": "what comes in goes out",
+    "zero": "the branch adds nothing to the stream",
+    "shortcut": "the residual branch is gone; the block's own 1x1 projection and resampling stay",
+    "resample": "pooling down, or repeating up, without the convolution",
+    "pointwise": "a 1x1 convolution whose weights are the sums over the window",
+    "low rank": "two thin layers with half the weights, from the singular value decomposition",
+}
+
+
+def modifications(operator) -> dict[str, str]:
+    """Return what can be done to an operator: name -> one line. The first is the default.
+
+    Args:
+        operator: an `Operator`, as `find_operators` lists them.
+    """
+    return {name: MODIFICATIONS[name] for name in operator.modifications}
+
+
+def allowed(module: nn.Module, kind: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the modifications that keep a module's shapes, the default first; empty: none does.
+
+    Args:
+        module: the operator's module.
+        kind: its kind, one of `KINDS`.
+        in_shape, out_shape: of the stream, batch first.
+    """
+    same = in_shape == out_shape
+    if kind == "resnet":
+        plain = same and module.conv_shortcut is None and module.upsample is None and module.downsample is None
+        return ("identity",) if plain and module.output_scale_factor == 1 else ("shortcut",)
+    if kind in ("transformer", "transformer block"):
+        return ("identity",) * same
+    if kind == "norm":
+        return ("identity",) * any(True for _ in module.parameters())
+    if kind in ("self-attention", "cross-attention", "feed-forward"):
+        # Attention in a UNet without text adds the stream to its own output; elsewhere the caller does.
+        whole = getattr(module, "residual_connection", False)
+        return ("identity",) * bool(whole and same) or ("zero",) * same
+    if kind in ("downsampler", "upsampler"):
+        return _of_sampler(module)
+    if kind == "convolution":
+        flat = module.stride == (1, 1) or all(k > 1 for k in module.kernel_size)
+        return ("pointwise",) * flat + ("identity",) * same
+    if kind == "linear":
+        fits = half_rank(*module.weight.shape[:2]) > 0 and getattr(module, "groups", 1) == 1
+        return ("low rank",) * fits + ("identity",) * same
+    raise ValueError(f"kind={kind!r} is unknown.")
+
+
+def _of_sampler(module: nn.Module) -> tuple[str, ...]:
+    if getattr(module, "use_conv_transpose", False) or getattr(module, "norm", None) is not None:
+        return ()
+    if not isinstance(getattr(module, "conv", None), nn.Conv2d) or not getattr(module, "interpolate", True):
+        return ()  # nothing is cheaper than resampling alone
+    same = module.channels == module.out_channels
+    return ("resample",) * same + ("pointwise",)
+
+
+def replacement(module: nn.Module, how: str) -> nn.Module:
+    """Return the module that stands in for `module`.
+
+    Args:
+        module: of a kind that allows it; it is only read. On the meta device the result has shapes without values.
+        how: one of `MODIFICATIONS`.
+
+    Raises:
+        ValueError: an unknown modification.
+    """
+    if how not in MODIFICATIONS:
+        raise ValueError(f"Modification {how!r} is unknown. {nearest(str(how), MODIFICATIONS)}")
+    return _MAKE[how](module).train(module.training)
+
+
+def _resample(module: nn.Module) -> nn.Module:
+    if "Down" in type(module).__name__:
+        return Pool(ceil=module.padding != 0)
+    return Stretch()
+
+
+def _pointwise(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Conv2d):
+        return pointwise(module)
+    small = copy.copy(module)  # a down- or upsampler: the same module around a smaller convolution
+    conv = pointwise(module.conv)
+    # Some hold the same convolution under two names.
+    small._modules = {name: conv if child is module.conv else child for name, child in module._modules.items()}
+    if "Down" in type(module).__name__ and module.padding == 0:
+        small.padding = 1  # the convolution no longer looks past the edge
+    return small
+
+
+_MAKE = {
+    "identity": lambda module: Identity(),
+    "zero": lambda module: Zero(),
+    "shortcut": Shortcut,
+    "resample": _resample,
+    "pointwise": _pointwise,
+    "low rank": low_rank,
+}

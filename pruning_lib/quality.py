@@ -1,0 +1,233 @@
+"""Images as the yardsticks take them: one check, two forms.
+
+Floats in [0, 1], `[n, 3, h, w]`, where images are compared with each other; 8 bits, where a network judges them.
+
+How close two images are (PSNR, SSIM), and how well an image fits its words (CLIP score, retrieval rank).
+
+All return one value per image; put `bootstrap_interval` around them before quoting a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from .interval import Interval, bootstrap_interval
+
+__all__ = [
+    "Interval",
+    "Judge",
+    "as_bytes",
+    "bootstrap_interval",
+    "check_pair",
+    "check_unit",
+    "clip_score",
+    "psnr",
+    "retrieval_rank",
+    "ssim",
+]
+
+_SLACK = 1e-3  # rounding of half precision at 1; model ranges such as [-1, 1] overshoot by far more
+
+
+def check_unit(images: Tensor, name: str) -> Tensor:
+    """Return `images` as float32, or float64 if it was that, after checking that it is `[n, 3, h, w]` in [0, 1].
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: another shape, no image, or values outside [0, 1].
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"{name} is {type(images).__name__}; expected a tensor [n, 3, h, w] with values in [0, 1]. "
+            "Ask the pipeline for output_type='pt'."
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"{name} has dtype {images.dtype}; expected floats in [0, 1]. Divide 8-bit images by 255.")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"{name} has shape {list(images.shape)}; expected [n, 3, h, w]. For one image, image[None].")
+    low, high = images.min().item(), images.max().item()
+    if not (-_SLACK <= low and high <= 1 + _SLACK):  # also catches NaN
+        raise ValueError(
+            f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1]. "
+            "From the model's range [-1, 1]: (images / 2 + 0.5).clamp(0, 1)."
+        )
+    return images if images.dtype == torch.float64 else images.float()
+
+
+def check_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Check two sets of images to be compared one by one; both come back on the device of `a`, in one dtype.
+
+    Raises:
+        TypeError, ValueError: as `check_unit`, or shapes that differ.
+    """
+    a, b = check_unit(a, "the first set of images"), check_unit(b, "the second set of images")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"The sets differ in shape: {list(a.shape)} and {list(b.shape)}. Image i is compared with image i, "
+            "so both need the same number and size."
+        )
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(a.device, dtype)
+
+
+def as_bytes(images: Tensor | Sequence[Image.Image]) -> Tensor:
+    """Return images as uint8 `[n, 3, h, w]` on the CPU.
+
+    Args:
+        images: PIL images of one size; uint8 `[n, 3, h, w]`; or floats in [0, 1] of that shape, rounded to 8 bits.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if isinstance(images, Tensor):
+        if images.dtype == torch.uint8:
+            if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+                raise ValueError(f"The images have shape {list(images.shape)}; expected [n, 3, h, w].")
+            return images.cpu()
+        return (check_unit(images, "the set of images").clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+        raise TypeError(f"Expected a list of PIL images or a tensor [n, 3, h, w]; got {type(images).__name__}.")
+    if not images or not all(isinstance(image, Image.Image) for image in images):
+        kinds = sorted({type(image).__name__ for image in images})
+        raise TypeError(f"Expected a list of PIL images; got {', '.join(kinds) or 'an empty list'}.")
+    sizes = {image.size for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"The images have {len(sizes)} sizes, such as {sorted(sizes)[:2]}; make them equal first.")
+    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III-C
+K1, K2 = 0.01, 0.03
+
+
+class Judge(Protocol):
+    """What `clip_score` and `retrieval_rank` need: both methods return unit vectors `[n, d]` of one space."""
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed uint8 images `[n, 3, h, w]`."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed n texts."""
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each pair of images: -10 log10 of the mean squared error.
+
+    Args:
+        a, b: floats in [0, 1], `[n, 3, h, w]`; the peak is 1.
+
+    Returns:
+        Decibels `[n]`, higher is closer; infinite where two images are equal.
+
+    Raises:
+        TypeError, ValueError: other types, shapes or ranges.
+    """
+    a, b = check_pair(a, b)
+    return -10 * (a - b).square().mean((1, 2, 3)).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean structural similarity of each pair of images (Wang et al. 2004, Eq. 13 and 14).
+
+    The authors' own convention: a Gaussian window of 11 x 11 pixels with sigma 1.5 and weights that add up to 1,
+    population (co)variances, only positions where the whole window lies inside the image, K1 = 0.01, K2 = 0.03, range
+    1; computed for each colour channel and averaged. The same as scikit-image's `structural_similarity(a, b,
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)`.
+
+    Args:
+        a, b: floats in [0, 1], `[n, 3, h, w]`, h and w at least 11. Differentiable in both.
+
+    Returns:
+        `[n]`, at most 1, which means equal; negative where structure is reversed.
+
+    Raises:
+        TypeError, ValueError: other types, shapes or ranges.
+    """
+    a, b = check_pair(a, b)
+    n, channels, height, width = a.shape
+    if min(height, width) < WINDOW:
+        raise ValueError(f"The images have {height} x {width} pixels; SSIM needs {WINDOW} x {WINDOW} at least.")
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device="cpu") - WINDOW // 2
+    line = torch.exp(-offsets.square() / (2 * SIGMA**2))
+    line = (line / line.sum()).to(a.device, a.dtype)
+
+    def blur(x: Tensor) -> Tensor:
+        # Variances are small differences of squares. Under autocast a convolution would round them to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+
+    a, b = a.reshape(n * channels, 1, height, width), b.reshape(n * channels, 1, height, width)
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return (luminance * structure).reshape(n, -1).mean(1)
+
+
+def clip_score(clip: Judge, images: Tensor | Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    """Return how well each image fits its prompt: 100 max(cos, 0) of their CLIP vectors.
+
+    Hessel et al. 2021, Eq. 1, with the factor 100 that text-to-image papers use in place of their 2.5. Scores of
+    different judges cannot be compared, so name the judge beside the figure.
+
+    Args:
+        clip: the judge, as `pb.load_clip()` returns it.
+        images: n PIL images of one size, uint8 `[n, 3, h, w]`, or floats in [0, 1] of that shape.
+        prompts: n texts, one per image.
+
+    Returns:
+        `[n]`, from 0 to 100, on the CPU.
+
+    Raises:
+        TypeError, ValueError: other images, or not one prompt per image.
+    """
+    pixels = _paired(images, prompts)
+    cosine = (clip.embed_images(pixels) * clip.embed_texts(list(prompts))).sum(1)
+    return 100 * cosine.clamp(0, 1).cpu()
+
+
+def retrieval_rank(
+    clip: Judge, images: Tensor | Sequence[Image.Image], prompts: Sequence[str], candidates: Sequence[str]
+) -> Tensor:
+    """Return at which place each image's own prompt comes when all candidates are ordered by how well they fit.
+
+    "Within the top 5" is `retrieval_rank(...) <= 5`; by chance that happens in 5 of `len(candidates)` cases.
+
+    Args:
+        clip, images, prompts: as in `clip_score`.
+        candidates: the texts to choose from, without repeats; every prompt must be one of them.
+
+    Returns:
+        int64 `[n]`; 1 is best, `len(candidates)` worst.
+
+    Raises:
+        TypeError, ValueError: as `clip_score`; also a prompt that is no candidate, or a candidate given twice.
+    """
+    pixels = _paired(images, prompts)
+    place = {text: i for i, text in enumerate(candidates)}
+    if len(place) != len(candidates):
+        raise ValueError(f"The {len(candidates)} candidates hold only {len(place)} different texts; drop the repeats.")
+    missing = [text for text in prompts if text not in place]
+    if missing:
+        raise ValueError(f"{len(missing)} prompts are not among the candidates, such as {missing[0]!r}. Add them.")
+    likeness = clip.embed_images(pixels) @ clip.embed_texts(list(candidates)).T
+    own = torch.tensor([place[text] for text in prompts], device=likeness.device)
+    return ((likeness > likeness.gather(1, own[:, None])).sum(1) + 1).cpu()
+
+
+def _paired(images: Tensor | Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    pixels = as_bytes(images)
+    if isinstance(prompts, str) or len(prompts) != len(pixels):
+        given = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+        raise ValueError(f"{len(pixels)} images and {given} were given; expected a list with one prompt per image.")
+    return pixels

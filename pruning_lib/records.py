@@ -1,0 +1,373 @@
+"""The passport of a measurement: where, when, with what and how often it was made.
+
+Result records: the only place a page takes a measured number from.
+
+A record is a JSON file, `pruning_book/records/<experiment>.json`:
+
+    {"schema_version": 1, "experiment": "first_explorer", "data": {...}, "passport": {...}}
+
+`data` is the experiment's own; `passport` says where, when and with what it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from .checks import best_device, check_device, installed_version
+from .files import beside, check_place
+
+__all__ = ["RecordError", "check_writable", "load_record", "passport", "record_path", "results_folder", "save_record"]
+
+_PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+
+
+def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None = None) -> dict[str, object]:
+    """Describe the present machine and software, to be kept beside what was measured.
+
+    Args:
+        seeds: every seed that decides the result; empty where nothing is random.
+        n: number of samples or timed calls behind a figure, >= 1.
+        device: where it ran. Default: the GPU if there is one, else the CPU.
+
+    Returns:
+        Plain JSON types: `hardware` (name of the processor that did the work), `device`, `cpu_threads`, `os`,
+        `python`, `versions` (package -> version), `seeds`, `n`, `date` (UTC, ISO 8601), `commit` (of the repository
+        this package runs from, or that it was installed from; "uncommitted" where neither is known) and `dirty` (True
+        if a tracked file of that repository was changed since; None where unknown). On an NVIDIA GPU also `gpu`:
+        driver, CUDA's version, memory in MiB, compute capability, and clocks in MHz and power limit in W where
+        `nvidia-smi` tells them.
+
+    Raises:
+        TypeError: seeds that are no whole numbers.
+        ValueError: n < 1, or a device that is not there.
+    """
+    if not isinstance(seeds, Sequence) or not all(type(s) is int for s in seeds):
+        raise TypeError(f"seeds={seeds!r}; expected a list of whole numbers, as in [0, 1].")
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"n={n!r}; expected the number of samples behind a figure, >= 1.")
+    device = best_device() if device is None else check_device(device)
+    commit, dirty = _commit()
+    return {
+        "hardware": _hardware(device),
+        **({"gpu": _gpu(device)} if device.type == "cuda" else {}),
+        "device": str(device),
+        "cpu_threads": torch.get_num_threads(),
+        "os": _system(),
+        "python": platform.python_version(),
+        "versions": {**{name: installed_version(name) for name in _PACKAGES}, "pruning_lib": _own_version()},
+        "seeds": list(seeds),
+        "n": n,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = ""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    name = name or _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} logical cores"
+
+
+# what nvidia-smi is asked for -> what the passport calls it
+_READ_OFF = {
+    "driver_version": "driver",
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.max.sm": "sm_clock_max_mhz",
+    "clocks.mem": "memory_clock_mhz",
+    "power.limit": "power_limit_w",
+}
+
+
+def _gpu(device: torch.device) -> dict[str, object]:
+    """Describe a CUDA GPU: what PyTorch knows of it, and what `nvidia-smi` says now."""
+    known = torch.cuda.get_device_properties(device)
+    found: dict[str, object] = {
+        "cuda": torch.version.cuda,
+        "memory_mib": known.total_memory // 2**20,
+        "capability": f"{known.major}.{known.minor}",
+    }
+    index = torch.cuda.current_device() if device.index is None else device.index
+    asked = (f"--query-gpu={','.join(_READ_OFF)}", "--format=csv,noheader,nounits", f"--id={index}")
+    said = [value.strip() for value in _output("nvidia-smi", *asked).split(",")]
+    if len(said) == len(_READ_OFF):  # else there is no nvidia-smi, or it does not know one of these words
+        found |= {name: value for name, value in zip(_READ_OFF.values(), said, strict=True) if "N/A" not in value}
+    return found
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError, AttributeError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _own_version() -> str:
+    from ..pruning_lib import __version__
+
+    return __version__
+
+
+def _commit() -> tuple[str, bool | None]:
+    folder = Path(__file__).parent
+    # A package inside somebody's environment may lie in a repository that is not its own: ask whether git tracks it.
+    if _output("git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name):
+        commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+        if commit:
+            return commit, bool(_output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"))
+    try:  # installed with pip from a repository, as the set-up cells on Colab do: pip notes the commit (PEP 610)
+        note = json.loads(metadata.distribution("pruning-lib").read_text("direct_url.json") or "{}")
+        return note["vcs_info"]["commit_id"], False
+    except (metadata.PackageNotFoundError, KeyError, ValueError):
+        return "uncommitted", None
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+SCHEMA_VERSION = 1
+FIELDS = {"schema_version": int, "experiment": str, "data": dict, "passport": dict}
+PASSPORT_FIELDS = {"hardware": str, "versions": dict, "seeds": list, "n": int, "date": str, "commit": str}
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+class RecordError(ValueError):
+    """A record cannot be read or written; the message says which file, what is wrong and what to do."""
+
+
+def results_folder() -> Path:
+    """Return where records are looked up by name.
+
+    The environment variable PRUNING_LIB_RESULTS; else the nearest `pruning_book/records` at or above the working
+    directory; else the records that are installed with `pruning_book`.
+    """
+    if os.environ.get("PRUNING_LIB_RESULTS"):
+        return Path(os.environ["PRUNING_LIB_RESULTS"])
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "pruning_book" / "records").is_dir():
+            return folder / "pruning_book" / "records"
+    return beside("records")
+
+
+def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapping) -> Path:
+    """Write a record, whole or not at all.
+
+    It is written beside its place and moved there, so a crash leaves the old record as it was. If the place cannot be
+    written to, the record is kept in the folder for temporary files and the error says where: a measurement may have
+    taken hours.
+
+    Args:
+        path: the file, ending in .json; its folder is created.
+        experiment: lower-case letters, digits and underscores, as in "first_explorer".
+        data: JSON types, numbers finite; also tensors, arrays and dataclasses, which become lists and objects.
+        passport: from `passport()`.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecordError: data that JSON cannot hold, a passport without its fields, or a place that cannot be written to.
+    """
+    path = _json_path(path)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": experiment,
+        "data": _plain(data, "data"),
+        "passport": _plain(passport, "passport"),
+    }
+    _check(record, str(path))
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return _write(path, text)
+    except OSError as error:
+        kept = _keep(experiment, text)
+        raise RecordError(
+            f"Cannot write {path}: {error.strerror or error}. {kept}"
+            "Check that its folder exists, is no file, and that you may write there."
+        ) from error
+
+
+def check_writable(path: str | Path) -> Path:
+    """Check that a record can be written, before the work that fills it.
+
+    Args:
+        path: the file, ending in .json; its folder is created, the file itself is not touched.
+
+    Raises:
+        RecordError: it cannot.
+    """
+    path = _json_path(path)
+    try:
+        check_place(path)
+    except OSError as error:
+        raise RecordError(
+            f"Cannot write {path}: {error.strerror or error}. Nothing was measured yet. "
+            "Check that its folder is no file and that you may write there."
+        ) from error
+    return path
+
+
+def record_path(path_or_name: str | Path) -> Path:
+    """Return the file of a record, whether it is there or not.
+
+    Args:
+        path_or_name: as `load_record` takes it.
+
+    Raises:
+        RecordError: neither a name nor a path.
+    """
+    if not isinstance(path_or_name, (str, Path)):
+        raise RecordError(f"{path_or_name!r} is neither the name of an experiment nor a file.")
+    return results_folder() / f"{path_or_name}.json" if _is_name(path_or_name) else Path(path_or_name)
+
+
+def _is_name(path_or_name: str | Path) -> bool:
+    # A word without a folder or an ending is meant as a name, rightly spelt or not.
+    return isinstance(path_or_name, str) and re.fullmatch(r"[\w-]+", path_or_name) is not None
+
+
+def load_record(path_or_name: str | Path) -> dict[str, object]:
+    """Read a record and check its form.
+
+    Args:
+        path_or_name: a file; or the name of an experiment, looked up in `results_folder()`.
+
+    Returns:
+        `schema_version`, `experiment`, `data` and `passport`.
+
+    Raises:
+        RecordError: no such file, a file that cannot be read, is no JSON or has another form.
+
+    Example:
+        >>> record = load_record("first_explorer")
+        >>> record["passport"]["hardware"]
+    """
+    path = record_path(path_or_name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        raise RecordError(
+            f"There is no record {path}. Records there: {', '.join(known) or 'none'}. Make it with "
+            f"`python benchmarks/{path.stem}.py`, restore it from version control, or set PRUNING_LIB_RESULTS."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecordError(f"Cannot read {path}: {reason}. Restore it from version control.") from error
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(
+            f"{path} is no valid JSON: {error}. It may be cut short; restore it from version control or measure again."
+        ) from error
+    _check(record, str(path))
+    if _is_name(path_or_name) and record["experiment"] != path_or_name:
+        raise RecordError(
+            f"{path} holds the experiment {record['experiment']!r}, not {path_or_name!r}. Rename it, or measure again."
+        )
+    return record
+
+
+def _check(record: object, where: str) -> None:
+    """Raise RecordError unless `record` has the form that the module's docstring shows."""
+    if not isinstance(record, dict):
+        raise RecordError(f"{where} holds {type(record).__name__}; a record is an object with {', '.join(FIELDS)}.")
+    _check_fields(record, FIELDS, where)
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise RecordError(
+            f"{where} has schema_version {record['schema_version']}; this pruning_lib reads {SCHEMA_VERSION}. "
+            "Use the pruning_lib it was written with, or measure again."
+        )
+    if not _NAME.match(record["experiment"]):
+        raise RecordError(
+            f"{where}: experiment is {record['experiment']!r}; use lower-case letters, digits and underscores."
+        )
+    _check_fields(record["passport"], PASSPORT_FIELDS, f"{where}, passport")
+
+
+def _check_fields(found: dict, fields: dict[str, type], where: str) -> None:
+    missing = [name for name in fields if name not in found]
+    if missing:
+        raise RecordError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, found)) or 'nothing'}.")
+    for name, kind in fields.items():
+        if not isinstance(found[name], kind) or isinstance(found[name], bool):
+            raise RecordError(f"{where}: {name} is {type(found[name]).__name__}; expected {kind.__name__}.")
+
+
+def _plain(value: object, where: str) -> object:
+    """Return `value` as JSON types; `where` names it in errors."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if hasattr(value, "tolist"):  # tensors, arrays and numpy's numbers
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise RecordError(f"{where} is {value}, which JSON cannot hold. Use None, or leave it out.")
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise RecordError(f"{where} is of type {type(value).__name__}, which a record cannot hold. Turn it into numbers.")
+
+
+def _json_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".json":
+        raise RecordError(
+            f"{path} does not end in .json. Name the file of the record, as in pruning_book/records/name.json."
+        )
+    return path
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _keep(experiment: str, text: str) -> str:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f"{experiment}-", suffix=".json")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        return f"Nothing is lost: the record was kept as {name}. "
+    except OSError:
+        return ""

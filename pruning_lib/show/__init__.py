@@ -1,1 +1,0 @@
-"""Plots and interactive figures. Import what you need: `show.plots`, `show.widgets`."""

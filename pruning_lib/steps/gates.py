@@ -1,0 +1,211 @@
+"""The pruner network of DiP-GO (arXiv 2410.16942, Section 3.3), and the gates that its logits open and shut.
+
+One learned query for each call and unit; self-attention among the queries of a call; then an MLP per query, whose two
+logits say "reuse" and "keep".  The network has no input: its weights are a way of writing down T x N numbers that
+share what they learn.  After training only the numbers are kept.
+
+From logits to gates, and from the gates' gradient back to logits: the part of training that differs by recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .budget import cell_shares, evenly, own_shares, sparsity_loss, within_budget
+from .config import PrunerConfig
+from .schedule import Grid, encode_table
+
+__all__ = ["GateTable", "GatePruner", "GateSample", "PrunerNetwork", "keep_probability", "straight_through"]
+
+_KEEP = (0.0, 1.0)  # first logits, "reuse" and "keep": the probability to keep begins at 0.73
+
+
+class PrunerNetwork(nn.Module):
+    """N x T learned queries -> self-attention -> MLP -> two logits each.
+
+    Args:
+        calls: T, calls of the denoiser, >= 1.
+        units: N, >= 1.
+        width: of a query; the published code has 512.
+        heads: of the attention; must divide the width.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
+
+    def __init__(self, calls: int, units: int, *, width: int = 512, heads: int = 8):
+        super().__init__()
+        for name, value in (("calls", calls), ("units", units), ("width", width), ("heads", heads)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
+        if width % heads or width < 4:
+            raise ValueError(f"width={width} must be at least 4 and a multiple of heads={heads}.")
+        self.queries = nn.Parameter(torch.randn(calls, units, width))
+        self.encoder = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True)
+        hidden = width // 4
+        self.head = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+        )
+        # Zero weights and this bias: at first every gate is open, and all of them alike.
+        nn.init.zeros_(self.head[-1].weight)
+        self.head[-1].bias.data = torch.tensor(_KEEP)
+
+    def forward(self) -> Tensor:
+        """Return logits `[T, N, 2]`: reuse, keep."""
+        return self.head(self.encoder(self.queries))  # the calls are the batch
+
+
+class GateTable(nn.Module):
+    """The same T x N x 2 logits without a network: each learns for itself.
+
+    Args:
+        calls, units: T and N.
+    """
+
+    def __init__(self, calls: int, units: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(_KEEP).repeat(calls, units, 1))
+
+    def forward(self) -> Tensor:
+        """Return logits `[T, N, 2]`: reuse, keep."""
+        return self.logits
+
+
+def keep_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the probability to keep, the second softmax value.
+
+    Args:
+        logits: `[..., 2]`.
+        temperature: > 0; the lower, the nearer to 0 and 1.
+
+    Returns:
+        `[...]`, in [0, 1].
+    """
+    return F.softmax(logits.float() / temperature, dim=-1)[..., 1]
+
+
+def straight_through(probability: Tensor, on: Tensor | None = None, leak: float = 0.0) -> Tensor:
+    """Return hard gates that pass gradients on as if they were the probabilities (Bengio et al. 2013).
+
+    Args:
+        probability: `[T, N]`.
+        on: bool `[T, N]`, the gates to open. Default: those with a probability of at least one half.
+        leak: what a shut gate lets through, in [0, 1). At 0 nothing behind a shut gate has a gradient.
+
+    Returns:
+        `[T, N]`: 1 where open, `leak` where shut; row 0 is always open.
+    """
+    on = (probability >= 0.5) if on is None else on
+    hard = torch.where(on, 1.0, leak).to(probability)
+    hard[0] = 1.0
+    return hard + probability - probability.detach()
+
+
+@dataclass(frozen=True)
+class GateSample:
+    """The gates of one iteration.
+
+    Attributes:
+        gates: `[T, N]`, hard (or leaking) in value, differentiable in the pruner's parameters.
+        on: bool `[T, N]`, which are open.
+        sparsity: the sparsity loss, or None where it is switched off or not used.
+        figures: for the history.
+    """
+
+    gates: Tensor
+    on: Tensor
+    sparsity: Tensor | None
+    figures: dict[str, object]
+
+
+class GatePruner(nn.Module):
+    """A pruner with its budget.
+
+    Args:
+        grid: of calls and units.
+        config: of the run.
+    """
+
+    def __init__(self, grid: Grid, config: PrunerConfig):
+        super().__init__()
+        self.grid, self.config = grid, config
+        calls, units = grid.shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.pruner = (
+                PrunerNetwork(calls, units, width=config.width)
+                if config.network == "attention"
+                else GateTable(calls, units)
+            )
+        count = max(1, len(config.keep_macs))
+        self.register_buffer("kept_tables", torch.zeros(count, calls, units, dtype=torch.float64))
+
+    def open(self, iteration: int) -> GateSample:
+        """Say which gates are open at an iteration, from 0."""
+        config, logits = self.config, self.pruner()
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"The pruner's logits are not finite after iteration {iteration}. Lower lr ({config.lr}).")
+        budget = config.budget(iteration)
+        if budget is None:
+            worth = keep_probability(logits, config.temperature)
+            on = worth.detach() >= 0.5
+            on[0] = True
+        else:
+            # The margin, not the probability: its slope does not vanish for cells that are clearly good or bad.
+            worth = (logits[..., 1] - logits[..., 0]) / config.temperature
+            on = self._first(budget) if iteration == 0 else within_budget(worth.detach(), self.grid, budget)
+        gates = straight_through(worth, on, config.leak)
+        macs_ratio, cost = self.grid.macs_ratio(on), None
+        if budget is None and config.alpha and macs_ratio >= config.floor:
+            cost = config.alpha * sparsity_loss(gates, cell_shares(on, self.grid))
+        figures = {
+            "macs_ratio": macs_ratio,
+            "open": on[1:].float().mean().item(),
+            "budget": budget,
+            "collapsed": not bool(self.grid.live(on)[1:].any()),
+            "rows": encode_table(on),
+        }
+        return GateSample(gates, on, cost, figures)
+
+    def _first(self, budget: float) -> Tensor:
+        if self.config.start == "evenly":
+            return evenly(self.grid, budget)
+        drawn = torch.Generator().manual_seed(self.config.seed)
+        return within_budget(torch.rand(self.grid.shape, generator=drawn), self.grid, budget)
+
+    def backward(self, open_: GateSample, gradient: Tensor) -> float | None:
+        """Hand the gradient of the consistency loss, `[T, N]`, and that of the sparsity loss on to the parameters.
+
+        Returns:
+            The sparsity loss, or None.
+        """
+        if self.config.per_mac:
+            # What a cell gains per MAC decides which cells a budget should buy; the mean size sets the unit.
+            gradient = gradient / own_shares(self.grid).clamp_min(1e-9)
+            gradient = gradient / gradient.abs().mean().clamp_min(1e-30)
+        if open_.sparsity is not None:
+            gradient = gradient + torch.autograd.grad(open_.sparsity, open_.gates, retain_graph=True)[0]
+        open_.gates.backward(gradient)
+        return None if open_.sparsity is None else open_.sparsity.item()
+
+    @torch.no_grad()
+    def keep_table(self, iteration: int) -> None:
+        """Keep the scores as they are after an iteration, as those of its budget."""
+        config, logits = self.config, self.pruner().double()
+        if config.keep_macs:
+            margin = (logits[..., 1] - logits[..., 0]) / config.temperature
+            at = config.keep_macs.index(config.budget(iteration))
+            self.kept_tables[at] = 0.5 + margin.atan() / math.pi  # into [0, 1], in the same order
+        else:
+            self.kept_tables[0] = (logits / config.temperature).softmax(-1)[..., 1]
+
+    def tables(self) -> Tensor:
+        """Return the scores that were kept, float64 `[K, T, N]`; the first call counts as 1."""
+        tables = self.kept_tables.clone()
+        tables[:, 0] = 1.0
+        return tables

@@ -1,0 +1,166 @@
+"""Which channels of a UNet may go together, how much each set is worth, and which of them to keep.
+
+Torch-Pruning traces the dependencies (Fang et al. 2023, DepGraph): removing one output channel of a convolution removes
+an input channel of every layer that reads it.  Here every set of coupled channels, a *group*, gets a level of the UNet
+and a list of kept channels.  All groups of a level keep equally many, so that the result is an ordinary UNet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch_pruning as tp
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from ..denoisers import example_inputs
+
+__all__ = ["ChannelGroup", "Scorer", "channel_groups", "choose", "scorer", "trace"]
+
+Scorer = Callable[[tp.dependency.Group], Tensor]
+# Their width is that of the inputs, the outputs or the time embedding, which stay.
+_FIXED = re.compile(r"^(conv_out|time_embedding|add_embedding|class_embedding|encoder_hid_proj|add_time_proj)(\.|$)")
+_LEVEL = re.compile(r"^(down_blocks|up_blocks)\.(\d+)\.|^(conv_in|mid_block)(\.|$)")
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that only go together.
+
+    Attributes:
+        group: Torch-Pruning's group, with every layer that changes.
+        root: path of the layer whose output channels are counted.
+        level: of the UNet, 0 for the first.
+        size: number of channels.
+        heads: number of attention heads the channels are split into, 0 outside attention.
+        gated: True where the second half of the channels gates the first (GEGLU).
+        normed: True where a GroupNorm reads the channels.
+    """
+
+    group: tp.dependency.Group
+    root: str
+    level: int
+    size: int
+    heads: int = 0
+    gated: bool = False
+    normed: bool = False
+
+
+def trace(unet: nn.Module) -> tp.DependencyGraph:
+    """Run the UNet once and return its dependency graph.
+
+    Raises:
+        ValueError: Torch-Pruning cannot follow this model.
+    """
+    inputs = example_inputs(unet, device=next(unet.parameters()).device)
+    for parameter in unet.parameters():  # the graph is read off what autograd recorded
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            return tp.DependencyGraph().build_dependency(
+                unet, inputs, forward_fn=lambda m, x: m(**x), output_transform=lambda out: out.sample, verbose=False
+            )
+    except Exception as error:  # whatever a foreign tracer stumbles over, the reader needs to know which model it was
+        raise ValueError(
+            f"Torch-Pruning {tp.__version__} cannot trace this {type(unet).__name__}: {error} "
+            "Set the default attention processor, and take off hooks and compilation."
+        ) from error
+
+
+def channel_groups(unet: nn.Module, graph: tp.DependencyGraph) -> list[ChannelGroup]:
+    """Return every group of prunable channels.
+
+    Raises:
+        ValueError: a group joins two levels of different width.
+    """
+    names = {module: name for name, module in unet.named_modules()}
+    levels = len(unet.config.block_out_channels)
+    heads = {m.to_q: m.heads for m in unet.modules() if isinstance(m, Attention)}
+    gates = {m.proj for m in unet.modules() if isinstance(m, GEGLU)}
+    found = []
+    for group in graph.get_all_groups():
+        modules = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+        # A norm over joined channels would belong to the levels of both; layers with weights say where they are made.
+        paths = [names[m] for m in modules if isinstance(m, (nn.Conv2d, nn.Linear))]
+        if any(_FIXED.match(path) for path in paths):
+            continue
+        root, size = group[0][0].target.module, len(group[0][1])
+        at = {_level(path, levels) for path in paths} - {None}
+        widths = {unet.config.block_out_channels[level] for level in at}
+        if len(widths) != 1:
+            raise ValueError(f"The channels of {names[root]} belong to levels {sorted(at)} of different width.")
+        found.append(
+            ChannelGroup(
+                group,
+                names[root],
+                min(at),
+                size,
+                next((heads[m] for m in modules if m in heads), 0),
+                root in gates,
+                any(isinstance(m, nn.GroupNorm) for m in modules),
+            )
+        )
+    return found
+
+
+def scorer(importance: str, seed: int = 0) -> Scorer:
+    """Return the function that gives each channel of a group its worth.
+
+    Args:
+        importance: "magnitude": the mean square of all weights that go with a channel; "taylor": |w dL/dw| summed over
+            them (Molchanov et al. 2019, Eq. 8 without the square), from the gradients that the parameters hold;
+            "random": a control.
+        seed: for "random".
+    """
+    if importance == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return lambda group: torch.rand(len(group[0][1]), generator=generator)
+    if importance == "taylor":
+        return tp.importance.GroupTaylorImportance()
+    return tp.importance.GroupMagnitudeImportance(p=2)
+
+
+def choose(group: ChannelGroup, scores: Tensor, share: float, norm_groups: int, *, whole_heads: bool) -> Tensor:
+    """Return the channels to keep, int64, ascending.
+
+    A GroupNorm keeps its groups: each loses equally many channels, its own worst.  So do the heads of attention, unless
+    whole heads go.  The two halves of a gated layer lose the same channels.
+
+    Args:
+        group: the channels.
+        scores: their worth, `[size]`.
+        share: of the channels to keep; times the size it is a whole number.
+        norm_groups: groups of every GroupNorm.
+        whole_heads: True to remove whole heads, False to make every head narrower.
+    """
+    scores = scores.detach().float().cpu()
+    if group.gated:
+        half = group.size // 2
+        kept = _best(scores[:half] + scores[half:], share, 1)
+        return torch.cat([kept, kept + half])
+    if group.heads and whole_heads:
+        width = group.size // group.heads
+        heads = _best(scores.view(group.heads, width).sum(1), share, 1)
+        return (heads[:, None] * width + torch.arange(width)).flatten()
+    return _best(scores, share, group.heads or (norm_groups if group.normed else 1))
+
+
+def _best(scores: Tensor, share: float, parts: int) -> Tensor:
+    """Return the indices of the highest scores, equally many from each of `parts` equal parts."""
+    rows = scores.view(parts, -1)
+    count = round(rows.shape[1] * share)
+    kept = rows.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    return (kept + torch.arange(parts)[:, None] * rows.shape[1]).flatten()
+
+
+def _level(path: str, levels: int) -> int | None:
+    match = _LEVEL.match(path)
+    if match is None:
+        return None
+    if match[3]:
+        return 0 if match[3] == "conv_in" else levels - 1
+    return int(match[2]) if match[1] == "down_blocks" else levels - 1 - int(match[2])
