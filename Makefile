@@ -8,14 +8,15 @@ SHELL := /bin/bash
 # The newest Python the pins are known to resolve for; python3 where none of these is on the path.
 PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; done || command -v python3 || echo python3)
 VENV_PYTHON := .venv/bin/python
-TEST := $(VENV_PYTHON) -m pytest
+# One process for each core, each with one thread; a file's tests stay together, for what they share.
+TEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 TORCHVISION_TARGET ?= $(or $(PRUNING_LIB_TORCHVISION_TARGET),.tv)
 TORCHVISION_STAMP := $(TORCHVISION_TARGET)/torchvision-0.28.0.stamp
 export TORCH_INDEX PIP_ARGS
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup book test unit site-tests lint pair gpu gpu-wheels lock serve clean distclean
+.PHONY: help setup book test quick unit site-tests lint pair gpu gpu-wheels lock serve clean distclean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +40,10 @@ $(TORCHVISION_STAMP): | setup
 	@echo "Fetching torchvision into $(TORCHVISION_TARGET), for the cross-check of the Fréchet distance"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade $(PIP_ARGS) \
 		--target $(TORCHVISION_TARGET) torchvision==0.28.0 && touch $@
+
+quick: setup ## Under a minute: lint, the house's rules, and the tests that find most mistakes
+	@$(MAKE) --no-print-directory lint
+	@$(TEST) -m quick
 
 unit: setup $(TORCHVISION_STAMP) ## Run the tests that need no built book
 	@PRUNING_LIB_TORCHVISION_TARGET="$(abspath $(TORCHVISION_TARGET))" $(TEST) -m "not book"

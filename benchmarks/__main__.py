@@ -1,35 +1,29 @@
-"""Run one benchmark by name: `python -m benchmarks gpu --dry-run`, `python -m benchmarks score_cost`.
-
-The others are scripts that import each other by bare name, so their folder is put on the path.
-"""
+"""Run one benchmark by name: `python -m benchmarks score_cost`, `python -m benchmarks gpu --dry-run`."""
 
 from __future__ import annotations
 
-import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
+NOT_ONE = ("__init__", "__main__", "common")
 
 
 def main() -> None:
     """Hand the command line to the benchmark that its first word names."""
-    names = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    sys.path.insert(0, str(FOLDER))
+    names = {path.stem: path for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_ONE}
+    names = sorted(name for name, path in names.items() if "def measure(" in path.read_text(encoding="utf-8"))
+    name, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
     if name == "gpu":
-        from benchmarks.gpu.command import main as gpu
-
-        raise SystemExit(gpu(sys.argv[2:]))
+        raise SystemExit(import_module("benchmarks.gpu.command").main(words))
     if name not in names:
         given = f"There is no benchmark {name!r}. " if name else ""
-        print(
-            f"{given}Usage: python -m benchmarks NAME [options], with NAME one of: gpu, {', '.join(names)}",
-            file=sys.stderr,
-        )
+        known = f"with NAME one of: gpu, {', '.join(names)}"
+        print(f"{given}Usage: python -m benchmarks NAME [options], {known}", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = [str(FOLDER / f"{name}.py"), *sys.argv[2:]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    from .common import run
+
+    run(import_module(f"benchmarks.{name}"), words)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """Record of chapter 15: what schedules cost on the papers' models, counted on structures without weights.
 
-    python benchmarks/big_schedules.py
+    python -m benchmarks big_schedules
 
 Four models at the step counts of DiP-GO's tables. For each: the units at three grains; simple schedules at the paper's
 ratios, in both conventions of counting; and what one training step of the pruner keeps in memory. Besides, the schedule
 that the authors published for Stable Diffusion 1.5. Nothing is run but shapes, so the numbers are exact, and no picture
-is drawn. About two minutes on one CPU core; writes the record big_schedules.json.
+is drawn. About two minutes on one CPU core.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -21,14 +19,14 @@ from torch import nn
 import pruning_lib as pl
 from pruning_book.activation_memory import backward_bytes, kept_for_backward
 from pruning_book.stand_in import stand_in
-from pruning_lib.denoisers import denoiser_of, example_inputs, skeleton
-from pruning_lib.records import check_writable
+from pruning_lib.denoisers import denoiser_of, example_inputs, meta_copy
 from pruning_lib.steps.budget import deepcache, uniform
 from pruning_lib.steps.hooks import Control, attach
 from pruning_lib.steps.schedule import Grid, grid_of
 from pruning_lib.steps.units import GRAINS, units_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 # model -> numbers of steps; the paper reports SD-2.1 at ratios against 50 and 20 steps
 MODELS = {"sd-1.5": (50,), "sd-2.1": (50, 20), "dit-xl-2-256": (250,), "pixart-alpha": (20,)}
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # shares of MACs removed
@@ -149,7 +147,7 @@ class _Sizes(Control):
 
 def cache_bytes(denoiser: nn.Module, side: int) -> int:
     """Return the bytes of one step's caches, in half precision."""
-    copy, sizes = nn.Module.to(skeleton(denoiser), torch.float16), _Sizes()
+    copy, sizes = nn.Module.to(meta_copy(denoiser), torch.float16), _Sizes()
     inputs = example_inputs(copy, sample_size=side, batch=BATCH, dtype=torch.float16)
     with torch.no_grad(), attach(copy, units_of(copy), sizes):
         copy(**inputs)
@@ -205,11 +203,9 @@ def decoding(side: int, checkpointing: bool) -> dict:
     }
 
 
-def main() -> None:
-    """Count everything and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "big_schedules.json")
-    out, started, models = check_writable(parser.parse_args().out), time.perf_counter(), []
+def measure() -> Record:
+    """Count everything."""
+    started, models = time.perf_counter(), []
     for name, counts in MODELS.items():
         pipe = pipe_on_meta(name)
         whole = pl.count_macs(denoiser_of(pipe)[1])
@@ -231,14 +227,6 @@ def main() -> None:
                 }
             )
             print(f"{name}, {steps} steps: {time.perf_counter() - started:.0f} s", flush=True)
-    data = {
-        "models": models,
-        "published": published(),
-        "reported": REPORTED,
-        "decoding": [decoding(side, again) for side in SIDES["sd-1.5"] for again in (False, True)],
-    }
-    print(pl.save_record(out, "big_schedules", data, pl.passport(seeds=[], n=len(models))))
-
-
-if __name__ == "__main__":
-    main()
+    decoded = [decoding(side, again) for side in SIDES["sd-1.5"] for again in (False, True)]
+    data = {"models": models, "published": published(), "reported": REPORTED, "decoding": decoded}
+    return Record(data, seeds=[], n=len(models))

@@ -1,18 +1,15 @@
 """Record the time of every top-level block of a denoiser, for the block explorer of chapter 2.
 
-    python benchmarks/block_latency.py
-    python benchmarks/block_latency.py --model emoji-sd --model sd-1.5 --repeats 5
+    python -m benchmarks block_latency --models emoji-sd sd-1.5 --repeats 5
 
-writes the record block_latency.json. Models other than emoji-sd are built from their configuration with random
-weights: time depends on shapes, not on what the weights are. One denoiser call, batch 1, no guidance, float32.
+Models other than emoji-sd are built from their configuration with random weights: time depends on shapes, not on what
+the weights are. One denoiser call, batch 1, no guidance, float32.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,9 +19,9 @@ import pruning_lib as pl
 from pruning_lib.checks import synchronise
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import Latency
-from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 WARMUP = 3
 
 
@@ -42,16 +39,7 @@ def denoiser(model: str, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def time_blocks(model: nn.Module, repeats: int, device: torch.device) -> dict[str, Latency]:
-    """Time every top-level block inside whole calls of the denoiser.
-
-    Args:
-        model: the denoiser.
-        repeats: timed calls.
-        device: where it is.
-
-    Returns:
-        Block, as `MacsReport.by_block` names it -> its times.
-    """
+    """Time every top-level block inside whole calls of the denoiser; return block -> its times."""
     blocks = [name for name in pl.count_macs(model).by_block() if name != "(model)"]
     times: dict[str, list[float]] = defaultdict(list)
     started: dict[str, float] = {}
@@ -77,9 +65,8 @@ def time_blocks(model: nn.Module, repeats: int, device: torch.device) -> dict[st
     return {name: Latency(tuple(found[WARMUP:]), WARMUP, None, str(device)) for name, found in times.items()}
 
 
-def record(path: Path, models: list[str], repeats: int, device: str) -> Path:
-    """Time the blocks of each model and write them."""
-    check_writable(path)
+def measure(models: tuple[str, ...] = ("emoji-sd",), repeats: int = 50, device: str = "cpu") -> Record:
+    """Time the blocks of each model."""
     found = {}
     for name in models:
         latencies = time_blocks(denoiser(name, torch.device(device)), repeats, torch.device(device))
@@ -88,14 +75,4 @@ def record(path: Path, models: list[str], repeats: int, device: str) -> Path:
             for block, latency in latencies.items()
         }
         found[name] = {"n": repeats, "warmup": WARMUP, "batch": 1, "dtype": "float32", "blocks": blocks}
-    return pl.save_record(path, "block_latency", {"models": found}, pl.passport(seeds=[0], n=repeats, device=device))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", help="may be given more than once (default emoji-sd)")
-    parser.add_argument("--repeats", type=int, default=50, help="timed calls per model (default 50)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    options = parser.parse_args()
-    print(record(options.out / "block_latency.json", options.model or ["emoji-sd"], options.repeats, options.device))
+    return Record({"models": found}, seeds=[0], n=repeats, device=device)

@@ -1,28 +1,22 @@
 """Records of chapter 11: reuse at equal distances, DeepCache's pattern and fewer steps; and the `deepcache` package.
 
-    python benchmarks/deepcache.py --stage equal
-    python benchmarks/deepcache.py --stage quality
-    python benchmarks/deepcache.py --stage record
-    python benchmarks/deepcache.py --stage speed
+    python -m benchmarks deepcache
+    python -m benchmarks deepcache --what speed
 
-The first stage draws with the package and with the library's schedule of the same pattern, and compares the latents.
-The second judges pictures at several distances, for four ways to leave calls out. Six minutes together on one CPU core;
-the third writes the record deepcache.json and the sheet of the chapter's explorer. The fourth times all of them in
-turn, on one thread of a quiet machine (ten minutes), and writes the record deepcache_speed.json.
+First it draws with the package and with the library's schedule of the same pattern, and compares the latents; then it
+judges pictures at several distances, for four ways to leave calls out. Six minutes on one CPU core. `--what speed`
+times all of them in turn, on one thread of a quiet machine (ten minutes), for the record deepcache_speed.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from gpu.ways import by_the_package
-from judged import judge, once, tiles_of
-from step_similarity import held_out
 
 import pruning_book as pb
 import pruning_lib as pl
@@ -30,13 +24,14 @@ from pruning_book.rivals.fewer_steps import FewerSteps
 from pruning_book.widgets.axes import Axis, Metric
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.latency import measure_latency, ratio
-from pruning_lib.records import check_writable
 from pruning_lib.steps.budget import deepcache, every
-from pruning_lib.steps.reuse import reusing
 from pruning_lib.steps.schedule import grid_of
 from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, judge, once, tiles_of
+from .gpu.ways import by_the_package
+from .step_similarity import held_out
+
 MODEL, GUIDANCE, SEED = "emoji-sd", 3.0, 0
 THINGS = ("lion", "pizza", "rocket", "house", "guitar")
 WAYS = {
@@ -110,7 +105,9 @@ def rival(pipe, way: str, steps: int, interval: int):
     if way == "steps":
         calls = -(-steps // interval)
         return FewerSteps(grid, calls, calls)
-    return deepcache(grid, interval) if way == "deepcache" else reusing(every(grid, interval), way)
+    if way == "deepcache":
+        return deepcache(grid, interval)
+    return every(grid, interval).holding("prediction" if way == "prediction" else "value")
 
 
 def quality(work: Path) -> None:
@@ -142,8 +139,13 @@ def _look(pipe, clip, asked: list[str], work: Path, way: str, steps: int, interv
     once(work / f"{name}.json", work_it)
 
 
-def record(path: Path, work: Path) -> Path:
-    """Write what the first two stages have found, and the sheet."""
+def measure(work: Path, what: Literal["quality", "speed"] = "quality", repeats: int = 10) -> Record:
+    """Compare, judge and put together; or time."""
+    if what == "speed":
+        return speed(repeats)
+    work.mkdir(parents=True, exist_ok=True)
+    equal(work)
+    quality(work)
 
     def read(steps: int, way: str, interval: int) -> dict:
         name = f"{steps}-{way}-{interval}" if interval > 1 else f"{steps}-steps-1"
@@ -184,22 +186,13 @@ def record(path: Path, work: Path) -> Path:
         Axis("every", intervals, label="compute every n-th call, n ="),
     ]
     explorer = SweepExplorer("reuse", axes, torch.stack(tiles), metrics, title="Reuse", chart=("macs", "ssim"))
-    return explorer.save(
-        path,
-        "deepcache",
-        pl.passport(seeds=[SEED], n=count),
-        model=MODEL,
-        guidance_scale=GUIDANCE,
-        ways=WAYS,
-        rows=rows,
-        compared=json.loads((work / "equal.json").read_text("utf-8"))["rows"],
-    )
+    compared = json.loads((work / "equal.json").read_text("utf-8"))["rows"]
+    data = {"model": MODEL, "guidance_scale": GUIDANCE, "ways": WAYS, "rows": rows, "compared": compared}
+    return Record(data, seeds=[SEED], n=count, explorer=explorer)
 
 
-def speed(path: Path, repeats: int) -> Path:
-    """Time everything in turn on one thread: latents only, a batch of pictures with guidance."""
-    check_writable(path)
-    torch.set_num_threads(1)
+def speed(repeats: int) -> Record:
+    """Time everything in turn: latents only, a batch of pictures with guidance."""
     pipe, asked, steps = load(), prompts(BATCH), 20
     grid = grid_of(pipe, steps)
     calls = {"unpruned": lambda: latents(pipe, asked, steps)}
@@ -236,22 +229,4 @@ def speed(path: Path, repeats: int) -> Path:
             for name, latency in times.items()
         },
     }
-    return pl.save_record(path, "deepcache_speed", data, pl.passport(seeds=[SEED], n=repeats))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("equal", "quality", "record", "speed"), required=True)
-    parser.add_argument("--work", type=Path, default=Path("_build/deepcache"), help="folder of single results")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
-    parser.add_argument("--repeats", type=int, default=10, help="speed: timed rounds")
-    arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.stage == "equal":
-        equal(arguments.work)
-    elif arguments.stage == "quality":
-        quality(arguments.work)
-    elif arguments.stage == "record":
-        print(record(arguments.out / "deepcache.json", arguments.work))
-    else:
-        print(speed(arguments.out / "deepcache_speed.json", arguments.repeats))
+    return Record(data, seeds=[SEED], n=repeats, name="deepcache_speed")

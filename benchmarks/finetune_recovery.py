@@ -1,27 +1,24 @@
 """Record of chapter 6: how pictures come back while a pruned model is trained on its own training pictures.
 
-    python benchmarks/finetune_recovery.py
+    python -m benchmarks finetune_recovery
 
-writes the record finetune_recovery.json. Three runs with the same steps, data order, noise and learning rate: the
-narrow denoiser that structured pruning leaves, the same small architecture from random weights, and the whole
-architecture with most weights held at zero. Judged at eight moments, with averaged weights. About 15 minutes on one
-CPU core.
+Three runs with the same steps, data order, noise and learning rate: the narrow denoiser that structured pruning leaves,
+the same small architecture from random weights, and the whole architecture with most weights held at zero. Judged at
+eight moments, with averaged weights. About 15 minutes on one CPU core.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from judged import judge, once, spread
 
 import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, judge, once, spread
+
 MODEL = "emoji-sd"
 WIDTHS, SPARSITY = (16, 48, 64, 64), 0.8
 STEPS, EVERY, BATCH, LR, SEED = 700, 100, 16, 1e-3, 0
@@ -35,8 +32,7 @@ RUNS = {
 
 def train_one(name: str, folder: Path) -> dict:
     """Train one start; return the figures of each moment."""
-    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
-    captions = pb.captions(MODEL)
+    pipe, clip, captions = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL)
     asked = [captions[i] for i in spread(N, len(captions))]
     wanted = judge(pipe, clip, asked, captions, None, **SAMPLER).pictures
     after_step = None
@@ -80,13 +76,9 @@ def train_one(name: str, folder: Path) -> dict:
     }
 
 
-def record(path: Path, work: Path) -> Path:
-    """Train all starts and write the record."""
-    check_writable(path)
-    runs = []
-    for name in RUNS:
-        print(name, flush=True)
-        runs.append(once(work / f"{name}.json", lambda n=name: train_one(n, work / n)))
+def measure(work: Path) -> Record:
+    """Train all starts."""
+    runs = [once(work / f"{name}.json", lambda n=name: train_one(n, work / n)) for name in RUNS]
     data = {
         "runs": runs,
         "model": MODEL,
@@ -95,12 +87,4 @@ def record(path: Path, work: Path) -> Path:
         "sampler": SAMPLER,
         "finetune": {"steps": STEPS, "batch": BATCH, "lr": LR, "seed": SEED},
     }
-    return pl.save_record(path, "finetune_recovery", data, pl.passport(seeds=[SEED], n=N))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("_build/recovery-runs"), help="folder for single runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    arguments = parser.parse_args()
-    print(record(arguments.out / "finetune_recovery.json", arguments.work))
+    return Record(data, seeds=[SEED], n=N)

@@ -1,17 +1,13 @@
 """Record the explorer of chapter 1: one picture for every prompt, step count and guidance weight, with its time.
 
-    python benchmarks/first_explorer.py
+    python -m benchmarks first_explorer
 
-writes the record first_explorer.json and, beside it, one sheet of all pictures, first_explorer.webp. Every picture
-starts from the noise of the same seed. Times are of the whole call, from prompt to picture, batch 1, for one prompt:
-the text is padded to a fixed length, so the time does not depend on it. All settings are timed in turn, so that a
-disturbance from outside hits them alike. About three minutes on two CPU cores.
+Every picture starts from the noise of the same seed. Times are of the whole call, from prompt to picture, batch 1, for
+one prompt: the text is padded to a fixed length, so the time does not depend on it. All settings are timed in turn, so
+that a disturbance from outside hits them alike. About three minutes on two CPU cores.
 """
 
 from __future__ import annotations
-
-import argparse
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -21,23 +17,16 @@ from pruning_book.widgets.axes import Axis, Metric
 from pruning_book.widgets.guidance import MODEL, SEED, redraw, total_macs
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.quality import clip_score
-from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
 STEPS = (1, 2, 4, 8, 16, 25, 50)
 GUIDANCE = (1.0, 3.0, 6.0)
 
 
-def record(path: Path, repeats: int, device: str) -> Path:
-    """Draw, judge, time and write.
-
-    Args:
-        path: the record's file.
-        repeats: timed calls per setting.
-        device: where to run, as in "cpu".
-    """
-    check_writable(path)
+def measure(repeats: int = 10, device: str = "cpu") -> Record:
+    """Draw, judge and time."""
     pipe = pl.load(MODEL, device=device)
     clip = pb.load_clip(MODEL)
     macs = pl.count_macs(pipe.unet).macs
@@ -78,15 +67,5 @@ def record(path: Path, repeats: int, device: str) -> Path:
         Axis("guidance", GUIDANCE, label="Guidance weight"),
     ]
     explorer = SweepExplorer("first-explorer", axes, images, metrics, title="as recorded")
-    passport = pl.passport(seeds=[SEED], n=repeats, device=device)
     more = {"model": MODEL, "sampler": "DDIM, trailing", "seed": SEED, "timed_prompt": PROMPTS[0], "warmup": 1}
-    return explorer.save(path, "first_explorer", passport, **more)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=10, help="timed calls per setting (default 10)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
-    arguments = parser.parse_args()
-    print(record(arguments.out / "first_explorer.json", arguments.repeats, arguments.device))
+    return Record(more, seeds=[SEED], n=repeats, device=device, explorer=explorer)

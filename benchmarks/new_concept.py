@@ -1,20 +1,17 @@
 """Record of chapter 6: teach emoji-sd 24 new things, starting from the whole model and from pruned ones.
 
-    python benchmarks/new_concept.py
+    python -m benchmarks new_concept
 
-writes the record new_concept.json and, beside it, the pictures of the chapter's explorer, new_concept.webp. Every
-start is trained with the same steps, data order, noise and learning rate, for each of three seeds. Half of every batch
-are old pictures, so that the model need not forget them (the idea of DreamBooth's prior preservation, with real
-pictures). Single runs are kept below --work, so that an interrupted benchmark goes on. About 40 minutes on one core.
+Every start is trained with the same steps, data order, noise and learning rate, for each of three seeds. Half of every
+batch are old pictures, so that the model need not forget them (the idea of DreamBooth's prior preservation, with real
+pictures). Single runs are kept, so that an interrupted benchmark goes on. About 40 minutes on one core.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from judged import judge, once, spread, tiles_of, unit
 
 import pruning_book as pb
 import pruning_lib as pl
@@ -23,10 +20,10 @@ from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import psnr, retrieval_rank, ssim
-from pruning_lib.records import check_writable
 from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, judge, once, spread, tiles_of, unit
+
 MODEL = "emoji-sd"
 PER_RUN = ("changed", "zeros_before", "zeros_after", "grown_mean", "largest_step")
 STEPS, BATCH, LR, SEEDS = 150, 16, 5e-4, (0, 1, 2)
@@ -165,9 +162,8 @@ def against(runs: list[dict], reference: list[dict], which: str) -> dict:
     return {key: bootstrap_interval(value.mean(0)).to_dict() for key, value in difference.items()}
 
 
-def record(path: Path, work: Path) -> Path:
-    """Train all starts with all seeds and write the record."""
-    check_writable(path)
+def measure(work: Path) -> Record:
+    """Train all starts with all seeds."""
     real, names = pb.new_concepts()
     places = [names.index(name) for name in SHOWN]
     rows, reference, shown = [], [], []
@@ -212,8 +208,8 @@ def record(path: Path, work: Path) -> Path:
         "finetune": {"steps": STEPS, "batch": BATCH, "lr": LR, "ema": 0, "old_share": 0.5},
         "interval": "over pictures, each averaged over the seeds of training",
     }
-    passport = pl.passport(seeds=list(SEEDS), n=len(names) * NOISES)
-    return explorer(rows, shown, torch.stack(tiles, 1).flatten(0, 1)).save(path, "new_concept", passport, **data)
+    shown_by = explorer(rows, shown, torch.stack(tiles, 1).flatten(0, 1))
+    return Record(data, seeds=list(SEEDS), n=len(names) * NOISES, explorer=shown_by)
 
 
 def explorer(rows: list[dict], shown: list[list[float]], tiles: torch.Tensor) -> SweepExplorer:
@@ -245,11 +241,3 @@ def explorer(rows: list[dict], shown: list[list[float]], tiles: torch.Tensor) ->
     ]
     axes = [Axis("thing", SHOWN, label="New thing"), Axis("start", stops, label="Training started from", labels=labels)]
     return SweepExplorer("new-concept", axes, tiles, metrics, title="as recorded")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("_build/new-concept-runs"), help="folder for single runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
-    arguments = parser.parse_args()
-    print(record(arguments.out / "new_concept.json", arguments.work))

@@ -1,21 +1,18 @@
 """Record the operator explorer of chapter 7: the picture without each operator, and without the lowest-scored ones.
 
-    python benchmarks/operator_scores.py       # first: it scores the operators
-    python benchmarks/operator_explorer.py
+    python -m benchmarks operator_scores       # first: it scores the operators
+    python -m benchmarks operator_explorer
 
-writes the record operator_explorer.json and, beside it, one sheet of all pictures, operator_explorer.webp. Every
-operator is changed alone, and at each stop of the slider the lowest-scored ones together; the same captions are drawn
-from the same noise, and compared with the pictures of the unpruned model. Nothing here depends on how fast the machine
-is. Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight minutes on
-one CPU core.
+Every operator is changed alone, and at each stop of the slider the lowest-scored ones together; the same captions are
+drawn from the same noise, and compared with the pictures of the unpruned model. Nothing here depends on how fast the
+machine is. Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight
+minutes on one CPU core.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,23 +32,21 @@ from pruning_lib.operators.find import DEFAULT_KINDS
 from pruning_lib.operators.plan import Plan
 from pruning_lib.operators.scores import Scores
 from pruning_lib.quality import ssim
-from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+from .operator_scores import SCORES
+
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
 
 
-def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, device: str) -> Path:
-    """Change, draw, judge and write.
+def measure(work: Path, pictures: int = 16, scores: Path = SCORES, device: str = "cpu") -> Record:
+    """Change, draw and judge; so many captions for each change, the first ones those of the explorer."""
+    # Single linear layers and norms are too many to draw.
+    return explored(Scores.load(scores).of(*DEFAULT_KINDS), captions_of(pictures), work, device)
 
-    Args:
-        path: the record's file.
-        scores: of every operator that is shown.
-        captions: of the pictures, at least two; the first ones are those of the explorer.
-        work: folder for finished pictures.
-        device: where to run, as in "cpu".
-    """
-    check_writable(path)
+
+def explored(scores: Scores, captions: Sequence[str], work: Path, device: str = "cpu") -> Record:
+    """Return the record of these operators and captions, at least two."""
     work.mkdir(parents=True, exist_ok=True)
     pipe = pl.load(MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
@@ -65,15 +60,16 @@ def record(path: Path, scores: Scores, captions: Sequence[str], work: Path, devi
     whole = drawn[0]
     similar = [ssim(whole.float() / 255, found.float() / 255) for found in drawn]
     explorer = assemble(pipe.unet, scores, plans, drawn, similar)
-    passport = pl.passport(seeds=[FIRST_SEED + i for i in range(len(captions))], n=len(captions), device=device)
     more = {
+        "quality": QUALITY,
         "sampler": "DDIM, trailing",
         "steps": STEPS,
         "guidance": GUIDANCE,
         "captions": list(captions),
         "per_picture": {op.path: _rounded(similar[len(plans) + i]) for i, op in enumerate(operators)},
     }
-    return explorer.save(path, "operator_explorer", passport, quality=QUALITY, **more)
+    seeds = [FIRST_SEED + i for i in range(len(captions))]
+    return Record(more, seeds=seeds, n=len(captions), device=device, explorer=explorer)
 
 
 def kept(pipe: Any, plan: Plan, captions: Sequence[str], work: Path) -> Tensor:
@@ -143,17 +139,3 @@ def captions_of(n: int) -> list[str]:
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=16, help="captions drawn for each change (default 16)")
-    parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors", help="the scores")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-operator-explorer")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
-    options = parser.parse_args()
-    place = options.out / "operator_explorer.json"
-    # Single linear layers and norms are too many to draw.
-    shown = Scores.load(options.scores).of(*DEFAULT_KINDS)
-    print(record(place, shown, captions_of(options.pictures), options.work, options.device))

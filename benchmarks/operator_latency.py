@@ -1,9 +1,8 @@
 """Record of chapter 8: how much faster a denoiser becomes without some of its operators, beside what MACs promise.
 
-    python benchmarks/operator_latency.py
-    python benchmarks/operator_latency.py --device cuda
+    python -m benchmarks operator_latency --device cpu
 
-writes the record operator_latency.json. The unpruned denoiser and several pruned ones are called in turn, forwards
+The unpruned denoiser and several pruned ones are called in turn, forwards
 and backwards, so that a slow moment hits all of them: one call at batch 1, 2 (one picture with guidance) and 8, and
 whole generations. The plans follow the score, BK-SDM's choice, and single kinds of operators. Needs a quiet machine;
 about three minutes on one CPU core. Another device adds its rows to the record that is there.
@@ -11,12 +10,10 @@ about three minutes on one CPU core. Another device adds its rows to the record 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from operator_runs import BK_SDM, MODEL, RESULTS, SCORES, with_unet
 
 import pruning_book as pb
 import pruning_lib as pl
@@ -26,7 +23,11 @@ from pruning_lib.operators.budget import choose
 from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.remove import pruned_copy
 from pruning_lib.operators.scores import Scores
-from pruning_lib.records import RecordError, check_writable
+from pruning_lib.records import RecordError
+
+from .common import Record
+from .operator_runs import BK_SDM, with_unet
+from .operator_scores import MODEL, SCORES
 
 BATCHES = (1, 2, 8)
 RATIOS = (0.1, 0.2, 0.35, 0.5)
@@ -78,7 +79,7 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> 
     }
 
 
-def measure(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str) -> dict[str, dict]:
+def times_of(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str) -> dict[str, dict]:
     """Return the times of one call at each batch, and of whole generations."""
     found = {}
     for batch in BATCHES:
@@ -96,16 +97,15 @@ def measure(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str)
     return found
 
 
-def record(path: Path, scores: Path, repeats: int, device: str) -> Path:
+def measure(out: Path, scores: Path = SCORES, repeats: int = 60, device: str = "cpu") -> Record:
     """Measure on one device and add it to the record."""
-    check_writable(path)
     try:
-        devices = pl.load_record(path)["data"]["devices"]
+        devices = pl.load_record(out)["data"]["devices"]
     except RecordError:  # the first device
         devices = {}
     pipe, what, models = candidates(scores, device)
-    passport = pl.passport(seeds=[], n=repeats, device=device)
-    devices[device] = {"times": measure(pipe, models, repeats, device), "passport": passport}
+    stamp = pl.passport(seeds=[], n=repeats, device=device)
+    devices[device] = {"times": times_of(pipe, models, repeats, device), "passport": stamp}
     data = {
         "devices": devices,
         "candidates": what,
@@ -115,16 +115,4 @@ def record(path: Path, scores: Path, repeats: int, device: str) -> Path:
         "generation": {"pictures": GENERATED, "steps": STEPS, "guidance": GUIDANCE, "what": "text to pixels"},
         "macs_convention": "with attention products, batch 1, one call",
     }
-    first = next(iter(devices.values()))["passport"]
-    return pl.save_record(path, "operator_latency", data, first)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
-    parser.add_argument("--repeats", type=int, default=60, help="timed calls of each model (default 60)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    arguments = parser.parse_args()
-    file = arguments.out / "operator_latency.json"
-    print(record(file, arguments.scores, arguments.repeats, arguments.device))
+    return Record(data, seeds=[], n=repeats, device=device)

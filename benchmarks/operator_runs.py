@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from judged import judge, once, spread, tiles_of
 from torch import Tensor
 
 import pruning_book as pb
@@ -25,9 +24,10 @@ from pruning_lib.operators.remove import remove_operators
 from pruning_lib.operators.scores import Scores
 from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
-SCORES = RESULTS / "operator_scores.safetensors"
-MODEL, N = "emoji-sd", 160
+from .common import judge, once, spread, tiles_of
+from .operator_scores import MODEL
+
+N = 160
 SAMPLER = {"steps": 6, "guidance": 3.0}
 FINETUNE = {"steps": 200, "batch": 16, "lr": 1e-3}
 SEEDS = (0, 1, 2)
@@ -98,20 +98,14 @@ class Bench:
 
 
 def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
-    """Return every ranking by name; the one by size of the output sees the latents that the score saw.
-
-    Without a file of scores neither of the two is there.
-    """
-    operators, found = bench.operators, {}
-    if scores.is_file():
-        known = Scores.load(scores)
-        found["score"] = [path for path in known.ranked() if path in operators]
-        values = known.values()
-        found["score-per-mac"] = sorted(found["score"], key=lambda path: values[path] / operators[path].macs)
-        found["output"] = once(
-            work / "output-ranking.json",
-            lambda: {"ranking": output_ranking(bench.pipe, operators=operators, **known.sampling)},
-        )["ranking"]
+    """Return every ranking by name; the one by size of the output sees the latents that the score saw."""
+    operators, known = bench.operators, Scores.load(scores)
+    values, found = known.values(), {"score": [path for path in known.ranked() if path in bench.operators]}
+    found["score-per-mac"] = sorted(found["score"], key=lambda path: values[path] / operators[path].macs)
+    found["output"] = once(
+        work / "output-ranking.json",
+        lambda: {"ranking": output_ranking(bench.pipe, operators=operators, **known.sampling)},
+    )["ranking"]
     found["params"] = params_ranking(operators)
     return found | {f"random-{seed}": random_ranking(operators, seed) for seed in SEEDS}
 
@@ -164,15 +158,9 @@ def from_random_weights(unet: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Path, *, curve: bool) -> dict:
-    """Train a pipeline on the model's own pictures, judge it, and keep the result: done once for each name and seed.
+    """Train a pipeline on the model's own pictures, judge it, and keep the result: once for each name and seed.
 
-    Args:
-        bench: see `Bench`.
-        pipe: what is trained, in place.
-        name: of the run.
-        seed: of data order, noise and dropped captions.
-        work: folder of single runs; an interrupted run goes on from its checkpoint.
-        curve: judge every `EVERY` steps, not only at the end.
+    `curve` judges every `EVERY` steps, not only at the end. An interrupted run goes on from its checkpoint in `work`.
     """
     run = work / f"{name}-{seed}"
 

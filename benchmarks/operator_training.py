@@ -1,30 +1,26 @@
 """Records of chapter 8 on training: LD-Pruner's Table 3 and Figure 3 in miniature.
 
-    python benchmarks/operator_training.py --stage train --seed 0
-    python benchmarks/operator_training.py --stage record
+    python -m benchmarks operator_training
 
 Three kinds of runs with the same steps, data order, noise and learning rate: what the score leaves at two shares of
 MACs with the weights preserved, the very same architectures from random weights, and the unpruned architecture from
 random weights, whose curve the paper's Figure 3 compares with. All are judged every 50 steps, with averaged weights.
-The first kind is shared with operator_removal.py, below the same --work. About two minutes a run on one CPU core.
+The first kind is shared with operator_removal, which must have run before, below the same --work. About two minutes a
+run on one CPU core.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from pathlib import Path
 
-from judged import once
-from operator_runs import (
+from .common import Record, once
+from .operator_runs import (
     EVERY,
     FINETUNE,
     LEVELS,
-    MODEL,
-    RESULTS,
     SAMPLER,
-    SCORES,
     SEEDS,
     SHOWN,
     Bench,
@@ -40,9 +36,7 @@ from operator_runs import (
     train,
     with_unet,
 )
-
-import pruning_lib as pl
-from pruning_lib.records import check_writable
+from .operator_scores import MODEL, SCORES
 
 STARTS = {"preserved": "weights preserved", "scratch": "random weights"}
 
@@ -57,14 +51,11 @@ def names() -> dict[str, dict]:
     return pruned_ones | {"original": {"start": "scratch", "level": 0.0}}
 
 
-def training(scores: Path, work: Path, seed: int | None, only: str) -> None:
+def training(bench: Bench, scores: Path, work: Path) -> None:
     """Do the runs that are missing."""
-    bench = Bench.load()
     orders = rankings(bench, scores, work / "sweep")
     for name, what in names().items():
         for its in SEEDS:
-            if only not in ("", name) or seed not in (None, its):
-                continue
             if what["level"]:
                 small, plan = pruned(bench, "score", orders, what["level"])
                 once(work / f"plan-{what['level']}.json", lambda p=plan: of_plan(bench, p, _free(work)))
@@ -79,16 +70,12 @@ def _free(work: Path) -> list[str]:
     return json.loads((work / "sweep" / "free.json").read_text("utf-8"))["free"]
 
 
-def record(path: Path, work: Path) -> Path:
-    """Write what the runs that are done have given."""
-    check_writable(path)
-    bench, rows = Bench.load(), []
-    done = {}
+def measure(out: Path, work: Path = Path("_build/operator-runs"), scores: Path = SCORES) -> Record:
+    """Train, and put together what the runs gave."""
+    bench, rows, done = Bench.load(), [], {}
+    training(bench, scores, work)
     for name, what in names().items():
-        files = {seed: work / f"{name}-{seed}.json" for seed in SEEDS}
-        done[name] = {s: json.loads(f.read_text("utf-8")) for s, f in files.items() if f.is_file()}
-        if not done[name]:
-            continue
+        done[name] = {s: json.loads((work / f"{name}-{s}.json").read_text("utf-8")) for s in SEEDS}
         runs = list(done[name].values())
         moments = list(zip(*(run["looks"] for run in runs), strict=True))
         plan = json.loads((work / f"plan-{what['level']}.json").read_text("utf-8")) if what["level"] else None
@@ -111,10 +98,10 @@ def record(path: Path, work: Path) -> Path:
         if both:
             pairs = [[run[s]["looks"][-1] for s in both] for run in (kept, fresh)]
             gains[str(level)] = against(pairs[1], pairs[0])
-    look, shown = bench.look(bench.pipe), _sheet(path.with_suffix(".webp"), work)
+    look, shown = bench.look(bench.pipe), _sheet(out.with_suffix(".webp"), work)
     data = {
         "shown": list(SHOWN),
-        "sheet": path.with_suffix(".webp").name,
+        "sheet": out.with_suffix(".webp").name,
         "sheet_rows": shown,
         "runs": rows,
         "preserved_minus_scratch": gains,
@@ -128,7 +115,7 @@ def record(path: Path, work: Path) -> Path:
         "features": "mini-CLIP",
         "interval": "over pictures, each averaged over the seeds of training",
     }
-    return pl.save_record(path, "operator_training", data, pl.passport(seeds=list(SEEDS), n=N))
+    return Record(data, seeds=list(SEEDS), n=N)
 
 
 def _sheet(to: Path, work: Path) -> list[str]:
@@ -142,18 +129,3 @@ def _sheet(to: Path, work: Path) -> list[str]:
     rows = [(name, file) for name, file in rows if file.is_file()]
     sheet_of([file for _, file in rows], to)
     return [name for name, _ in rows]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("train", "record"), required=True)
-    parser.add_argument("--scores", type=Path, default=SCORES, help="file that Scores.save wrote")
-    parser.add_argument("--run", default="", choices=("", *names()), help="only this one (default: all)")
-    parser.add_argument("--seed", type=int, help="only this seed (default: all)")
-    parser.add_argument("--work", type=Path, default=Path("_build/operator-runs"), help="folder of single results")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    arguments = parser.parse_args()
-    if arguments.stage == "train":
-        training(arguments.scores, arguments.work, arguments.seed, arguments.run)
-    else:
-        print(record(arguments.out / "operator_training.json", arguments.work))

@@ -1,21 +1,20 @@
 """How gate training collapses: the published recipe with stronger and weaker settings, watched gate by gate.
 
-    python benchmarks/pruner_collapse.py [--work FOLDER]
+    python -m benchmarks pruner_collapse
 
 Ten steps of the sampler; every run is kept, so an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from pruner_training import GUIDANCE, MODEL, RESULTS, Judge, pruner_prompts
-
 import pruning_lib as pl
-from pruning_lib.records import check_writable
 from pruning_lib.steps.schedule import decode_table
 from pruning_lib.steps.training import PrunerCollapseError
+
+from .common import Record
+from .pruner_training import GUIDANCE, MODEL, Judge, pruner_prompts
 
 STEPS, BUDGET = 10, 0.3
 BASE = {"recipe": "published", "iterations": 16, "accumulation": 1, "width": 128}
@@ -27,9 +26,8 @@ RUNS = {
 }
 
 
-def run(path: Path, work: Path) -> None:
-    """Train, and write the record."""
-    check_writable(path)
+def measure(work: Path) -> Record:
+    """Train, and watch the gates."""
     pipe, found = pl.load(MODEL), []
     judge = Judge(pipe, STEPS)
     for name, what in RUNS.items():
@@ -57,14 +55,4 @@ def run(path: Path, work: Path) -> None:
     except PrunerCollapseError as error:
         told = str(error)
     data = {"steps": STEPS, "budget": BUDGET, "runs": found, "message": told}
-    stamp = pl.passport(seeds=[0, 1000], n=len(judge.prompts), device="cpu")
-    print(pl.save_record(path, "pruner_collapse", data, stamp))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("_build/pruner-collapse"), help="folder of single runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    run(arguments.out / "pruner_collapse.json", arguments.work)
+    return Record(data, seeds=[0, 1000], n=len(judge.prompts))

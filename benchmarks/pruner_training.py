@@ -1,32 +1,29 @@
 """Train pruners for emoji-sd in full, as published and by our recipe, and record how it went.
 
-    python benchmarks/pruner_training.py --stage train [--run best-20]
-    python benchmarks/pruner_training.py --stage record
+    python -m benchmarks pruner_training
 
 Training is resumable: the same command goes on. The trained scores lie beside the record, one file per run.
 """
 
 from __future__ import annotations
 
-import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from judged import once
 
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
-from pruning_lib.records import check_writable
 from pruning_lib.steps.budget import evenly
 from pruning_lib.steps.schedule import decode_table, grid_of
 from pruning_lib.steps.supernet import SuperNet
 from pruning_lib.steps.training import TrainedPruner
 from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, once
+
 MODEL, GUIDANCE = "emoji-sd", 3.0
 # The denoiser costs the same in every run, so iterations are what a run may spend; the paper's has 500.
 RUNS = {
@@ -51,22 +48,19 @@ def held_out(count: int) -> list[str]:
     return [others[i * len(others) // count] for i in range(count)]
 
 
-def train(only: str, work: Path) -> None:
-    """Do the runs that are missing."""
-    pipe = pl.load(MODEL)
-    for name, what in RUNS.items():
-        target = work / f"pruner_scores_{name}.safetensors"
-        if only not in ("", name) or target.is_file():
-            continue
-        found = pl.train_pruner(
-            pipe, pruner_prompts(), guidance_scale=GUIDANCE, folder=work / name, callback=_tell, **what
+def trained_pruner(pipe, name: str, work: Path) -> TrainedPruner:
+    """Train a run, or load what it gave."""
+    target = work / f"pruner_scores_{name}.safetensors"
+    if not target.is_file():
+        folder, how = work / name, RUNS[name]
+        pl.train_pruner(pipe, pruner_prompts(), guidance_scale=GUIDANCE, folder=folder, callback=_tell, **how).save(
+            target
         )
-        found.save(target)
+    return TrainedPruner.load(target)
 
 
-def _tell(look) -> None:
-    figures = {key: value for key, value in look.figures.items() if key != "rows"}
-    print(figures, flush=True)
+def _tell(step) -> None:
+    print({key: value for key, value in step.figures.items() if key != "rows"}, flush=True)
 
 
 class Judge:
@@ -100,23 +94,17 @@ def _tiles(pictures: torch.Tensor) -> torch.Tensor:
     return (pictures[:SHOWN] * 255).round().to(torch.uint8)
 
 
-def record(path: Path, work: Path) -> None:
-    """Write what the runs that are done have given, and draw with their schedules."""
-    check_writable(path)
-    pipe, data = (pl.load(MODEL), {"guidance": GUIDANCE, "prompts": len(pruner_prompts()), "runs": {}, "evenly": {}})
-    data |= {"judged": JUDGED, "budgets": BUDGETS, "shown": held_out(JUDGED[20])[:SHOWN]}
-    sheet, judges = [], {}
+def measure(out: Path, work: Path) -> Record:
+    """Train what is missing, draw with the schedules of every run, and judge."""
+    pipe, runs, evenly_kept, sheet, judges = pl.load(MODEL), {}, {}, [], {}
     for name, what in RUNS.items():
-        file = work / f"pruner_scores_{name}.safetensors"
-        if not file.is_file():
-            continue
-        trained, steps = TrainedPruner.load(file), what["steps"]
+        trained, steps = trained_pruner(pipe, name, work), what["steps"]
         grid = trained.grid
         if steps not in judges:
             judges[steps] = Judge(pipe, steps)
         judge, moments = judges[steps], []
         even = {b: grid.schedule(evenly(grid, b), method="uniform") for b in BUDGETS}
-        data["evenly"][str(steps)] = [_judged(work, f"evenly-{steps}-{b}", judge, s) for b, s in even.items()]
+        evenly_kept[str(steps)] = [_judged(work, f"evenly-{steps}-{b}", judge, s) for b, s in even.items()]
         if steps == STRIP_STEPS:
             if not sheet:
                 sheet.append(_tiles(judge.wanted))
@@ -126,34 +114,23 @@ def record(path: Path, work: Path) -> None:
                 moments.append({"step": at + 1, "row": len(sheet), "macs_ratio": grid.macs_ratio(on)})
                 sheet.append(_tiles(judge.draw(grid.schedule(on, method="gates"), SHOWN)[1]))
         by_budget = [_judged(work, f"{name}-{b}", judge, trained.schedule(b)) for b in BUDGETS]
-        data["runs"][name] = {
-            **what,
-            "settings": trained.settings,
-            "history": trained.history,
-            "moments": moments,
-            "by_budget": by_budget,
-        }
+        found = {"settings": trained.settings, "history": trained.history, "moments": moments, "by_budget": by_budget}
+        runs[name] = {**what, **found}
+        trained.save(out.parent / f"pruner_scores_{name}.safetensors")
         print(name, [round(row["ssim"]["value"], 4) for row in by_budget], flush=True)
-        if path.parent != work:
-            trained.save(path.parent / file.name)
-    contact_sheet(torch.cat(sheet), columns=SHOWN).save(path.with_suffix(".webp"), quality=85, method=6)
-    stamp = pl.passport(seeds=[0, 1000], n=min(JUDGED.values()), device="cpu")
-    print(pl.save_record(path, "pruner_training", {**data, "sheet": path.with_suffix(".webp").name}, stamp))
+    contact_sheet(torch.cat(sheet), columns=SHOWN).save(out.with_suffix(".webp"), quality=85, method=6)
+    data = {
+        "guidance": GUIDANCE,
+        "prompts": len(pruner_prompts()),
+        "runs": runs,
+        "evenly": evenly_kept,
+        "judged": JUDGED,
+        "budgets": BUDGETS,
+        "shown": held_out(JUDGED[20])[:SHOWN],
+        "sheet": out.with_suffix(".webp").name,
+    }
+    return Record(data, seeds=[0, 1000], n=min(JUDGED.values()))
 
 
 def _judged(work: Path, key: str, judge: Judge, schedule) -> dict:
     return once(work / f"judged-{key}.json", lambda: judge(schedule))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("train", "record"), required=True)
-    parser.add_argument("--run", default="", choices=("", *RUNS), help="only this one (default: all)")
-    parser.add_argument("--work", type=Path, default=Path("_build/pruner-training"), help="folder of single runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.stage == "train":
-        train(arguments.run, arguments.work)
-    else:
-        record(arguments.out / "pruner_training.json", arguments.work)

@@ -1,6 +1,6 @@
 """Record of chapter 15: uniform reuse and a searched schedule on four samplers, at equal MACs.
 
-    python benchmarks/samplers.py
+    python -m benchmarks samplers
 
 emoji-sd draws held-out prompts with PNDM (its PLMS form, as Stable Diffusion 1.x ships it), DDIM, DPM-Solver++ and the
 sampler of latent consistency models. Beside the unpruned pictures of the same sampler stand, at equal MACs: fewer steps
@@ -14,29 +14,28 @@ The consistency sampler is a case of its own. It is meant for models that were d
 enough; emoji-sd was not, so what is measured is how reuse gets on with its fresh noise in every step, not its pictures.
 
 Fifteen minutes on one CPU core. Every sampler is kept beside the record until all are done, so that an interrupted run
-goes on. Writes the record samplers.json.
+goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
 import diffusers
-from judged import judge, once, spread
-from pruner_training import GUIDANCE, pruner_prompts
 
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.rivals.fewer_steps import fewer_steps
-from pruning_lib.records import check_writable
 from pruning_lib.sampling import quietly
 from pruning_lib.steps.budget import uniform
+from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import grid_of
-from pruning_lib.steps.search import Evaluator, local_search
+from pruning_lib.steps.search import local_search
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, judge, once, spread
+from .pruner_training import GUIDANCE, pruner_prompts
+
 # name -> (class, options, steps, shares of MACs kept, whether a search is made)
 SAMPLERS = {
     "DDIM": ("DDIMScheduler", {}, 20, (0.35, 0.2), True),
@@ -102,32 +101,12 @@ def sampler(name: str, n: int, search: dict) -> dict:
     }
 
 
-def main() -> None:
-    """Measure all samplers."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n", type=int, default=N, help="held-out prompts")
-    parser.add_argument("--images", type=int, default=SEARCH["images"], help="that each search may draw")
-    parser.add_argument("--only", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "samplers.json")
-    args = parser.parse_args()
-    out, search = check_writable(args.out), {**SEARCH, "images": args.images}
-    work = out.with_suffix(".parts")
+def measure(work: Path, n: int = N, images: int = SEARCH["images"]) -> Record:
+    """Measure all samplers, with n held-out prompts; each search may draw so many images."""
+    search = {**SEARCH, "images": images}
     found = [
-        once(
-            work / f"{name.replace(', ', '-').replace(' ', '-')}-{args.n}.json",
-            lambda n=name: sampler(n, args.n, search),
-        )
-        for name in args.only
+        once(work / f"{name.replace(', ', '-').replace(' ', '-')}-{n}.json", lambda s=name: sampler(s, n, search))
+        for name in SAMPLERS
     ]
-    if len(found) < len(SAMPLERS):
-        print("Not all samplers yet; the record is written when all are there.")
-        return
-    data = {"model": "emoji-sd", "guidance": GUIDANCE, "n": args.n, "search": search, "samplers": found}
-    print(pl.save_record(out, "samplers", data, pl.passport(seeds=[0], n=args.n)))
-    for file in work.glob("*.json"):
-        file.unlink()
-    work.rmdir()
-
-
-if __name__ == "__main__":
-    main()
+    data = {"model": "emoji-sd", "guidance": GUIDANCE, "n": n, "search": search, "samplers": found}
+    return Record(data, seeds=[0], n=n)

@@ -1,102 +1,249 @@
 """Record of chapter 14: schedules and their rivals at equal MACs, on prompts that no search and no training has seen.
 
-    python benchmarks/schedule_comparison.py --stage search --steps 20 [--rows ours,genetic] [--budgets 0.25]
-    python benchmarks/schedule_comparison.py --stage quality --steps 20
-    python benchmarks/schedule_comparison.py --stage record
-    python benchmarks/schedule_comparison.py --stage speed
+    python -m benchmarks schedule_comparison [--rows ours genetic] [--budgets 0.25]
+    python -m benchmarks schedule_comparison --what speed
 
-Every row at every budget is a cell, done once and kept in the folder of --work, so that each stage goes on where it was
-stopped; --minutes ends a stage early. `record` writes what is there: figures with intervals, every row's differences
-from ours picture by picture, the schedules, and a sheet of pictures. `speed` needs a quiet machine and only the record,
-to which it adds the measured times. On one CPU core searching takes about 8 minutes at 20 steps and 20 at 50,
-judging about 7 and 20, and timing about 10 in all.
+Every row at every budget is a cell, searched and judged once and kept in the folder of --work, so that the same command
+goes on where it was stopped. The record holds what is there: figures with intervals, every row's differences from ours
+picture by picture, the schedules, and a sheet of pictures. `--what speed` needs a quiet machine and only the record, to
+which it adds the measured times. On one CPU core searching takes about 8 minutes at 20 steps and 20 at 50, judging
+about 7 and 20, and timing about 10 in all.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Iterator
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from schedule_rows import (
-    BUDGETS,
-    EXTRA,
-    GUIDANCE,
-    MODEL,
-    RESULTS,
-    ROWS,
-    SEARCHES,
-    STEPS,
-    Made,
-    cell_name,
-    grids,
-    judged,
-    make,
-    schedule_file,
-)
-from schedule_summary import record
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import pruning_book as pb
 import pruning_lib as pl
+from pruning_book.frechet import frechet_distance
 from pruning_book.widgets.comparison import rival_of
-from pruning_lib.records import check_writable
+from pruning_lib.interval import bootstrap_interval, quantile_pair, resamples
+from pruning_lib.latency import ratio
+from pruning_lib.steps.budget import deepcache
+from pruning_lib.steps.schedule import grid_of
+from zoo.assemble import contact_sheet
+
+from .common import RESULTS, Record
+from .schedule_rows import (
+    BUDGETS,
+    EXTRA,
+    GUIDANCE,
+    IMAGES,
+    MODEL,
+    ROWS,
+    SEARCHED,
+    STEPS,
+    STRIP,
+    N,
+    cell_name,
+    grids,
+    held_out,
+    hold_of,
+    judged,
+    make,
+    schedule_file,
+    search_prompts,
+    shown,
+)
 
 NOISE, TIMED = 0, 4  # seed and pictures of a timed generation
+FIGURES = ("ssim", "psnr_db", "clip_score")  # one number per picture; higher is better
+DISTANCES = ("frechet_real", "frechet_unpruned")  # of all pictures; lower is better
+BOOT = 100
 
 
-def cells(arguments) -> Iterator[tuple[int, str, float]]:
-    """Yield the cells asked for: the rows of a number of steps one after the other, small budgets first."""
-    rows = arguments.rows.split(",") if arguments.rows else list(ROWS)
+def cells(pipe, clip, rows: Sequence[str], budgets: Sequence[float], work: Path, scores: Path) -> None:
+    """Search and judge the cells that are missing, small budgets first; rows without trained scores are left out."""
     unknown = [row for row in rows if row not in {**ROWS, **EXTRA}]
     if unknown:
         raise SystemExit(f"Unknown rows: {', '.join(unknown)}. Known: {', '.join({**ROWS, **EXTRA})}.")
-    budgets = [float(b) for b in arguments.budgets.split(",")] if arguments.budgets else BUDGETS
-    for steps in [arguments.steps] if arguments.steps else STEPS:
-        for row in rows:
-            for budget in sorted(budgets):
-                yield steps, row, budget
+    for steps, grid in grids(pipe).items():
+        wanted = judged(pipe, clip, grid.full(), None, work / "quality" / f"{steps}-unpruned.safetensors")
+        for row, budget in ((row, budget) for row in rows for budget in sorted(budgets)):
+            name, made = cell_name(steps, budget, row), make(pipe, grid, budget, row, work, scores)
+            if made is not None:
+                found = judged(pipe, clip, made.rival, wanted["pictures"], work / "quality" / f"{name}.safetensors")
+                told = {key: round(found[key].mean().item(), 4) for key in ("ssim", "psnr_db", "clip_score")}
+                print(name, round(made.rival.macs_ratio(), 4), told, flush=True)
 
 
-def searches(arguments) -> None:
-    """Make the schedules that are missing."""
-    pipe, end = pl.load(MODEL), time.monotonic() + 60 * arguments.minutes
-    laid = grids(pipe)
-    for steps, row, budget in cells(arguments):
-        if row in SEARCHES and time.monotonic() < end:
-            made = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
-            told = made.note["schedule"]["provenance"]
-            told = {key: told.get(key) for key in ("loss", "images", "moves", "cpu_seconds")}
-            print(cell_name(steps, budget, row), told, flush=True)
-
-
-def quality(arguments) -> None:
-    """Judge the cells that are missing; rows whose search was not done, or whose scores are not there, are left out."""
-    pipe, clip, end = pl.load(MODEL), pb.load_clip(MODEL), time.monotonic() + 60 * arguments.minutes
-    pipe.set_progress_bar_config(disable=True)
-    laid = grids(pipe)
-    for steps, row, budget in cells(arguments):
-        if time.monotonic() > end:
-            break
-        folder = arguments.work / "quality"
-        wanted = judged(pipe, clip, laid[steps].full(), None, folder / f"{steps}-unpruned.safetensors")
-        name = cell_name(steps, budget, row)
-        if row in SEARCHES and not schedule_file(arguments.work, steps, budget, row).is_file():
-            continue
-        made: Made | None = make(pipe, laid[steps], budget, row, arguments.work, arguments.scores)
-        if made is not None:
-            found = judged(pipe, clip, made.rival, wanted["pictures"], folder / f"{name}.safetensors")
-            told = {key: round(found[key].mean().item(), 4) for key in ("ssim", "psnr_db", "clip_score")}
-            print(name, round(made.rival.macs_ratio(), 4), told, flush=True)
-
-
-def speed(path: Path, repeats: int) -> None:
-    """Time every row of the record against the unpruned generation, in turn, and add the times to the record."""
-    found = pl.load_record(path)
-    torch.set_num_threads(1)
+def measure(
+    out: Path,
+    work: Path = Path("_build/schedule-comparison"),
+    what: Literal["quality", "speed"] = "quality",
+    rows: tuple[str, ...] = tuple(ROWS),
+    budgets: tuple[float, ...] = BUDGETS,
+    scores: Path = RESULTS,
+    repeats: int = 5,
+) -> Record:
+    """Search, judge and put together; or time."""
     pipe = pl.load(MODEL)
     pipe.set_progress_bar_config(disable=True)
+    if what == "speed":
+        return speed(pipe, out, repeats)
+    clip = pb.load_clip(MODEL)
+    cells(pipe, clip, rows, budgets, work, scores)
+    return summary(pipe, clip, out, work)
+
+
+class Distances:
+    """Fréchet distances on mini-CLIP features, of the same resamples for every row, so that rows can be subtracted.
+
+    Args:
+        real: features of the real pictures, `[m, d]`, never resampled.
+        unpruned: of the unpruned model's pictures, `[N, d]`, resampled together with the row's.
+    """
+
+    def __init__(self, real: Tensor, unpruned: Tensor):
+        self.real, self.unpruned = real, unpruned
+        self.draws = torch.cat(list(resamples(len(unpruned), n_boot=BOOT, seed=0)))
+
+    def __call__(self, features: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Return, for both distances, the value and its resamples `[BOOT]`."""
+        found = {
+            "frechet_real": (features, self.real, lambda i: (features[i], self.real)),
+            "frechet_unpruned": (features, self.unpruned, lambda i: (features[i], self.unpruned[i])),
+        }
+        return {
+            name: (frechet_distance(a, b), torch.tensor([frechet_distance(*part(i)) for i in self.draws]))
+            for name, (a, b, part) in found.items()
+        }
+
+
+def _around(value: float, found: Tensor) -> dict:
+    """Return an interval; resampled distances lie too high, and are moved down by their mean excess."""
+    low, high = quantile_pair(found.double() - found.double().mean() + value, 0.95)
+    return {"value": value, "low": min(low, value), "high": max(high, value), "n": N, "level": 0.95}
+
+
+def summary(pipe, clip, path: Path, work: Path) -> Record:
+    """Put together what has been judged so far."""
+    real = clip.features(pb.training_images())
+    data = {
+        "guidance": GUIDANCE,
+        "n": N,
+        "budgets": BUDGETS,
+        "rows": {**ROWS, **EXTRA},
+        "methods": list(ROWS),
+        "shown": shown(),
+        "search": {"prompts": search_prompts(), "first_seed": 1000, "images": IMAGES, "per_schedule": SEARCHED},
+        "prompts": held_out(),
+        "unpruned": {},
+        "cells": [],
+        "strip": [],
+    }
+    sheet: list[Tensor] = []
+    kept: dict[str, Tensor] = {}
+    for steps in STEPS:
+        file = work / "quality" / f"{steps}-unpruned.safetensors"
+        if not file.is_file():
+            continue
+        unpruned = load_file(file)
+        distances = Distances(real, unpruned["features"])
+        data["unpruned"][str(steps)] = {
+            "clip_score": bootstrap_interval(unpruned["clip_score"]).to_dict(),
+            "frechet_real": _around(*distances(unpruned["features"])["frechet_real"]),
+            "sheet_row": len(sheet),
+        }
+        sheet.append(unpruned["tiles"])
+        for budget in BUDGETS:
+            _budget(pipe, work, steps, budget, distances, data["cells"], sheet, kept)
+    data |= {"sheet_rows": len(sheet), "sheet": path.with_suffix(".webp").name}
+    for budget in STRIP:
+        found = _schedule_of(work, "ours", budget, STEPS[0])
+        if "rows" in found:
+            data["strip"].append({"steps": STEPS[0], "budget": budget, "row": "ours", "hold": "prediction", **found})
+    contact_sheet(torch.cat(sheet), columns=len(shown())).save(path.with_suffix(".webp"), quality=85, method=6)
+    save_file(kept, path.with_suffix(".safetensors"))  # per picture, in half precision
+    return Record(data, seeds=[0, 1000], n=N)
+
+
+def _budget(
+    pipe, work: Path, steps: int, budget: float, distances: Distances, cells: list, sheet: list, kept: dict
+) -> None:
+    """Add all rows of one budget, each with its differences from ours."""
+    per_picture, spread = {}, {}
+    for row in {**ROWS, **EXTRA}:
+        name = cell_name(steps, budget, row)
+        file = work / "quality" / f"{name}.safetensors"
+        if not file.is_file():
+            continue
+        found = load_file(file)
+        per_picture[row] = {key: found[key] for key in FIGURES}
+        spread[row] = distances(found["features"])
+        with safe_open(file, "pt") as opened:
+            made = json.loads(opened.metadata()["made"])
+        cell = {"steps": steps, "budget": budget, "row": row, "macs_ratio": made, "sheet_row": len(sheet)}
+        cell |= _schedule_of(work, row, budget, steps) | {"hold": hold_of(row)}
+        cell |= {key: bootstrap_interval(found[key]).to_dict() for key in FIGURES}
+        cell |= {key: _around(*spread[row][key]) for key in DISTANCES}
+        if row == "deepcache":
+            cell["package_difference"] = package_difference(pipe, steps, cell)
+        cells.append(cell)
+        sheet.append(found["tiles"])
+        kept |= {f"{name}.{key}": found[key].half() for key in FIGURES}
+    if "ours" not in per_picture:
+        return
+    for cell in cells:
+        row = cell["row"]
+        if (cell["steps"], cell["budget"]) == (steps, budget) and row != "ours":
+            cell["ours_minus"] = {
+                key: bootstrap_interval(per_picture["ours"][key] - per_picture[row][key]).to_dict() for key in FIGURES
+            } | {
+                key: _around(spread["ours"][key][0] - spread[row][key][0], spread["ours"][key][1] - spread[row][key][1])
+                for key in DISTANCES
+            }
+
+
+def package_difference(pipe, steps: int, schedule: dict) -> float | None:
+    """Return the largest difference between latents of DeepCache's own package and of our pattern, in [0, inf).
+
+    `schedule` is the cell, with the interval and branch it was made with. None where the package is not installed.
+    """
+    try:
+        from DeepCache import DeepCacheSDHelper
+    except ImportError:
+        return None
+    told, prompts = schedule["provenance"], shown()
+
+    def latents() -> Tensor:
+        noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        return pipe(
+            prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="latent"
+        ).images
+
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=told["interval"], cache_branch_id=told["branch"])
+    helper.enable()
+    try:
+        theirs = latents()
+    finally:
+        helper.disable()
+    with deepcache(grid_of(pipe, steps), told["interval"], told["branch"]).applied(pipe):
+        return (latents() - theirs).abs().max().item()
+
+
+def _schedule_of(work: Path, row: str, budget: float, steps: int) -> dict:
+    """Return a cell's table as texts, and where it comes from."""
+    file = schedule_file(work, steps, budget, row)
+    if not file.is_file():  # fewer steps
+        return {"num_inference_steps": int(steps * budget + 1e-9)}
+    schedule = json.loads(file.read_text("utf-8"))
+    return {"num_inference_steps": steps, "rows": schedule["rows"], "provenance": schedule["provenance"]}
+
+
+def speed(pipe, path: Path, repeats: int) -> Record:
+    """Time every row of the record against the unpruned generation, in turn, and add the times to the record."""
+    found = pl.load_record(path)
     laid, times = grids(pipe), {}
     prompts = found["data"]["shown"][:TIMED]
     for steps, grid in laid.items():
@@ -112,16 +259,9 @@ def speed(path: Path, repeats: int) -> None:
                 for name, timed in _timed(pipe, rivals, prompts, what, repeats).items():
                     times.setdefault(name, {})[what] = timed
             print(steps, row, flush=True)
-    data = {
-        **found["data"],
-        "speed": {
-            "times": times,
-            "pictures": TIMED,
-            "threads": 1,
-            "passport": pl.passport(seeds=[NOISE], n=repeats, device="cpu"),
-        },
-    }
-    print(pl.save_record(path, "schedule_comparison", data, found["passport"]))
+    stamp = pl.passport(seeds=[NOISE], n=repeats, device="cpu")
+    took = {"times": times, "pictures": TIMED, "threads": 1, "passport": stamp}
+    return Record({**found["data"], "speed": took}, seeds=found["passport"]["seeds"], n=found["passport"]["n"])
 
 
 def _timed(pipe, rivals: dict, prompts: list[str], what: str, repeats: int) -> dict[str, dict]:
@@ -131,7 +271,7 @@ def _timed(pipe, rivals: dict, prompts: list[str], what: str, repeats: int) -> d
     calls[first]()
     measured = pl.measure_latency(calls, repeats=repeats, warmup=0, device="cpu")
     return {
-        name: {**latency.to_dict(), "times_as_fast": pl.measure.ratio(measured[first], latency).to_dict()}
+        name: {**latency.to_dict(), "times_as_fast": ratio(measured[first], latency).to_dict()}
         for name, latency in measured.items()
     }
 
@@ -149,26 +289,3 @@ def _call(pipe, rival, prompts: list[str], what: str):
             return pipe(**given, num_inference_steps=rival.steps, guidance_scale=GUIDANCE, generator=noise).images
 
     return call
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("search", "quality", "record", "speed"), required=True)
-    parser.add_argument("--steps", type=int, choices=STEPS, help="only these (default: both)")
-    parser.add_argument("--rows", default="", help="only these, by commas (default: all but the extra ones)")
-    parser.add_argument("--budgets", default="", help="only these budgets, separated by commas (default: all)")
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many minutes")
-    parser.add_argument("--scores", type=Path, default=RESULTS, help="folder of the trained scores")
-    parser.add_argument("--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of single cells")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of --stage speed")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    asked = parser.parse_args()
-    target = check_writable(asked.out / "schedule_comparison.json")
-    if asked.stage == "search":
-        searches(asked)
-    elif asked.stage == "quality":
-        quality(asked)
-    elif asked.stage == "record":
-        record(target, asked.work)
-    else:
-        speed(target, asked.repeats)

@@ -1,19 +1,16 @@
 """Record the schedule painter of chapter 12: pictures and their likeness to the unpruned ones for many schedules.
 
-    python benchmarks/schedule_painter.py
+    python -m benchmarks schedule_painter
 
-writes the record schedule_painter.json and, beside it, one sheet of all pictures, schedule_painter.webp. Each
-schedule draws the same captions from the same noise, ten steps each. Three more are found by a local search, which sees
-a few of every fourth caption only; none of those is drawn for the record. Nothing here depends on how fast the machine
-is. Pictures and found schedules are kept in --work, so an interrupted run goes on where it stopped; about ten minutes
-on one CPU core.
+Each schedule draws the same captions from the same noise, ten steps each. Three more are found by a local search, which
+sees a few of every fourth caption only; none of those is drawn for the record. Nothing here depends on how fast the
+machine is. Pictures and found schedules are kept in --work, so an interrupted run goes on where it stopped; about ten
+minutes on one CPU core.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,27 +26,24 @@ from pruning_book.widgets.schedule_live import MODEL, PROMPTS, STEPS, presets, s
 from pruning_book.widgets.sparsity import GUIDANCE, spread_captions
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
-from pruning_lib.records import check_writable
+from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, encode_table, grid_of
-from pruning_lib.steps.search import Evaluator, local_search
+from pruning_lib.steps.search import local_search
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 BUDGETS = (0.5, 0.35, 0.2)
 SEARCH_PROMPTS = 8
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
 
 
-def record(path: Path, captions: Sequence[str], images: int, work: Path, device: str) -> Path:
-    """Search, draw, judge and write.
+def measure(work: Path, pictures: int = 32, images: int = 1600, device: str = "cpu") -> Record:
+    """Search, draw and judge: so many captions by each schedule, so many images by each search."""
+    return painted(captions_of(pictures), images, work, device)
 
-    Args:
-        path: the record's file.
-        captions: of the pictures, at least two; the first ones are those of the painter.
-        images: that each search may draw.
-        work: folder for what is finished.
-        device: where to run, as in "cpu".
-    """
-    check_writable(path)
+
+def painted(captions: Sequence[str], images: int, work: Path, device: str = "cpu") -> Record:
+    """Return the record of these captions, at least two, the first ones those of the painter."""
     work.mkdir(parents=True, exist_ok=True)
     pipe = pl.load(MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
@@ -73,9 +67,8 @@ def record(path: Path, captions: Sequence[str], images: int, work: Path, device:
     painter = SchedulePainter(
         "schedule-painter", grid, stops, PROMPTS, images, model=MODEL, n=len(captions), title="as recorded"
     )
-    passport = pl.passport(seeds=list(range(len(captions))), n=len(captions), device=device)
-    more = {"steps": STEPS, "guidance": GUIDANCE, "captions": list(captions)}
-    return painter.save(path, "schedule_painter", passport, quality=QUALITY, **more)
+    more = {"quality": QUALITY, "steps": STEPS, "guidance": GUIDANCE, "captions": list(captions)}
+    return Record(more, seeds=list(range(len(captions))), n=len(captions), device=device, explorer=painter)
 
 
 def searched(pipe: Any, grid: Grid, keep_macs: float, starts: Sequence[Schedule], images: int, work: Path) -> Schedule:
@@ -108,15 +101,3 @@ def captions_of(n: int) -> list[str]:
     if missing := set(PROMPTS) - set(held_out):
         raise ValueError(f"{sorted(missing)} are prompts that pruners are trained with; show others.")
     return [*PROMPTS, *(c for c in spread_captions(held_out, len(held_out)) if c not in PROMPTS)][:n]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=32, help="captions drawn by each schedule (default 32)")
-    parser.add_argument("--images", type=int, default=1600, help="drawn by each search (default 1600)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "pruning-lib-schedule-painter")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
-    options = parser.parse_args()
-    place = options.out / "schedule_painter.json"
-    print(record(place, captions_of(options.pictures), options.images, options.work, options.device))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import DPMSolverMultistepScheduler
-from judged import unit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,13 +17,14 @@ from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_book.rivals.schedule_search import genetic_search, random_search
 from pruning_lib.quality import clip_score, psnr, ssim
 from pruning_lib.steps.budget import deepcache, uniform
-from pruning_lib.steps.reuse import reusing
+from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, grid_of
-from pruning_lib.steps.search import Evaluator, cell_importance, local_search
+from pruning_lib.steps.search import cell_importance, local_search
 from pruning_lib.steps.training import TrainedPruner
 from zoo.acceptance import generate
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import unit
+
 MODEL, GUIDANCE = "emoji-sd", 3.0
 STEPS = (20, 50)
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
@@ -95,9 +95,9 @@ def cell_name(steps: int, budget: float, row: str) -> str:
     return f"{steps}-{budget:g}-{row}"
 
 
-def reuse_of(row: str) -> str:
+def hold_of(row: str) -> str:
     """Return what a row's skipped calls hold on to."""
-    return "prediction" if row in HELD or row.endswith(WITH_HELD) else "output"
+    return "prediction" if row in HELD or row.endswith(WITH_HELD) else "value"
 
 
 def schedule_file(work: Path, steps: int, budget: float, row: str) -> Path:
@@ -117,8 +117,8 @@ def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) ->
             return None
         file.parent.mkdir(parents=True, exist_ok=True)
         schedule.save(file)
-    schedule = Schedule.load(file)
-    return Made(reusing(schedule, reuse_of(row)), {"schedule": schedule.to_dict()})
+    schedule = Schedule.load(file).holding(hold_of(row))
+    return Made(schedule, {"schedule": schedule.to_dict()})
 
 
 def _schedule(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Schedule | None:
@@ -145,22 +145,20 @@ def _starts(grid: Grid, budget: float, row: str, work: Path, scores: Path) -> li
 
 
 def _searched(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Schedule:
-    reuse = reuse_of(row)
-    evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, reuse=reuse)
+    hold = hold_of(row)
+    evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, hold=hold)
     evaluator(grid.full())  # the unpruned latents are drawn outside the clock: all searches need them
     evaluator.images = 0
     search: Callable = {"random": random_search, "genetic": genetic_search}.get(row, local_search)
     more = {}
     if search is local_search:
         more["starts"] = _starts(grid, budget, row, work, scores)
-        more["worth"] = lambda on: cell_importance(
-            pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, reuse=reuse
-        )
+        more["worth"] = lambda on: cell_importance(pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, hold=hold)
     start = time.process_time()
     images = IMAGES_STRIP if budget in STRIP else IMAGES[grid.steps]
     found = search(grid, budget, evaluator, images=images, seed=0, **more)
     seconds = time.process_time() - start
-    return grid.schedule(found.on, **{**found.provenance, "cpu_seconds": round(seconds, 1)})
+    return replace(found, provenance={**found.provenance, "cpu_seconds": round(seconds, 1)})
 
 
 def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Tensor]:

@@ -1,48 +1,35 @@
 """Record of chapter 14: what searching by gradients costs and gives, beside searching by chance and by breeding.
 
-    python benchmarks/schedule_search.py
+    python -m benchmarks schedule_search
 
 The ratios are those of the paper's table, 0.80, 0.85 and 0.90 removed, on emoji-sd with 20 steps of DDIM. Searches and
-judged pictures are shared with benchmarks/schedule_comparison.py through the folder of --work: only what is missing is
+judged pictures are shared with schedule_comparison through the folder of --work: only what is missing is
 done. Rows whose scores have not been trained yet are left out.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-
-from schedule_rows import (
-    GUIDANCE,
-    IMAGES,
-    MODEL,
-    RESULTS,
-    ROWS,
-    SCORES,
-    SEARCHED,
-    N,
-    cell_name,
-    judged,
-    make,
-    search_prompts,
-)
 
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_lib.interval import bootstrap_interval
-from pruning_lib.records import check_writable
+from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import grid_of
-from pruning_lib.steps.search import Evaluator
 from pruning_lib.steps.training import TrainedPruner
+
+from .common import RESULTS, Record
+from .schedule_rows import GUIDANCE, IMAGES, MODEL, ROWS, SCORES, SEARCHED, N, cell_name, judged, make, search_prompts
 
 STEPS = 20
 BUDGETS = (0.2, 0.15, 0.1)
 METHODS = ("random", "genetic", "dip-go", "dip-go-best", "ours")
 
 
-def main(out: Path, work: Path, scores: Path, only: tuple[float, ...]) -> None:
-    """Do what is missing, and write the record."""
-    path = check_writable(out / "schedule_search.json")
+def measure(
+    work: Path = Path("_build/schedule-comparison"), scores: Path = RESULTS, budgets: tuple[float, ...] = BUDGETS
+) -> Record:
+    """Search and judge what is missing."""
     pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
     pipe.set_progress_bar_config(disable=True)
     grid = grid_of(pipe, STEPS)
@@ -50,7 +37,7 @@ def main(out: Path, work: Path, scores: Path, only: tuple[float, ...]) -> None:
     clip_unpruned = bootstrap_interval(unpruned["clip_score"]).to_dict()
     evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE)
     rows = []
-    for budget in only:
+    for budget in budgets:
         for row in METHODS:
             made = make(pipe, grid, budget, row, work, scores)
             if made is None:
@@ -86,7 +73,7 @@ def main(out: Path, work: Path, scores: Path, only: tuple[float, ...]) -> None:
     data = {
         "steps": STEPS,
         "guidance": GUIDANCE,
-        "budgets": only,
+        "budgets": budgets,
         "names": {m: names[m] for m in METHODS},
         "n": N,
         "images": IMAGES[STEPS],
@@ -94,7 +81,7 @@ def main(out: Path, work: Path, scores: Path, only: tuple[float, ...]) -> None:
         "unpruned_clip_score": clip_unpruned,
         "rows": rows,
     }
-    print(pl.save_record(path, "schedule_search", data, pl.passport(seeds=[0, 1000], n=N, device="cpu")))
+    return Record(data, seeds=[0, 1000], n=N)
 
 
 def _training(scores: Path, row: str) -> dict:
@@ -103,14 +90,3 @@ def _training(scores: Path, row: str) -> dict:
     told = trained.settings
     images = len(trained.history) * told.get("batch", 1) * told.get("accumulation", 1)
     return {"images_with_gradient": images, "images": None, "cpu_seconds": trained.history[-1]["seconds"]}
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scores", type=Path, default=RESULTS, help="folder of the trained scores")
-    parser.add_argument("--work", type=Path, default=Path("_build/schedule-comparison"), help="folder of cells")
-    parser.add_argument("--budgets", default="", help="only these, separated by commas (default: all)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    asked = parser.parse_args()
-    wanted = tuple(float(b) for b in asked.budgets.split(",")) if asked.budgets else BUDGETS
-    main(asked.out, asked.work, asked.scores, wanted)

@@ -1,6 +1,6 @@
 """Record of chapter 9: how few latents and steps put the operators in the same order, and which formula sees harm.
 
-    python benchmarks/score_agreement.py
+    python -m benchmarks score_agreement
 
 Every fourth operator of the ranking in operator_scores.json is scored, so that good and bad ones are there alike:
 
@@ -8,16 +8,14 @@ Every fourth operator of the ranking in operator_scores.json is scored, so that 
 - with 8 latents at 2 to 50 steps;
 - and for the harm that is really done, the pictures of the second 32 latents are compared with the unpruned model's.
 
-Writes the record score_agreement.json. About 14 minutes on one CPU core; it may be interrupted.
+About 14 minutes on one CPU core; it may be interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from operator_scores import MODEL, SAMPLING, prompts
 from torch import Tensor
 
 import pruning_lib as pl
@@ -27,9 +25,10 @@ from pruning_lib.operators.find import DEFAULT_KINDS
 from pruning_lib.operators.score import score_operators
 from pruning_lib.operators.scores import FORMULAS, Scores
 from pruning_lib.quality import ssim
-from pruning_lib.records import check_writable
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+from .operator_scores import MODEL, SAMPLING, SCORES, prompts
+
 EVERY, OFFSET = 4, 1
 NUM_LATENTS = (2, 4, 8, 16, 32, 64)
 STEPS, STEP_LATENTS = (2, 5, 10, 20, 50), 8
@@ -84,9 +83,8 @@ def harm(pipe, scores: Scores) -> dict[str, dict]:
     return found
 
 
-def main(path: Path, work: Path, scores: Path) -> None:
-    """Score, compare and write."""
-    check_writable(path)
+def measure(work: Path, scores: Path = SCORES) -> Record:
+    """Score and compare."""
     pipe, asked, few = pl.load(MODEL), subset(scores), shuffled(NUM_LATENTS[-1])
     full = score_operators(
         pipe, few, operators=asked, num_latents=NUM_LATENTS[-1], folder=work / "latents", keep_latents=True, **SAMPLING
@@ -143,16 +141,4 @@ def main(path: Path, work: Path, scores: Path) -> None:
         "elements": full.original.avg.numel(),
         "seconds": full.seconds + sum(r.seconds for r in runs.values()),
     }
-    passport = pl.passport(seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])
-    print(pl.save_record(path, "score_agreement", data, passport))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "score_agreement.json")
-    parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors")
-    parser.add_argument("--work", type=Path, default=Path("_build") / "score_agreement")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    main(arguments.out, arguments.work, arguments.scores)
+    return Record(data, seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])

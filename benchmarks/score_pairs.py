@@ -1,6 +1,6 @@
 """Record of chapter 9: do single scores add up, and is scoring again after each removal the better way?
 
-    python benchmarks/score_pairs.py
+    python -m benchmarks score_pairs
 
 - All pairs of twelve operators, spread over the middle of the ranking in operator_scores.json: the lowest do nothing at
   all, and of those even the pairs do nothing.
@@ -8,18 +8,15 @@
   quarter of the latents and half of the steps. The pictures of other prompts and seeds are compared with the unpruned
   model's.
 
-Writes the record score_pairs.json. About 9 minutes on one CPU core; it may be interrupted.
+About 9 minutes on one CPU core; it may be interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from judged import once
-from operator_scores import MODEL, NUM_LATENTS, SAMPLING
 
 import pruning_book as pb
 import pruning_lib as pl
@@ -32,10 +29,11 @@ from pruning_lib.operators.remove import change_operators
 from pruning_lib.operators.score import score_operators
 from pruning_lib.operators.scores import Scores
 from pruning_lib.quality import ssim
-from pruning_lib.records import check_writable
 from zoo.acceptance import generate
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, once
+from .operator_scores import MODEL, NUM_LATENTS, SAMPLING, SCORES
+
 PAIRED = 12  # operators, all pairs of them
 MIDDLE = (0.2, 0.65)  # of the ranking
 COUNTS = {"single": (8, 16, 20, 24, 28, 32, 36, 40), "greedy": (20, 24, 28, 32, 36, 40, 44)}  # sizes of the sets
@@ -118,10 +116,9 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
     }
 
 
-def main(path: Path, work: Path, scores_file: Path) -> None:
-    """Score pairs and sets, and write."""
-    check_writable(path)
-    pipe, scores = pl.load(MODEL), Scores.load(scores_file).of(*DEFAULT_KINDS)
+def measure(work: Path, scores: Path = SCORES) -> Record:
+    """Score pairs and sets."""
+    pipe, scores = pl.load(MODEL), Scores.load(scores).of(*DEFAULT_KINDS)
     pipe.set_progress_bar_config(disable=True)
     chosen = spread_operators(scores)
     pairs = score_together(pipe, scores, pairs_of(chosen), folder=work / "pairs")
@@ -147,16 +144,4 @@ def main(path: Path, work: Path, scores_file: Path) -> None:
             **FEW,
         },
     }
-    passport = pl.passport(seeds=[SAMPLING["seed"], JUDGED_SEED], n=NUM_LATENTS)
-    print(pl.save_record(path, "score_pairs", data, passport))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "score_pairs.json")
-    parser.add_argument("--scores", type=Path, default=RESULTS / "operator_scores.safetensors")
-    parser.add_argument("--work", type=Path, default=Path("_build") / "score_pairs")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    main(arguments.out, arguments.work, arguments.scores)
+    return Record(data, seeds=[SAMPLING["seed"], JUDGED_SEED], n=NUM_LATENTS)

@@ -1,7 +1,7 @@
 """Record of chapter 15: schedules on Stable Diffusion 1.5 at full size: speed, and one training step of the pruner.
 
-    python benchmarks/sd15_schedules.py --stage speed
-    python benchmarks/sd15_schedules.py --stage training
+    python -m benchmarks sd15_schedules --what speed
+    python -m benchmarks sd15_schedules --what training
 
 The UNet and the decoder have the published sizes and random weights, because no hub is needed then: time and memory do
 not depend on what the weights are, and no picture means anything. There are no trained scores either, so the schedules
@@ -9,36 +9,34 @@ are three kinds that bound what a search may find: whole calls (uniform), DeepCa
 scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision, on a CPU; speed about six minutes on
 one quiet core, training about eight, and 12 GB. What a GPU does is measured by `python -m benchmarks gpu`.
 
-Each stage replaces its part of the record sd15_schedules.json and keeps the other. Every training step runs in a
+Each replaces its part of the record and keeps the other. Every training step runs in a
 process of its own, so that its peak of memory is its own, and is kept beside the record until all are done: an
-interrupted stage goes on.
+interrupted run goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
-from big_schedules import AUTOENCODER
-from judged import compared, peak_mib
 
 import pruning_lib as pl
 from pruning_book.stand_in import drawn, stand_in
 from pruning_lib.checks import synchronise
 from pruning_lib.latency import measure_latency
-from pruning_lib.records import check_writable
 from pruning_lib.steps.budget import deepcache, threshold_scores, uniform
-from pruning_lib.steps.losses import consistency
 from pruning_lib.steps.schedule import Grid, Schedule, grid_of
-from pruning_lib.steps.supernet import SuperNet
+from pruning_lib.steps.supernet import SuperNet, consistency
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .big_schedules import AUTOENCODER
+from .common import ROOT, Record, compared, once, peak_mib
+
 PROMPT = "a photograph of a lion"  # to random weights it means nothing
 REMOVED = (0.7, 0.8)
 # How it is run, unless the command line says otherwise.
@@ -172,59 +170,35 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
     }
 
 
-def training(how: dict, device: torch.device, work: Path) -> dict:
+def training(how: dict, work: Path) -> dict:
     """Run every training step in a process of its own; what is done already is read."""
     rows = []
     for loss, checkpointing in TRAINING:
-        kept = work / f"{device.type}-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
-        if not kept.is_file():
-            command = [
-                sys.executable,
-                __file__,
-                "--stage",
-                "training-step",
-                "--loss",
-                loss,
-                "--out",
-                str(kept),
-                "--how",
-                json.dumps(how),
-            ]
-            subprocess.run(command + ["--checkpointing"] * checkpointing, check=True)
-        rows.append(json.loads(kept.read_text("utf-8")))
+        call = f"training_step({how!r}, torch.device('cpu'), {loss!r}, {checkpointing})"
+        code = f"from benchmarks.sd15_schedules import *; print(json.dumps({call}))"
+
+        def work_it(program: str = code) -> dict:
+            told = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT)
+            return json.loads(told.splitlines()[-1])
+
+        name = f"cpu-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
+        rows.append(once(work / name, work_it))
         print({name: rows[-1][name] for name in ("loss", "checkpointing", "total_seconds", "peak_mib")}, flush=True)
     return {**how, "weights": "random", "rows": rows}
 
 
-def main() -> None:
-    """Run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--stage", choices=("speed", "training", "training-step"), required=True)
-    parser.add_argument("--side", type=int, help="of the latents")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--work", type=Path, help="where single training steps are kept; default: beside the record")
-    parser.add_argument("--out", type=Path, default=RESULTS / "sd15_schedules.json")
-    parser.add_argument("--loss", help="of a single training step")
-    parser.add_argument("--checkpointing", action="store_true", help="in a single training step")
-    parser.add_argument("--how", help="settings of a single training step, JSON")
-    args = parser.parse_args()
-    device = torch.device("cpu")
-    if args.stage == "training-step":
-        found = training_step(json.loads(args.how), device, args.loss, args.checkpointing)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found), "utf-8")
-        return
-    out = check_writable(args.out)
-    given = {name: getattr(args, name) for name in ("side", "steps", "repeats")}
-    how = {**SETTINGS, **{name: value for name, value in given.items() if value is not None}}
-    work = args.work or out.with_suffix(".parts")
-    found = speed(how, device) if args.stage == "speed" else training(how, device, work)
-    stamp = found["passport"] = pl.passport(seeds=[0], n=how["repeats"] if args.stage == "speed" else 1, device=device)
+def measure(
+    out: Path,
+    work: Path,
+    what: Literal["speed", "training"],
+    side: int = SETTINGS["side"],
+    steps: int = SETTINGS["steps"],
+    repeats: int = SETTINGS["repeats"],
+) -> Record:
+    """Time generations, or training steps; `side` is that of the latents."""
+    how, n = {**SETTINGS, "side": side, "steps": steps, "repeats": repeats}, repeats if what == "speed" else 1
+    found = speed(how, torch.device("cpu")) if what == "speed" else training(how, work)
+    found["passport"] = pl.passport(seeds=[0], n=n, device="cpu")
     data = pl.load_record(out)["data"] if out.is_file() else {}
-    data.setdefault(args.stage, {})[device.type] = found
-    print(pl.save_record(out, "sd15_schedules", data, stamp))
-
-
-if __name__ == "__main__":
-    main()
+    data.setdefault(what, {})["cpu"] = found
+    return Record(data, seeds=[0], n=n)

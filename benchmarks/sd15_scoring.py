@@ -1,7 +1,7 @@
 """Records of chapter 10: the operators of the papers' models, and what scoring costs at the full size of SD-1.5.
 
-    python benchmarks/sd15_scoring.py --stage operators
-    python benchmarks/sd15_scoring.py --stage scoring
+    python -m benchmarks sd15_scoring --what operators
+    python -m benchmarks sd15_scoring --what scoring
 
 The first stage counts on structures without weights, about three minutes on one CPU core, and writes
 the record big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is
@@ -13,13 +13,11 @@ about three minutes on a quiet core and 6 GB of memory. On a GPU the same functi
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Literal
 
 import torch
-from judged import peak_mib, spread
 
 import pruning_lib as pl
 from pruning_book.stand_in import stand_in
@@ -28,10 +26,10 @@ from pruning_lib.operators.budget import reductions
 from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
 from pruning_lib.operators.score import score_operators
-from pruning_lib.records import check_writable
 from pruning_lib.sampling import LatentSampler
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, peak_mib, spread
+
 MODELS = ("sd-1.5", "sd-2.1", "dit-xl-2-256", "pixart-alpha")
 # Early and late in a call, cheap and dear: what is shared in the first step differs.
 HANDFUL = (
@@ -138,30 +136,18 @@ def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict
     }
 
 
-def main() -> None:
-    """Run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--stage", choices=("operators", "scoring"), required=True)
-    parser.add_argument("--size", type=int, help="side of the latents")
-    parser.add_argument("--latents", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--operators", type=int, help="only the first so many of a handful")
-    parser.add_argument("--out", type=Path, help="default: the record in pruning_book/records")
-    args = parser.parse_args()
-    out = args.out or RESULTS / ("big_operators.json" if args.stage == "operators" else "sd15_scoring.json")
-    check_writable(out)
-    if args.stage == "operators":
-        data = {"models": [kinds_of(name) for name in MODELS]}
-        print(pl.save_record(out, "big_operators", data, pl.passport(seeds=[], n=len(MODELS))))
-        return
-    given = {"size": args.size, "latents": args.latents, "steps": args.steps}
-    how = {**SETTINGS, **{name: value for name, value in given.items() if value is not None}}
-    run = scoring(torch.device("cpu"), how, HANDFUL[: args.operators])
-    run["passport"] = pl.passport(seeds=[0], n=how["latents"], device="cpu")
-    runs = [run]
+def measure(
+    what: Literal["operators", "scoring"],
+    size: int = SETTINGS["size"],
+    latents: int = SETTINGS["latents"],
+    steps: int = SETTINGS["steps"],
+    operators: int = len(HANDFUL),
+) -> Record:
+    """Count operators, or score the first so many of a handful; `size` is the side of the latents."""
+    if what == "operators":
+        return Record({"models": [kinds_of(name) for name in MODELS]}, seeds=[], n=len(MODELS), name="big_operators")
+    how = {**SETTINGS, "size": size, "latents": latents, "steps": steps}
+    run = scoring(torch.device("cpu"), how, HANDFUL[:operators])
+    run["passport"] = pl.passport(seeds=[0], n=latents, device="cpu")
     print({name: run[name] for name in ("seconds", "floor_seconds", "of_floor", "peak_scoring_mib")})
-    print(pl.save_record(out, "sd15_scoring", {"runs": runs}, run["passport"]))
-
-
-if __name__ == "__main__":
-    main()
+    return Record({"runs": [run]}, seeds=[0], n=latents)

@@ -1,39 +1,37 @@
 """Record what `slim` does to emoji-sd's own training checkpoint, and what each cast costs in pictures.
 
-    python benchmarks/slim_emoji.py --run zoo-run
+    python -m benchmarks slim_emoji --run zoo-run
 
-needs the folder in which `python -m pruning_lib zoo train all` trained the model, because the shipped weights are
+needs the folder in which `python -m zoo train all` trained the model, because the shipped weights are
 float16 already: a cast to float16 would lose nothing of them. The training state of all parts is put into one file in
 the layout of sharing sites, with the EMA copy and the optimiser state that the run left. `slim` makes one file of each
 setting, diffusers loads it, and the pictures are compared with those of the same weights in float32. Everything is
-computed in float32; only the stored weights are rounded. Writes the record slim_emoji.json.
+computed in float32; only the stored weights are rounded.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from judged import unit
 from tqdm.auto import tqdm
 from transformers import CLIPModel
 
 import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.checkpoint.ldm_layout import ldm_ema, to_ldm
+from pruning_book.ldm_layout import ldm_ema, to_ldm
 from pruning_lib.finetuning.loop import read_checkpoint
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.loading import models_folder
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
-from pruning_lib.records import check_writable
 from pruning_lib.sampling import quietly
 from zoo.acceptance import generate
 from zoo.assemble import text_encoder_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, unit
+
 GUIDANCE = 3.0
 SETTINGS = {  # name: (options of slim, the setting its pictures are compared with)
     "live float32": ({"weights": "live"}, "live float32"),
@@ -58,17 +56,8 @@ def training_file(run: Path, path: Path) -> Path:
     return path
 
 
-def record(path: Path, run: Path, n: int, steps: int, seed: int) -> Path:
-    """Slim, load, draw, compare, write.
-
-    Args:
-        path: the record's file.
-        run: the training run.
-        n: prompts.
-        steps: of the sampler.
-        seed: of the choice of prompts; picture i starts from seed + i.
-    """
-    check_writable(path)
+def measure(run: Path, n: int = 128, steps: int = 25, seed: int = 0) -> Record:
+    """Slim, load, draw and compare; the seed chooses the prompts, and picture i starts from seed + i."""
     captions, clip = pb.captions(), pb.load_clip()
     chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed))[:n]
     prompts = [captions[i] for i in chosen]
@@ -100,8 +89,7 @@ def record(path: Path, run: Path, n: int, steps: int, seed: int) -> Path:
         if name != other:
             row |= compare(drawn, pictures[other], scores[source_name] - scores[other])
         data["settings"][name] = row
-    passport = pl.passport(seeds=[seed], n=n, device="cpu")
-    return pl.save_record(path, "slim_emoji", data, passport)
+    return Record(data, seeds=[seed], n=n)
 
 
 def compare(drawn: torch.Tensor, wanted: torch.Tensor, score: torch.Tensor) -> dict[str, object]:
@@ -124,14 +112,3 @@ def compare(drawn: torch.Tensor, wanted: torch.Tensor, score: torch.Tensor) -> d
         values = psnr(unit(drawn[differ]), unit(wanted[differ]))
         found["psnr_db"] = bootstrap_interval(values).to_dict() | {"lowest": float(values.min())}
     return found
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
-    parser.add_argument("--n", type=int, default=128, help="prompts (default 128)")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts chosen and the noise")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    options = parser.parse_args()
-    print(record(options.out / "slim_emoji.json", options.run, options.n, options.steps, options.seed))

@@ -1,19 +1,18 @@
 """Record `slim` on a checkpoint of Stable Diffusion 1.5's shapes: 7.7 GB, float32, with EMA copy, random numbers.
 
-    python benchmarks/slim_sd15.py --folder somewhere/with/30/GB
-    python benchmarks/slim_sd15.py --scale small          # a trial with two stages of the UNet, a few seconds
+    python -m benchmarks slim_sd15 --work somewhere/with/30/GB
+    python -m benchmarks slim_sd15 --scale small          # a trial with two stages of the UNet, a few seconds
 
 The shapes come from the published configurations, built without weights: UNet, VAE and text encoder (CLIP ViT-L/14).
 Values matter neither to size, nor to memory, nor, as good as, to time. The same state is written twice, as safetensors
 and as a .ckpt of torch.save. Each run is the command line in a process of its own, which reports the peak of its memory
 (Linux: VmHWM, which, unlike ru_maxrss, is not inherited from the process that started it); beside it stands the peak of
 the same command on a file of a few bytes. Then every tensor written is compared once
-more with the library's own reader. Writes the record slim_sd15.json.
+more with the library's own reader.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import pruning_lib as pl
-from pruning_lib.checkpoint.ldm_layout import ldm_ema, to_ldm
-from pruning_lib.checkpoint.write import Planned, write_safetensors
-from pruning_lib.records import check_writable
+from pruning_book.ldm_layout import ldm_ema, to_ldm
+from pruning_lib.checkpoint.write import TensorHeader, write_safetensors
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 PIECE = 2**22
 RUNS = (  # input, options of the command line
     ("safetensors", ()),
@@ -91,7 +91,7 @@ def numbers(shape: tuple[int, ...], seed: int) -> Iterator[torch.Tensor]:
 def make(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Path]:
     """Write the checkpoint as safetensors, and again as torch.save does, without holding it in memory."""
     paths = {"safetensors": folder / "sd15.safetensors", "ckpt": folder / "sd15.ckpt"}
-    plan = [Planned(name, torch.float32, shape) for name, shape in wanted.items()]
+    plan = [TensorHeader(name, torch.float32, shape) for name, shape in wanted.items()]
     write_safetensors(paths["safetensors"], plan, [numbers(p.shape, i) for i, p in enumerate(plan)], {"format": "pt"})
     state = load_file(paths["safetensors"])  # mapped, not read: torch.save fetches one tensor after the other
     torch.save({"state_dict": state, "global_step": 840_000, "epoch": 0}, paths["ckpt"])
@@ -100,7 +100,9 @@ def make(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Path]:
 
 CHILD = """
 import sys
-from pruning_lib.__main__ import app
+from pruning_lib.commands import app
+
+from .common import Record
 app(sys.argv[1:], standalone_mode=False)
 with open("/proc/self/status") as status:
     print(next(line for line in status if line.startswith("VmHWM")), file=sys.stderr)
@@ -131,9 +133,9 @@ def check(source: Path, target: Path, ema: bool) -> int:
         return len(list(new.keys()))
 
 
-def record(path: Path, place: Path | None, scale: str) -> Path:
-    """Make, slim, measure, compare, clean up, write."""
-    check_writable(path)
+def measure(work: Path, scale: Literal["full", "small"] = "full") -> Record:
+    """Make, slim, measure, compare and clean up; the files, about 22 GB, go below --work."""
+    work.mkdir(parents=True, exist_ok=True)
     wanted = shapes(scale)
     largest = max(wanted.values(), key=lambda shape: torch.Size(shape).numel())
     data: dict[str, object] = {
@@ -143,11 +145,11 @@ def record(path: Path, place: Path | None, scale: str) -> Path:
         "largest_tensor_mib": torch.Size(largest).numel() * 4 / 2**20,
         "runs": [],
     }
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        tiny, target = Path(folder) / "tiny.safetensors", Path(folder) / "slim.safetensors"
+    with tempfile.TemporaryDirectory(dir=work) as place:
+        tiny, target = Path(place) / "tiny.safetensors", Path(place) / "slim.safetensors"
         save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, tiny)
         _, _, base = measured(["slim", str(tiny), str(target)])
-        files = make(Path(folder), wanted)
+        files = make(Path(place), wanted)
         data["base_memory_mib"] = round(base, 1)
         data["input_bytes"] = {kind: file.stat().st_size for kind, file in files.items()}
         for kind, options in tqdm(RUNS, desc="slim", unit="run"):
@@ -188,13 +190,4 @@ def record(path: Path, place: Path | None, scale: str) -> Path:
             "container": report["container"],
             "nbytes": report["nbytes"],
         }
-    return pl.save_record(path, "slim_sd15", data, pl.passport(seeds=[0], n=1, device="cpu"))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where the files may go, about 22 GB (default: the system's)")
-    parser.add_argument("--scale", choices=("full", "small"), default="full", help="small: a trial")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    options = parser.parse_args()
-    print(record(options.out / "slim_sd15.json", options.folder, options.scale))
+    return Record(data, seeds=[0], n=1)

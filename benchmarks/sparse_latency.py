@@ -1,11 +1,11 @@
 """Record how fast layers with zeros run in each form they can have, for the chapter "Zeros are not speed".
 
-    python benchmarks/sparse_latency.py
+    python -m benchmarks sparse_latency
 
-writes the record sparse_latency.json. Needs a quiet machine, about 8 minutes on two cores. Forms of a layer:
+Needs a quiet machine, about 8 minutes on two cores. Forms of a layer:
 
 - dense: as it is; zeros: the same kernel, small weights set to zero;
-- csr: the zeros left out (`weights.sparse_speed`);
+- csr: the zeros left out (`pruning_book.sparse_speed`);
 - structured: a dense layer with fewer outputs, so that as many weights are left.
 
 Single layers have the shapes of emoji-sd and of Stable Diffusion 1.5 with random weights: time depends on shapes and on
@@ -16,12 +16,10 @@ the same layers are timed in half precision, with PyTorch's 2:4 form besides, by
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -32,12 +30,12 @@ import pruning_lib as pl
 from pruning_book.sparse_speed import to_csr
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import Latency, ratio
-from pruning_lib.records import check_writable
 from pruning_lib.structured.structured import prune_structured
 from pruning_lib.weights.magnitude import prune_magnitude
 from pruning_lib.weights.nm import prune_nm, to_semi_structured
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 UNET_SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 UNET_RATIOS = (0.25, 0.33, 0.5)  # three different widths; beyond, emoji-sd's norm groups set a floor
@@ -233,26 +231,18 @@ def rows_on(device: torch.device, spec: Layer, repeats: int, dtype: torch.dtype 
     return {"model": spec.model, "n": repeats, "rows": rows, "refused": refused}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds of single layers (default 15)")
-    parser.add_argument("--unet-repeats", type=int, default=60, help="timed rounds of the whole UNet (default 60)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    options = parser.parse_args()
-    path = check_writable(options.out / "sparse_latency.json")
-    with torch.no_grad():
-        data = {
-            "dtype": "float32",
-            "threads": torch.get_num_threads(),
-            "warmup": WARMUP,
-            "unet_n": options.unet_repeats,
-            "unet_batch": 2,
-            "layers": [
-                layer_rows(spec, options.repeats * (MORE if spec.model == "emoji-sd" else 1))
-                for spec in tqdm(LAYERS, desc="layers", unit="layer")
-            ],
-            "unet": unet_rows(options.unet_repeats),
-        }
+@torch.no_grad()
+def measure(repeats: int = 15, unet_repeats: int = 60) -> Record:
+    """Time single layers, then the whole UNet."""
+    more = {"emoji-sd": MORE}
+    data = {
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "warmup": WARMUP,
+        "unet_n": unet_repeats,
+        "unet_batch": 2,
+        "layers": [layer_rows(spec, repeats * more.get(spec.model, 1)) for spec in tqdm(LAYERS, unit="layer")],
+        "unet": unet_rows(unet_repeats),
+    }
     data["unet_break_even"] = break_even(data["unet"], "csr")
-    passport = pl.passport(seeds=[0], n=options.repeats, device="cpu")
-    print(pl.save_record(path, "sparse_latency", data, passport))
+    return Record(data, seeds=[0], n=repeats)

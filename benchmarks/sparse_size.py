@@ -1,29 +1,26 @@
 """Record how large emoji-sd's UNet is on disk at many sparsities, for the chapter "Zeros are not speed".
 
-    python benchmarks/sparse_size.py
+    python -m benchmarks sparse_size
 
-writes the record sparse_size.json. Global magnitude pruning without fine-tuning; sizes are exact,
-so a busy machine does no harm.
+Global magnitude pruning without fine-tuning; sizes are exact, so a busy machine does no harm.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
-from pruning_book.sparse_file import LAYOUTS, break_even, dense_bytes, layouts_of
+from pruning_book.sparse_file import LAYOUTS, break_even, layouts_of
 from pruning_book.sparse_speed import file_sizes
-from pruning_lib.records import check_writable
 from pruning_lib.weights.magnitude import prune_magnitude
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 SPARSITIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -48,7 +45,6 @@ def rows(unet: nn.Module) -> list[dict[str, object]]:
         for dtype, kind in DTYPES.items():
             tensors = {name: t.to(kind) for name, t in state.items()}
             sizes = file_sizes(tensors)
-            assert sizes.dense == dense_bytes(tensors)
             found.append(
                 {
                     "sparsity": sparsity,
@@ -89,10 +85,8 @@ def break_evens(found: list[dict]) -> list[dict[str, object]]:
     return out
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    path = check_writable(parser.parse_args().out / "sparse_size.json")
+def measure() -> Record:
+    """Measure sizes, and where they cross."""
     unet = pl.load("emoji-sd", device="cpu").unet
     # Weights that were rounded to 16 bits end in zero bits as float32, which a zip archive finds.
     rounded = all(torch.equal(t.half().to(t.dtype), t) for t in unet.state_dict().values())
@@ -106,4 +100,4 @@ if __name__ == "__main__":
         "rows": measured,
         "break_even": break_evens(measured),
     }
-    print(pl.save_record(path, "sparse_size", data, pl.passport(seeds=[], n=1, device="cpu")))
+    return Record(data, seeds=[], n=1)

@@ -1,9 +1,9 @@
 """Record how good pictures stay as weights become zero, for chapter 4.
 
-    python benchmarks/sparsity_curve.py
-    python benchmarks/sparsity_curve.py --pictures 160      # goes on from what is there
+    python -m benchmarks sparsity_curve
+    python -m benchmarks sparsity_curve --pictures 160      # goes on from what is there
 
-writes the record sparsity_curve.json. For every mask the same captions are drawn from the same noise and compared
+For every mask the same captions are drawn from the same noise and compared
 with the pictures of the unpruned model. Quality does not depend on how fast the machine is. Pictures are kept in
 --work as they are made, so an interrupted run goes on where it stopped, and more pictures can be added later; about
 ten minutes for 64 on two idle CPU cores.
@@ -11,13 +11,10 @@ ten minutes for 64 on two idle CPU cores.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +25,17 @@ from tqdm.auto import tqdm
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.frechet import frechet
+from pruning_book.sensitivity import measure_sensitivity
 from pruning_book.widgets import sparsity as setting
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
-from pruning_lib.records import check_writable
-from pruning_lib.weights.magnitude import prune_magnitude
+from pruning_lib.weights.magnitude import Sensitivity, allocate, prune_magnitude
 from pruning_lib.weights.masks import PrunedWeights
 from pruning_lib.weights.nm import prune_nm
 from pruning_lib.weights.select import IGNORE, prunable_weights
-from pruning_lib.weights.sensitivity import Sensitivity, allocate, measure_sensitivity
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 CHUNK = 32  # pictures kept together
 PATTERNS = ((3, 4), (2, 4), (4, 8), (1, 4))
 # The calls on which each layer's sensitivity is measured: these steps, for captions of their own.
@@ -126,7 +123,7 @@ def sensitivity_of(pipe: Any, work: Path) -> Sensitivity:
             sparsities=SENSITIVITY_STOPS,
             progress=lambda layers: tqdm(layers, desc="sensitivity", unit="layer"),
         )
-        file.write_text(json.dumps(found.to_dict()))
+        file.write_text(json.dumps(asdict(found)))
     return Sensitivity.from_dict(json.loads(file.read_text()))
 
 
@@ -154,7 +151,7 @@ def sensitivity_inputs(pipe: Any) -> list[dict[str, Tensor]]:
     return [calls[i] for i in SENSITIVITY_STEPS]
 
 
-def pictures(row: Setting, chunk: int, pipe: Any, prompts: list[str], sensitivity: Sensitivity, work: Path) -> Path:
+def pictures_of(row: Setting, chunk: int, pipe: Any, prompts: list[str], sensitivity: Sensitivity, work: Path) -> Path:
     """Draw one chunk of one row unless it is there, and return its file: uint8 pictures, and latents if unpruned."""
     file = work / f"{row.name}-{chunk}.pt"
     if not file.is_file():
@@ -221,27 +218,20 @@ def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions
     }
 
 
-def record(path: Path, count: int, work: Path, device: str, say: Callable[[str], None] = print) -> Path:
-    """Draw what is missing, judge everything and write the record.
-
-    Args:
-        path: the record's file.
-        count: pictures per row, a multiple of 32.
-        work: folder that keeps the pictures.
-        device: where to draw.
-        say: told which rows are done.
-    """
-    check_writable(path)
+def measure(work: Path, pictures: int = 64, device: str = "cpu") -> Record:
+    """Draw what is missing and judge everything; so many pictures a mask, a multiple of 32."""
+    if pictures < CHUNK or pictures % CHUNK:
+        raise SystemExit(f"--pictures {pictures}: give a multiple of {CHUNK}")
     work.mkdir(parents=True, exist_ok=True)
     pipe = pl.load(setting.MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
     captions = pb.captions(setting.MODEL)
-    prompts = setting.spread_captions(captions, count)
+    prompts = setting.spread_captions(captions, pictures)
     sensitivity = sensitivity_of(pipe, work)
-    chunks = [prompts[i : i + CHUNK] for i in range(0, count, CHUNK)]
+    chunks = [prompts[i : i + CHUNK] for i in range(0, pictures, CHUNK)]
     files: dict[Setting, list[Path]] = {}
     for row in tqdm(settings(), desc="masks", unit="mask"):
-        files[row] = [pictures(row, i, pipe, part, sensitivity, work) for i, part in enumerate(chunks)]
+        files[row] = [pictures_of(row, i, pipe, part, sensitivity, work) for i, part in enumerate(chunks)]
     clip = Remembering(pb.load_clip(setting.MODEL))
     images = {row: torch.cat([torch.load(file)["images"] for file in parts]) for row, parts in files.items()}
     whole = images[settings()[0]]
@@ -256,7 +246,7 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
         "sampler": "DDIM, trailing",
         "steps": setting.STEPS,
         "guidance": setting.GUIDANCE,
-        "n": count,
+        "n": pictures,
         "prompts": prompts,
         "first_seed": setting.FIRST_SEED,
         "inert": list(setting.INERT),
@@ -264,23 +254,11 @@ def record(path: Path, count: int, work: Path, device: str, say: Callable[[str],
         "idle_layers": idle_layers(sensitivity),
         "ignored": list(IGNORE),
         "rows": rows,
-        "sensitivity": {**sensitivity.to_dict(), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
+        "sensitivity": {**asdict(sensitivity), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
     }
-    seeds = [setting.FIRST_SEED + i for i in range(count)]
-    return pl.save_record(path, "sparsity_curve", data, pl.passport(seeds=seeds, n=count, device=device))
+    seeds = [setting.FIRST_SEED + i for i in range(pictures)]
+    return Record(data, seeds=seeds, n=pictures, device=device)
 
 
 def _unpruned_counts(pipe: Any) -> dict[str, int]:
     return {"n": prunable_weights(pipe.unet).n, "zeros": 0}
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=64, help="per mask, a multiple of 32 (default 64)")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sparsity_curve", help="folder")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
-    options = parser.parse_args()
-    if options.pictures < CHUNK or options.pictures % CHUNK:
-        parser.error(f"--pictures {options.pictures}: give a multiple of {CHUNK}")
-    print(record(options.out / "sparsity_curve.json", options.pictures, options.work, options.device))

@@ -1,19 +1,16 @@
 """Record the sparsity explorer of chapter 4: pictures, quality, bytes, latency and histogram for every mask.
 
-    python benchmarks/sparsity_curve.py       # first: it measures the sensitivities and the quality over many pictures
-    python benchmarks/sparsity_explorer.py
+    python -m benchmarks sparsity_curve       # first: it measures the sensitivities and the quality over many pictures
+    python -m benchmarks sparsity_explorer
 
-writes the record sparsity_explorer.json and, beside it, one sheet of all pictures, sparsity_explorer.webp. Times are
-of one call of the pruned UNet with a batch of two, the step of a guided picture; all masks are timed in turn, each in a
-copy of its own, so that a disturbance from outside hits them alike. About five minutes on two CPU cores.
+Times are of one call of the pruned UNet with a batch of two, the step of a guided picture; all masks are timed in turn,
+each in a copy of its own, so that a disturbance from outside hits them alike. About five minutes on two CPU cores.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,25 +37,18 @@ from pruning_book.widgets.sparsity import (
 )
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.quality import clip_score, ssim
-from pruning_lib.records import check_writable
+from pruning_lib.weights.magnitude import Sensitivity
 from pruning_lib.weights.select import prunable_weights
-from pruning_lib.weights.sensitivity import Sensitivity
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record
+
 LABELS = ("global", "layer by layer", "by sensitivity", "random")
 WARMUP = 2
 
 
-def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
-    """Prune, draw, judge, time and write.
-
-    Args:
-        path: the record's file.
-        curve: the record `sparsity_curve`.
-        repeats: timed calls per mask.
-        device: where to run, as in "cpu".
-    """
-    check_writable(path)
+def measure(repeats: int = 30, curve: str = "sparsity_curve", device: str = "cpu") -> Record:
+    """Prune, draw, judge and time; `curve` is the name or the file of that record."""
+    curve = pl.load_record(curve)
     sensitivity = Sensitivity.from_dict(curve["data"]["sensitivity"])
     pipe = pl.load(MODEL, device=device)
     pipe.set_progress_bar_config(disable=True)
@@ -89,7 +79,6 @@ def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
             copies[f"{scope} {stop}"] = copy.deepcopy(pipe.unet)
     timed = time_denoisers(copies, repeats, WARMUP)
     explorer = assemble(found, timed, mean_ssim(curve), bins, weights)
-    passport = pl.passport(seeds=[FIRST_SEED + i for i in range(len(PROMPTS))], n=repeats, device=device)
     more = {
         "model": MODEL,
         "sampler": "DDIM, trailing",
@@ -99,7 +88,8 @@ def record(path: Path, curve: dict, repeats: int, device: str) -> Path:
         "warmup": WARMUP,
         "histogram": explorer.histogram.to_dict(),
     }
-    return explorer.save(path, "sparsity_explorer", passport, **more)
+    seeds = [FIRST_SEED + i for i in range(len(PROMPTS))]
+    return Record(more, seeds=seeds, n=repeats, device=device, explorer=explorer)
 
 
 def mean_ssim(curve: dict) -> dict[tuple[str, float], dict]:
@@ -158,14 +148,3 @@ def assemble(found: dict, timed: dict, many: dict, bins: WeightBins, weights: di
     )
     images = torch.cat([found[m]["images"][i] for i, m in every])
     return SweepExplorer("sparsity-explorer", axes, images, metrics, title="as recorded", histogram=panel)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30, help="timed calls per mask (default 30)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--curve", default="sparsity_curve", help="name or file of that record")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record and the sheet")
-    options = parser.parse_args()
-    curve = pl.load_record(options.curve)
-    print(record(options.out / "sparsity_explorer.json", curve, options.repeats, options.device))

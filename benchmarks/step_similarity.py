@@ -1,17 +1,14 @@
 """Record of chapter 11: how alike the features of a denoiser are from step to step, and what that promises.
 
-    python benchmarks/step_similarity.py --stage similarity
-    python benchmarks/step_similarity.py --stage harm
-    python benchmarks/step_similarity.py --stage record
+    python -m benchmarks step_similarity
 
-The first stage draws pictures and compares what every unit puts out at all pairs of steps, for three samplers, and for
-a UNet of random weights as a control; five minutes on one CPU core. The second reuses one unit at a time, at every
-second step, and judges the pictures; five minutes. The third writes the record step_similarity.json.
+First it draws pictures and compares what every unit puts out at all pairs of steps, for three samplers, and for a UNet
+of random weights as a control; five minutes on one CPU core. Then it reuses one unit at a time, at every second step,
+and judges the pictures; five minutes. Single results are kept, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from collections.abc import Iterator, Sequence
@@ -20,17 +17,16 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from judged import once, spread, unit
 from torch import Tensor, nn
 
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
-from pruning_lib.records import check_writable
 from zoo.acceptance import generate
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, once, spread, unit
+
 MODEL, GUIDANCE, SEED, BATCH = "emoji-sd", 3.0, 0, 16
 N, N_CONTROL, N_HARM, HARM_STEPS = 64, 16, 32, 20
 OUTPUT = "conv_out"  # the denoiser's own output
@@ -213,8 +209,10 @@ def harm(work: Path) -> None:
         once(work / f"harm-{name}.json", work_it)
 
 
-def record(path: Path, work: Path) -> Path:
-    """Write what has been done."""
+def measure(work: Path) -> Record:
+    """Compare, judge and put together."""
+    similarity(work)
+    harm(work)
 
     def read(name: str) -> dict:
         found = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
@@ -236,20 +234,4 @@ def record(path: Path, work: Path) -> Path:
         "control": read("control"),
         "harm": {"n": N_HARM, "steps": HARM_STEPS, "every": 2, "units": {n: read(f"harm-{n}") for n in names}},
     }
-    note = pl.passport(seeds=[SEED], n=N)
-    return pl.save_record(path, "step_similarity", data, note)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("similarity", "harm", "record"), required=True)
-    parser.add_argument("--work", type=Path, default=Path("_build/step-similarity"), help="folder of single results")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    arguments = parser.parse_args()
-    check_writable(arguments.out / "step_similarity.json")
-    if arguments.stage == "similarity":
-        similarity(arguments.work)
-    elif arguments.stage == "harm":
-        harm(arguments.work)
-    else:
-        print(record(arguments.out / "step_similarity.json", arguments.work))
+    return Record(data, seeds=[SEED], n=N)

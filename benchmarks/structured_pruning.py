@@ -1,32 +1,30 @@
 """Records of chapters 5 and 6: narrower and shorter denoisers, before and after a short fine-tune.
 
-    python benchmarks/structured_pruning.py --stage quality
-    python benchmarks/structured_pruning.py --stage latency
+    python -m benchmarks structured_pruning
+    python -m benchmarks structured_pruning --what latency
 
-The first stage prunes at three ratios with three kinds of importance, removes blocks as BK-SDM does, fine-tunes each
-on the model's own training pictures, and judges; about 25 minutes on one CPU core. It writes
-the record structured_pruning.json with no latencies, and structured_pruning.webp, a sheet of pictures. The second
-stage needs a quiet machine and no trained weights: it times one call of each architecture, batch 2 as guidance needs
-it, in turn, and adds the ratios to the record; about two minutes.
+First it prunes at three ratios with three kinds of importance, removes blocks as BK-SDM does, fine-tunes each on the
+model's own training pictures, and judges; about 25 minutes on one CPU core. `--what latency` needs a quiet machine and
+no trained weights: it times one call of each architecture, batch 2 as guidance needs it, in turn, and adds the ratios
+to the record; about two minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Literal
 
 import torch
-from judged import judge, once, spread, tiles_of
 
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.latency import ratio
-from pruning_lib.records import check_writable
 from zoo.assemble import contact_sheet
 
-RESULTS = Path(__file__).resolve().parents[1] / "pruning_book" / "records"
+from .common import Record, judge, once, spread, tiles_of
+
 MODEL = "emoji-sd"
 # name -> widths of the levels, from mild to hard; the whole model has 32, 64, 96, 96
 WIDTHS = {"narrow-1": (32, 48, 80, 80), "narrow-2": (16, 48, 64, 64), "narrow-3": (16, 32, 48, 48)}
@@ -71,7 +69,7 @@ def prompts() -> list[str]:
     return chosen[: N - len(rest)] + rest
 
 
-def measure(row: dict, folder: Path) -> dict:
+def of_row(row: dict, folder: Path) -> dict:
     """Prune, judge, fine-tune, judge again."""
     pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
     images, captions, asked = pb.training_images(MODEL), pb.captions(MODEL), prompts()
@@ -97,15 +95,18 @@ def measure(row: dict, folder: Path) -> dict:
     return {**row, **sizes, "before": before, "after": look("after"), "loss": log.curve()}
 
 
-def quality(path: Path, work: Path) -> Path:
-    """Run the first stage."""
-    check_writable(path)
+def measure(
+    out: Path, work: Path, what: Literal["quality", "latency"] = "quality", repeats: int = 60, device: str = "cpu"
+) -> Record:
+    """Prune, train and judge; or time."""
+    if what == "latency":
+        return latency(out, repeats, device)
     work.mkdir(parents=True, exist_ok=True)
     whole = pl.count_macs(pl.load(MODEL).unet)
     found = []
     for row in rows():
         print(row["name"], flush=True)
-        result = once(work / f"{row['name'].replace(' ', '-')}.json", lambda r=row: measure(r, work))
+        result = once(work / f"{row['name'].replace(' ', '-')}.json", lambda r=row: of_row(r, work))
         result["ratio"] = 1 - result["macs"] / whole.macs
         result["params_ratio"] = 1 - result["params"] / whole.params
         found.append({**result, "finetune": {**FINETUNE, "seed": SEED}, "latency_times_as_fast": None})
@@ -113,20 +114,20 @@ def quality(path: Path, work: Path) -> Path:
     names = [r["name"].replace(" ", "-") for r in found if r["importance"] in ("magnitude", None)]
     sheets = [work / "unpruned.png", *(work / f"{n}-{when}.png" for n in names for when in ("before", "after"))]
     tiles = torch.cat([tiles_of(s) for s in sheets])
-    contact_sheet(tiles, columns=len(SHOWN)).save(path.with_suffix(".webp"), quality=90, method=6)
+    contact_sheet(tiles, columns=len(SHOWN)).save(out.with_suffix(".webp"), quality=90, method=6)
     data = {
         "rows": found,
         "unpruned": {"params": whole.params, "macs": whole.macs, **reference},
         "model": MODEL,
         "sampler": SAMPLER,
         "shown": list(SHOWN),
-        "sheet": path.with_suffix(".webp").name,
+        "sheet": out.with_suffix(".webp").name,
         "sheet_rows": ["unpruned", *(f"{n} {when}" for n in names for when in ("before", "after"))],
         "features": "mini-CLIP",
         "macs_convention": "with attention products, batch 1, one call",
         "latency": None,
     }
-    return pl.save_record(path, "structured_pruning", data, pl.passport(seeds=[SEED], n=N))
+    return Record(data, seeds=[SEED], n=N)
 
 
 def unpruned(work: Path) -> dict:
@@ -139,10 +140,9 @@ def unpruned(work: Path) -> dict:
     return {name: value for name, value in found.intervals().items() if name not in ("ssim", "psnr_db")}
 
 
-def latency(path: Path, repeats: int, device: str) -> Path:
-    """Run the second stage: add latencies to the record."""
+def latency(path: Path, repeats: int, device: str) -> Record:
+    """Add latencies to the record."""
     record = pl.load_record(path)
-    check_writable(path)
     unet = pl.load(MODEL, device=device).unet
     models, places = {"unpruned": unet}, {}
     for row in record["data"]["rows"]:
@@ -160,21 +160,4 @@ def latency(path: Path, repeats: int, device: str) -> Path:
         "calls": {name: t.to_dict() for name, t in times.items()},
         "passport": pl.passport(seeds=[], n=repeats, device=device),
     }
-    return pl.save_record(path, "structured_pruning", record["data"], record["passport"])
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("quality", "latency"), required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/structured-runs"), help="quality: folder for single runs"
-    )
-    parser.add_argument("--repeats", type=int, default=60, help="latency: timed calls of each model (default 60)")
-    parser.add_argument("--device", default="cpu", help="latency: cpu (default), cuda or mps")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
-    arguments = parser.parse_args()
-    file = arguments.out / "structured_pruning.json"
-    if arguments.stage == "quality":
-        print(quality(file, arguments.work))
-    else:
-        print(latency(file, arguments.repeats, arguments.device))
+    return Record(record["data"], seeds=record["passport"]["seeds"], n=record["passport"]["n"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pruning_lib._lazy import lazy_names
+from importlib import import_module
 
+# Imported when they are used: the judge brings transformers, the output Jupyter.
 _WHERE = {
     "start": "start",
     "glue": "output",
@@ -19,4 +20,13 @@ _WHERE = {
 
 __all__ = list(_WHERE)
 
-__getattr__, __dir__ = lazy_names(__name__, _WHERE)
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. It has: {', '.join(__all__)}.")
+    value = globals()[name] = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,7 +1,4 @@
-"""What the backward pass needs to find in memory, counted without weights.
-
-Between the forward and the backward pass autograd keeps the activations that its formulas ask for. On the meta device
-these tensors have sizes and no values, so a published architecture is counted on any machine, as its MACs are.
+"""What the backward pass needs to find in memory, counted without weights on the meta device, as MACs are.
 
 The count is a lower bound of what a GPU shows: passing temporaries, libraries' work space and the allocator's gaps come
 on top. Attention is counted as fused kernels keep it (queries, keys, values, output and one number per row), not the
@@ -18,11 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pruning_lib.denoisers import example_inputs, skeleton
-
-__all__ = ["backward_bytes", "kept_for_backward"]
-
-_STREAMS = ("sample", "hidden_states")  # how denoisers call the input that gradients flow back to
+from pruning_lib.denoisers import example_inputs, meta_copy
 
 
 def kept_for_backward(call: Callable[[], Any], apart: Iterable[Tensor] = ()) -> int:
@@ -50,8 +43,7 @@ def kept_for_backward(call: Callable[[], Any], apart: Iterable[Tensor] = ()) -> 
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = call()
-    del result
+        call()
     return sum(storage.nbytes() for storage in found.values())
 
 
@@ -66,9 +58,8 @@ def backward_bytes(
     """Count what one call of a frozen denoiser keeps for a gradient with respect to its input.
 
     Args:
-        denoiser: of a known family (`measure.families()`); it is only read, its weights may be absent.
-        sample_size: side of the latent or (height, width). Default: the configuration's.
-        batch: samples per call, >= 1; guidance doubles it.
+        denoiser: of a known family; it is only read, its weights may be absent.
+        sample_size, batch: as in `example_inputs`; guidance doubles the batch.
         dtype: of weights and activations.
         checkpointing: with diffusers' own gradient checkpointing, block by block, inside the call.
 
@@ -76,19 +67,16 @@ def backward_bytes(
         Bytes, without the weights.
 
     Raises:
-        TypeError: an unknown family.
-        ValueError: impossible sizes, or checkpointing that the class does not have.
+        TypeError, ValueError: an unknown family, impossible sizes, or checkpointing that the class does not have.
     """
-    copy = nn.Module.to(skeleton(denoiser), dtype).requires_grad_(False)  # diffusers' own `to` warns
+    copy = nn.Module.to(meta_copy(denoiser), dtype).requires_grad_(False)  # diffusers' own `to` warns
     if checkpointing:
         if not getattr(copy, "_supports_gradient_checkpointing", False):
             raise ValueError(f"{type(copy).__name__} has no gradient checkpointing of its own.")
         copy.enable_gradient_checkpointing()
         copy.train()  # diffusers checkpoints in training only
     inputs = example_inputs(copy, sample_size=sample_size, batch=batch, dtype=dtype)
-    for name in _STREAMS:
-        if name in inputs:
-            inputs[name].requires_grad_()
+    inputs["sample" if "sample" in inputs else "hidden_states"].requires_grad_()
     with torch.enable_grad(), _fused_attention():
         return kept_for_backward(lambda: copy(**inputs), [*copy.parameters(), *copy.buffers()])
 

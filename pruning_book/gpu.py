@@ -1,9 +1,7 @@
-"""What `make gpu` found, from the records gpu_<stage>: their runs, and the rulings that follow from them.
+"""What `make gpu` found, from the records gpu_<stage>: tables beside what was expected, and rulings on claims.
 
-Tables of what `make gpu` measured, from the records gpu_<stage>; each says "not measured" where there is none.
-
-A table is (head, rows, caption), as `page.table` takes it. It names the GPUs and n, and shows what was expected beside
-what was measured. A record holds one run for each model of GPU; with several, each has its own block of rows.
+A table is (head, rows, caption), as `table` takes it; it names the GPUs and n. A record holds one run for each model of
+GPU; with several, each has its own block of rows. What no GPU has been asked for is called "not measured".
 """
 
 from __future__ import annotations
@@ -19,24 +17,6 @@ from pruning_lib.records import RecordError, load_record, record_path
 
 from .plots.tables import percent, spread
 from .verdicts import Ruling
-
-__all__ = [
-    "NARROW_UNET",
-    "channels",
-    "cut",
-    "follows_macs",
-    "gpu_runs",
-    "measured",
-    "not_behind",
-    "open_questions",
-    "scoring",
-    "speed",
-    "stays_under",
-    "suites",
-    "throughput",
-    "training",
-    "zeros",
-]
 
 Run, Part = Mapping[str, Any], Mapping[str, Any]
 PACKAGE = "deepcache package"
@@ -100,17 +80,9 @@ def machine(run: Run) -> str:
 
 
 def follows_macs(runs: Sequence[Run], least: float = 0.95) -> tuple[Ruling, str]:
-    """Rule on "the clock follows the MACs": measured speed is at least `least` of what they promise.
+    """Rule on "the clock follows the MACs": in the record `sd15_speed`, speed is at least `least` of the promise.
 
-    Everything at every setting that was timed: it holds; some of it: in part. The `deepcache` package is left out,
-    which is not ours.
-
-    Args:
-        runs: of the record `sd15_speed`.
-        least: share of the promise.
-
-    Returns:
-        Ruling and reason, for `claims.verdict`.
+    The `deepcache` package is left out, which is not ours. Returns ruling and reason, for `verdict`.
     """
     reached = {
         (run["hardware"], name, row["way"], row["keep"]): row["reached"]
@@ -132,14 +104,8 @@ def follows_macs(runs: Sequence[Run], least: float = 0.95) -> tuple[Ruling, str]
 def not_behind(runs: Sequence[Run]) -> tuple[Ruling, str]:
     """Rule on "a schedule is not behind the deepcache package on the same pattern".
 
-    Both took turns, so rounds are paired: the schedule is behind where the whole 95 % interval of its speed against the
-    package's lies below 1. Nowhere behind: it holds; somewhere: in part; everywhere: it does not hold.
-
-    Args:
-        runs: of the record `sd15_speed`.
-
-    Returns:
-        Ruling and reason, for `claims.verdict`.
+    In the record `sd15_speed` both took turns, so rounds are paired: the schedule is behind where the whole 95 %
+    interval of its speed against the package's lies below 1.
     """
     against = {}
     for run, name, part in parts_of(runs):
@@ -163,15 +129,7 @@ def not_behind(runs: Sequence[Run]) -> tuple[Ruling, str]:
 def stays_under(runs: Sequence[Run], gib: float = 14, steps: int = 50) -> tuple[Ruling, str]:
     """Rule on "with checkpointing, training in half precision stays under `gib` GiB at `steps` steps".
 
-    Every such training stays under it: it holds; some: in part. One that ran out of memory or failed does not.
-
-    Args:
-        runs: of the record `sd15_training`.
-        gib: the limit.
-        steps: of the sampler.
-
-    Returns:
-        Ruling and reason, for `claims.verdict`.
+    From the record `sd15_training`; a training that ran out of memory or failed does not stay under it.
     """
     asked = {
         (run["hardware"], name): part
@@ -210,7 +168,7 @@ Line = list[str]
 Table = tuple[list[str], list[Line], str]
 
 NOT_MEASURED, NONE = "not measured", "–"
-NOTHING = "Not measured: no GPU has been measured yet. On a machine with one, make gpu fills this in."
+HOW = "On a machine with a GPU, make gpu fills this in."
 NARROW_UNET = "UNet with fewer channels"  # the part of stage `zeros` that is no single layer
 # (form, sparsity) of the record's rows -> what the chapter calls it
 FORMS = {
@@ -233,16 +191,10 @@ def _build(
     ns: Callable[[Run], int] | None = None,
     bare: bool = False,
 ) -> Table:
-    """Put the lines of all parts below one another.
+    """Put the lines of all parts that `keep` names below one another; GPUs and n are added to the caption `what`.
 
-    Args:
-        runs: of a record.
-        head: names of the columns.
-        lines: (title, run, part) -> its lines; the title names the GPU where there are several.
-        what: the caption, without a full stop; GPUs and n are added.
-        keep: tells by its name whether a part belongs to the table.
-        ns: number of samples behind a run's parts; default: of rounds, as the rows say.
-        bare: `lines` takes parts without figures, too.
+    `lines` makes the lines of (title, run, part), of parts without figures as well where `bare`; `ns` tells a run's
+    number of samples, by default the rounds that its rows count.
     """
     rows, counts, used = [], set(), {}
     for run, name, part in parts_of(runs):
@@ -255,9 +207,19 @@ def _build(
         if not word:
             counts.update([ns(run)] if ns else [row["times_as_fast"].get("n", 1) for row in part["rows"]])
     if not rows:
-        return head, [["GPU", *[NOT_MEASURED] * (len(head) - 1)]], f"{what}. {NOTHING}"
+        return head, [["GPU", *[NOT_MEASURED] * (len(head) - 1)]], f"{what}. {_missing(runs)}"
     n = f"; n = {min(counts)}" + (f" to {max(counts)}" if len(counts) > 1 else "") if counts else ""
     return head, rows, f"{what}. {'; '.join(used)}{n}."
+
+
+def _missing(runs: Sequence[Run]) -> str:
+    """Say that something is not measured: on no GPU at all, or not on those that others were measured on."""
+    gpus = " and ".join(dict.fromkeys(run["hardware"] for run in runs))
+    return (
+        f"Not measured: the run on {gpus} ended before. {HOW}"
+        if gpus
+        else f"Not measured: {NO_GPU[0].lower()}{NO_GPU[1:]} {HOW}"
+    )
 
 
 def _time(found: Part, digits: int, unit: float = 1.0) -> str:
@@ -426,7 +388,7 @@ def scoring(runs: Sequence[Run], processor: Part) -> Table:
     rows = [row(run["hardware"], part) for run, part in found] or [["GPU", *[NOT_MEASURED] * 6]]
     head = ["machine", "scored", "floor of k + 1 generations", "took", "took / floor", "weights", "peak memory"]
     caption = "Scoring at full size, once on each machine (n = 1): expected beside measured."
-    caption += f" GPU: {'; '.join(machine(run) for run, _ in found)}." if found else f" GPU: {NOTHING}"
+    caption += f" GPU: {'; '.join(machine(run) for run, _ in found)}." if found else f" GPU: {_missing(runs)}"
     return head, [row(processor["passport"]["hardware"], processor), *rows], caption
 
 
@@ -449,7 +411,7 @@ def suites(found: Mapping[str, Sequence[Run]]) -> Table:
     what = "The library's tests that use a GPU"
     head = ["tests", "passed", "failed", "skipped", "seconds"]
     if not rows:
-        return head, [["GPU", *[NOT_MEASURED] * 4]], f"{what}. {NOTHING}"
+        return head, [["GPU", *[NOT_MEASURED] * 4]], f"{what}. {_missing([])}"
     return head, rows, f"{what}. {'; '.join(used)}." + (f" Failed: {', '.join(names)}." if names else "")
 
 

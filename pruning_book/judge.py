@@ -1,4 +1,4 @@
-"""The mini CLIP as a judge of images, and the real images and captions it is measured against."""
+"""The mini CLIP as a judge of images, the real images and captions it is measured against, and new ones to learn."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from pruning_lib.checks import check_device, nearest
+from pruning_lib.finetuning.denoising import to_model_range
 from pruning_lib.loading import check_complete, check_weights, models_folder
 from pruning_lib.quality import as_bytes
-from zoo.vae import to_model_range
-
-__all__ = ["MiniCLIP", "captions", "load_clip", "training_images"]
+from pruning_lib.sampling import quietly
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,6 @@ def as_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
     return as_bytes([i if i.size == (64, 64) else i.convert("RGB").resize((64, 64), Image.BICUBIC) for i in images])
 
 
-def _folder(name: str) -> Path:
-    known = {path.parent.name: path.parent for path in models_folder().glob("*/model_index.json")}
-    if name not in known:
-        raise ValueError(f"No model {name!r} ships with the package. {nearest(str(name), known)}")
-    return known[name]
-
-
 def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
     """Load the judge that ships with model `name`, in float32.
 
@@ -88,9 +80,6 @@ def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
         ModelUnavailableError: its weights file is damaged.
     """
     folder = _folder(name) / "clip"
-    # Here, because captions() and training_images() need no diffusers.
-    from pruning_lib.sampling import quietly
-
     device = check_device(device)
     stored = check_weights(folder.parent)
     with quietly():
@@ -106,15 +95,7 @@ def captions(name: str = "emoji-sd") -> list[str]:
 
 def training_images(name: str = "emoji-sd") -> Tensor:
     """Return the real images, uint8 `[n, 3, 64, 64]`, in the order of `captions`."""
-    folder = _folder(name)
-    count = len(captions(name))
-    sheet = np.asarray(Image.open(folder / "training_images.png").convert("RGB"))
-    columns = sheet.shape[1] // 64
-    tiles = sheet.reshape(sheet.shape[0] // 64, 64, columns, 64, 3).swapaxes(1, 2).reshape(-1, 64, 64, 3)
-    return torch.from_numpy(tiles[:count].copy()).permute(0, 3, 1, 2).contiguous()
-
-
-_COLUMNS = 6  # of the sheet of new concepts
+    return _tiles(_folder(name) / "training_images.png", len(captions(name)))
 
 
 def new_concepts(folder: str | Path | None = None) -> tuple[Tensor, list[str]]:
@@ -128,7 +109,20 @@ def new_concepts(folder: str | Path | None = None) -> tuple[Tensor, list[str]]:
         >>> finetune(pipe, images, captions, steps=200)
     """
     folder = models_folder() / "unseen" if folder is None else Path(folder)
-    names = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
-    sheet = np.asarray(Image.open(folder / "images.png").convert("RGB"))
-    tiles = sheet.reshape(-1, 64, _COLUMNS, 64, 3).swapaxes(1, 2).reshape(-1, 64, 64, 3)
-    return torch.from_numpy(tiles.copy()).permute(0, 3, 1, 2).contiguous(), names
+    names = json.loads((folder / "captions.json").read_text("utf-8"))
+    return _tiles(folder / "images.png", len(names)), names
+
+
+def _folder(name: str) -> Path:
+    known = {path.parent.name: path.parent for path in models_folder().glob("*/model_index.json")}
+    if name not in known:
+        raise ValueError(f"No model {name!r} ships with the package. {nearest(str(name), known)}")
+    return known[name]
+
+
+def _tiles(sheet: Path, count: int) -> Tensor:
+    """Return the first pictures of a sheet, row by row, uint8 `[count, 3, 64, 64]`."""
+    pixels = torch.from_numpy(np.array(Image.open(sheet).convert("RGB")))
+    rows, columns = pixels.shape[0] // 64, pixels.shape[1] // 64
+    tiles = pixels.view(rows, 64, columns, 64, 3).permute(0, 2, 4, 1, 3)
+    return tiles.reshape(-1, 3, 64, 64)[:count].contiguous()

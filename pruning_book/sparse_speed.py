@@ -1,13 +1,8 @@
-"""Layers that run on the weights that are left: CSR forms of linear layers and convolutions, swapped in reversibly.
+"""Layers that run on the weights that are left, swapped in reversibly, and how large the same tensors are as files.
 
 CSR (compressed sparse row) keeps, row by row, the values that are not zero and the column of each; a product then reads
 only those.  A linear layer is given its weight in CSR, which PyTorch multiplies itself; a convolution is first laid out
-as a matrix (`unfold`, "im2col"; Chellapilla et al. 2006), unless its kernel is 1 × 1.  Whether that is faster than a
-dense kernel that multiplies the zeros too is a matter for the clock: see the chapter "Zeros are not speed".
-
-Not done here: other sparse formats, training, and 2:4 sparsity (`nm.py`).
-
-How large the same tensors are as a file: plain, zipped, compressed-sparse, both, and as CSR.
+as a matrix (`unfold`, "im2col"; Chellapilla et al. 2006), unless its kernel is 1 × 1.
 """
 
 from __future__ import annotations
@@ -25,8 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .sparse_file import save_sparse
-
-__all__ = ["CsrForm", "CsrRow", "FileSizes", "as_csr", "file_sizes", "to_csr", "zip_bytes"]
 
 _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 
@@ -53,6 +46,43 @@ class CsrRow:
         return 1 - self.nnz / self.n
 
 
+class CsrForm:
+    """What `to_csr` swapped, and how to put it back.
+
+    Attributes:
+        rows: one `CsrRow` per layer that runs in CSR.
+        left_dense: path of every other linear layer and convolution -> why.
+    """
+
+    def __init__(self, module: nn.Module, layers: dict[str, nn.Module], left_dense: dict[str, str]) -> None:
+        self._name, self._swapped, self.left_dense = type(module).__name__, list(layers.values()), left_dense
+        self.rows = []
+        for path, layer in layers.items():
+            weight = layer.weight.detach()
+            self.rows.append(CsrRow(path, tuple(weight.shape), int(weight.count_nonzero()), weight.numel()))
+            layer.forward = _forward(layer)
+
+    def remove(self) -> None:
+        """Let every layer run as before; a second call does nothing."""
+        for layer in self._swapped:
+            del layer.forward  # ours lies in the instance and hides the one of the class
+        self._swapped = []
+
+    def __enter__(self) -> CsrForm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        sparsity = 1 - sum(row.nnz for row in self.rows) / sum(row.n for row in self.rows)
+        state = "" if self._swapped else ", removed"
+        return (
+            f"CsrForm({self._name}: {len(self.rows)} layers with {100 * sparsity:.1f} % zeros in CSR, "
+            f"{len(self.left_dense)} dense{state})"
+        )
+
+
 def to_csr(module: nn.Module, *, min_sparsity: float = 0.0) -> CsrForm:
     """Let linear layers and convolutions that hold zeros run in CSR, until `remove()`.
 
@@ -67,112 +97,32 @@ def to_csr(module: nn.Module, *, min_sparsity: float = 0.0) -> CsrForm:
         The handle, which is a context manager too.
 
     Raises:
-        TypeError: not a module.
         ValueError: a dtype or device without CSR products, a layer that is swapped already, or nothing to swap.
 
     Example:
         >>> with torch.no_grad(), to_csr(pipe.unet, min_sparsity=0.9) as form:
         ...     image = pipe("lion").images[0]
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"Expected a torch module, got {type(module).__name__}. In a pipeline: pipe.unet.")
-    if not 0 <= min_sparsity < 1:
-        raise ValueError(f"min_sparsity={min_sparsity!r}; it is a share of zeros, from 0 to below 1.")
-    return CsrForm(module, min_sparsity)
-
-
-class CsrForm:
-    """What `to_csr` swapped, and how to put it back.
-
-    Attributes:
-        rows: one `CsrRow` per layer that runs in CSR.
-        left_dense: path of every other linear layer and convolution -> why.
-    """
-
-    def __init__(self, module: nn.Module, min_sparsity: float) -> None:
-        self.rows: list[CsrRow] = []
-        self.left_dense: dict[str, str] = {}
-        self._name = type(module).__name__
-        self._swapped: list[nn.Module] = []
-        found: dict[str, nn.Module] = {}
-        for path, layer in module.named_modules():
-            if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-                continue
-            if why := _problem(layer, min_sparsity):
-                self.left_dense[path] = why
-            else:
-                found[path] = layer
-        if not found:
-            first = next(iter(self.left_dense.items()), None)
-            example = f" For example, {first[0] or 'the layer'} {first[1]}." if first else ""
-            raise ValueError(f"{self._name} has no layer to run in CSR.{example}")
-        for path, layer in found.items():
-            _check_runs(path, layer)
-        for path, layer in found.items():
-            weight = layer.weight
-            layer.forward = _forward(layer)
-            self._swapped.append(layer)
-            nnz = int(weight.detach().count_nonzero())
-            self.rows.append(CsrRow(path, tuple(weight.shape), nnz, weight.numel()))
-
-    def remove(self) -> None:
-        """Let every layer run as before; a second call does nothing."""
-        for layer in self._swapped:
-            del layer.forward  # ours lies in the instance and hides the one of the class
-        self._swapped = []
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros in the layers that were swapped."""
-        return 1 - sum(row.nnz for row in self.rows) / sum(row.n for row in self.rows)
-
-    def __enter__(self) -> CsrForm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        state = "" if self._swapped else ", removed"
-        return (
-            f"CsrForm({self._name}: {len(self.rows)} layers with {100 * self.sparsity:.1f} % zeros in CSR, "
-            f"{len(self.left_dense)} dense{state})"
-        )
-
-
-def as_csr(weight: Tensor) -> Tensor:
-    """Return a weight as a CSR matrix with indices of 4 bytes.
-
-    `to_sparse_csr` alone gives indices of 8 bytes that share a storage with the row numbers of every value, so that its
-    result takes, and `torch.save` writes, 20 bytes a float32 value instead of 8.
-
-    Args:
-        weight: `[out, in]`, or of a convolution `[out, in, kh, kw]`, which becomes `[out, in kh kw]`.
-
-    Raises:
-        ValueError: 2^31 values or more.
-    """
-    matrix = weight.detach().flatten(1)
-    if matrix.numel() >= 2**31:
-        raise ValueError(f"A weight of shape {tuple(weight.shape)} has too many entries for indices of 4 bytes.")
-    with warnings.catch_warnings():
-        # PyTorch says once per process that CSR is in beta; a reader of this module has been told.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        wide = matrix.to_sparse_csr()
-    rows, columns = wide.crow_indices().int(), wide.col_indices().int()
-    return torch.sparse_csr_tensor(rows, columns, wide.values(), matrix.shape, check_invariants=False)
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    left_dense = {path: why for path, layer in layers.items() if (why := _problem(layer, min_sparsity))}
+    chosen = {path: layer for path, layer in layers.items() if path not in left_dense}
+    if not chosen:
+        example = "".join(f" For example, {path or 'the layer'} {why}." for path, why in list(left_dense.items())[:1])
+        raise ValueError(f"{type(module).__name__} has no layer to run in CSR.{example}")
+    for path, layer in chosen.items():
+        _check_runs(path, layer)
+    return CsrForm(module, chosen, left_dense)
 
 
 def _problem(layer: nn.Module, min_sparsity: float) -> str:
     """Say why a layer stays dense, or "" if it can be swapped."""
     if type(layer) not in (nn.Linear, nn.Conv2d):
         return f"is a {type(layer).__name__}, which may use its weight in another way"
-    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
-        return f"has groups={layer.groups} and padding_mode={layer.padding_mode!r}; allowed: 1 and 'zeros'"
-    if isinstance(layer.padding if isinstance(layer, nn.Conv2d) else 0, str):
-        return f"has padding={layer.padding!r}; allowed: numbers"
-    if layer.weight.is_meta:
-        return "is on the meta device, where weights have no values"
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups != 1 or layer.padding_mode != "zeros":
+            return f"has groups={layer.groups} and padding_mode={layer.padding_mode!r}; allowed: 1 and 'zeros'"
+        if isinstance(layer.padding, str):
+            return f"has padding={layer.padding!r}; allowed: numbers"
     sparsity = 1 - int(layer.weight.detach().count_nonzero()) / max(layer.weight.numel(), 1)
     if sparsity <= min_sparsity:
         return f"has {100 * sparsity:.1f} % zeros; above {100 * min_sparsity:g} % are asked"
@@ -186,20 +136,11 @@ def _check_runs(path: str, layer: nn.Module) -> None:
             f"{name} does not run its own forward: it is in CSR already, or something else has patched it. "
             "Call remove() of the other handle first."
         )
-    allowed = _DTYPES.get(weight.device.type, ())
-    if weight.dtype not in allowed:
-        kinds = "; ".join(
-            f"{device}: {', '.join(str(d).removeprefix('torch.') for d in dtypes)}"
-            for device, dtypes in _DTYPES.items()
-        )
+    if weight.dtype not in _DTYPES.get(weight.device.type, ()):
         raise ValueError(
-            f"{name} is {weight.dtype} on {weight.device.type!r}, for which PyTorch multiplies no CSR matrix. Allowed: "
-            f"{kinds}. Use module.float()."
+            f"{name} is {weight.dtype} on {weight.device.type!r}, for which PyTorch multiplies no CSR matrix. "
+            "Use module.float()."
         )
-    try:
-        F.linear(torch.eye(2).to(weight), as_csr(torch.eye(2).to(weight)))
-    except RuntimeError as error:
-        raise ValueError(f"This build of PyTorch multiplies no CSR matrix: {error}") from error
 
 
 def _forward(layer: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
@@ -211,10 +152,8 @@ def _forward(layer: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
             raise ValueError("The weights changed after to_csr. Call remove() and to_csr again.")
         if torch.is_grad_enabled() and (x.requires_grad or source.requires_grad):
             raise ValueError("A layer in CSR is for inference. Call it under torch.no_grad(), or remove() it first.")
-        if x.dtype != matrix.dtype:
-            raise ValueError(f"The input is {x.dtype} and the CSR weights are {matrix.dtype}. Cast one of them.")
         if isinstance(layer, nn.Linear):
-            return F.linear(x, matrix, layer.bias)
+            return F.linear(x.contiguous(), matrix, layer.bias)
         return _convolution(x, matrix, layer)
 
     return forward
@@ -236,6 +175,24 @@ def _convolution(x: Tensor, matrix: Tensor, layer: nn.Conv2d) -> Tensor:
     return out if x.ndim == 4 else out[0]
 
 
+def as_csr(weight: Tensor) -> Tensor:
+    """Return a weight as a CSR matrix with indices of 4 bytes.
+
+    `to_sparse_csr` alone gives indices of 8 bytes that share a storage with the row numbers of every value, so that its
+    result takes, and `torch.save` writes, 20 bytes a float32 value instead of 8.
+
+    Args:
+        weight: `[out, in]`, or of a convolution `[out, in, kh, kw]`, which becomes `[out, in kh kw]`.
+    """
+    matrix = weight.detach().flatten(1)
+    with warnings.catch_warnings():
+        # PyTorch says once per process that CSR is in beta; a reader of this module has been told.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        wide = matrix.to_sparse_csr()
+    rows, columns = wide.crow_indices().int(), wide.col_indices().int()
+    return torch.sparse_csr_tensor(rows, columns, wide.values(), matrix.shape, check_invariants=False)
+
+
 @dataclass(frozen=True)
 class FileSizes:
     """Sizes of files that were really written, in bytes.
@@ -243,7 +200,7 @@ class FileSizes:
     Attributes:
         dense: plain safetensors.
         zipped: that, in a zip archive (deflate).
-        sparse: the layout of `sparse_file`.
+        sparse: the layouts of `sparse_file`.
         sparse_zipped: that, in a zip archive.
         csr: `torch.save` of matrices and kernels as CSR with indices of 4 bytes, the rest dense.
     """
@@ -255,40 +212,24 @@ class FileSizes:
     csr: int
 
 
-def file_sizes(tensors: Mapping[str, Tensor], *, level: int = 6) -> FileSizes:
-    """Write tensors in five ways into a folder for temporary files, and return the sizes.
-
-    Args:
-        tensors: as for `save_sparse`.
-        level: of the zip archive, 1 (fast) to 9 (small); 6 is zip's own default.
-
-    Raises:
-        TypeError, ValueError: as `save_sparse`; also a level out of range.
-    """
-    if not isinstance(level, int) or not 1 <= level <= 9:
-        raise ValueError(f"level={level!r}; it must be a whole number from 1 to 9.")
+def file_sizes(tensors: Mapping[str, Tensor]) -> FileSizes:
+    """Write tensors in five ways into a folder for temporary files, and return the sizes; as for `save_sparse`."""
     with tempfile.TemporaryDirectory() as folder:
         plain, csr = Path(folder, "plain.safetensors"), Path(folder, "csr.pt")
-        sparse = save_sparse(tensors, Path(folder, "sparse.safetensors"))  # refuses what is no state dict
+        sparse = save_sparse(tensors, Path(folder, "sparse.safetensors"))
         safetensors.torch.save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, plain)
         torch.save({name: as_csr(t) if t.ndim > 1 else t.detach().clone() for name, t in tensors.items()}, csr)
         return FileSizes(
             dense=plain.stat().st_size,
-            zipped=zip_bytes(plain, level),
+            zipped=_zip_bytes(plain),
             sparse=sparse.stat().st_size,
-            sparse_zipped=zip_bytes(sparse, level),
+            sparse_zipped=_zip_bytes(sparse),
             csr=csr.stat().st_size,
         )
 
 
-def zip_bytes(path: str | Path, level: int = 6) -> int:
-    """Return the size of a zip archive that holds this one file.
-
-    Args:
-        path: the file.
-        level: of the compression, 1 to 9.
-    """
+def _zip_bytes(path: Path) -> int:
     with tempfile.TemporaryFile() as archive:
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as zipped:
-            zipped.write(path, Path(path).name)
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as zipped:
+            zipped.write(path, path.name)
         return archive.seek(0, 2)

@@ -7,25 +7,21 @@ the right output width, with emoji-sd's tokenizer; a UNet with text draws throug
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import diffusers
 import torch
+from accelerate import init_empty_weights
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from pruning_lib.checks import check_device, nearest
+from pruning_lib.checks import check_device, check_number, nearest
 from pruning_lib.loading import denoiser_config, models_folder
 from pruning_lib.sampling import quietly
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-__all__ = ["STAND_INS", "drawn", "stand_in"]
-
-# The noise levels that Stable Diffusion 1.x was trained with; what the others were trained with differs little.
-_LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 STAND_INS = ("sd-1.4", "sd-1.5", "sd-2.1", "dit-xl-2-256", "pixart-alpha", "ldm-celebahq-256")
 _HEAD = 12  # width of a head in a smaller transformer: its embeddings come in thirds (PixArt) and quarters
-_TOKENS = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120}
 
 
 def stand_in(
@@ -37,22 +33,19 @@ def stand_in(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> DiffusionPipeline:
-    """Build a pipeline with a model's structure and random weights.
+    """Build a pipeline with a model's structure and random weights, its progress bar off.
+
+    PixArt has the embedding of the picture's size only at its published size, as in diffusers; at others, call its
+    pipeline with `use_resolution_binning=False`.
 
     Args:
         name: one of `STAND_INS`.
         scale: what widths and, in transformers, heads are multiplied by, in (0, 1]; 1 is the published architecture.
             Depth, kinds of blocks and wiring never change.
         sample_size: side of the latent. Default 16, which draws 64 x 64 pixels here; None for the published one.
-        seed: of the weights.
-        dtype: of the weights.
+        seed, dtype: of the weights.
         device: where the pipeline goes. Default: the CPU. Where one is named, the denoiser's weights are drawn there,
             by `drawn`: a published size then takes seconds on a GPU instead of a minute on the CPU.
-
-    Returns:
-        A pipeline of the class that the model's own is, with its progress bar off. PixArt has the embedding
-        of the picture's size only at its published size, as in diffusers; at others, call its pipeline with
-        `use_resolution_binning=False`.
 
     Raises:
         ValueError: an unknown name, a scale out of range, or a device that is not there.
@@ -62,17 +55,14 @@ def stand_in(
         >>> pipe("lion", num_inference_steps=2).images[0].size
         (64, 64)
     """
-    import diffusers
-
     if name not in STAND_INS:
         raise ValueError(f"There is no stand-in for {name!r}. {nearest(str(name), STAND_INS)}")
-    if not 0 < scale <= 1:
-        raise ValueError(f"scale={scale}; it must be greater than 0 and at most 1.")
+    check_number("scale", scale, "(0, 1]")
     device = None if device is None else check_device(device)
     config = dict(denoiser_config(name)[0])
     kind = config["_class_name"]
     if scale != 1:
-        config |= _SMALLER[kind](config, scale)
+        config |= _narrower_unet(config, scale) if "UNet" in kind else _narrower_transformer(config, scale)
     config["sample_size"] = sample_size or config["sample_size"]
     state = torch.random.get_rng_state()
     try:
@@ -93,7 +83,7 @@ def stand_in(
 
 
 def drawn(config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> nn.Module:
-    """Build a diffusers model whose weights are drawn where they stay.
+    """Build a diffusers model, in evaluation mode, whose weights are drawn where they stay.
 
     Matrices and kernels are normal with deviation 0.02, biases 0, scales of norms 1: small enough that half precision
     does not overflow at any published depth. The CPU holds none of them at any time.
@@ -102,13 +92,7 @@ def drawn(config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, s
         config: of a diffusers model, with its `_class_name`.
         device, dtype: of the weights.
         seed: of the generator on that device; another kind of device draws other numbers.
-
-    Returns:
-        The model, in evaluation mode.
     """
-    import diffusers
-    from accelerate import init_empty_weights
-
     with init_empty_weights(include_buffers=False):
         model = getattr(diffusers, config["_class_name"]).from_config(config)
     generator = torch.Generator(device).manual_seed(seed)
@@ -128,7 +112,7 @@ def _width(published: int, scale: float) -> int:
     return max(8, round(published * scale / 8) * 8)
 
 
-def _smaller_unet(config: dict[str, Any], scale: float) -> dict[str, Any]:
+def _narrower_unet(config: dict[str, Any], scale: float) -> dict[str, Any]:
     widths = [_width(width, scale) for width in config["block_out_channels"]]
     new = {"block_out_channels": widths, "norm_num_groups": 8}
     heads = config["attention_head_dim"]  # in a UNet with text: how many, else: how wide
@@ -138,7 +122,7 @@ def _smaller_unet(config: dict[str, Any], scale: float) -> dict[str, Any]:
     return new
 
 
-def _smaller_transformer(config: dict[str, Any], scale: float) -> dict[str, Any]:
+def _narrower_transformer(config: dict[str, Any], scale: float) -> dict[str, Any]:
     heads = max(1, round(config["num_attention_heads"] * scale))
     new = {"num_attention_heads": heads, "attention_head_dim": _HEAD}
     if "caption_channels" in config:
@@ -146,33 +130,24 @@ def _smaller_transformer(config: dict[str, Any], scale: float) -> dict[str, Any]
     return new
 
 
-_SMALLER = {
-    "UNet2DConditionModel": _smaller_unet,
-    "UNet2DModel": _smaller_unet,
-    "DiTTransformer2DModel": _smaller_transformer,
-    "PixArtTransformer2DModel": _smaller_transformer,
-}
+def _ddim(**more) -> DDIMScheduler:
+    # The noise levels that Stable Diffusion 1.x was trained with; what the others were trained with differs little.
+    levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    return DDIMScheduler(**levels, **more)
 
 
-def _tokenizer(length: int):
-    from transformers import CLIPTokenizer
+def _vae() -> nn.Module:
+    return diffusers.AutoencoderKL.from_pretrained(models_folder() / "emoji-sd" / "vae").eval()
 
+
+def _tokenizer(length: int) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer.from_pretrained(models_folder() / "emoji-sd" / "tokenizer")
     tokenizer.model_max_length = length
     return tokenizer
 
 
-def _own_vae():
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL.from_pretrained(models_folder() / "emoji-sd" / "vae").eval()
-
-
-def _with_text(unet):
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    tokenizer, width = _tokenizer(_TOKENS["UNet2DConditionModel"]), unet.config.cross_attention_dim
+def _with_text(unet: nn.Module) -> DiffusionPipeline:
+    tokenizer, width = _tokenizer(77), unet.config.cross_attention_dim
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -183,52 +158,38 @@ def _with_text(unet):
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return StableDiffusionPipeline(
-        vae=_own_vae(),
+    return diffusers.StableDiffusionPipeline(
+        vae=_vae(),
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(**_LEVELS, steps_offset=1, set_alpha_to_one=False),
+        scheduler=_ddim(steps_offset=1, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-def _with_classes(transformer):
-    from diffusers import DDIMScheduler, DiTPipeline
-
-    return DiTPipeline(transformer=transformer, vae=_own_vae(), scheduler=DDIMScheduler(**_LEVELS))
-
-
-def _with_t5(transformer):
-    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
-    from transformers import T5Config, T5EncoderModel
-
-    tokenizer, width = _tokenizer(_TOKENS["PixArtTransformer2DModel"]), transformer.config.caption_channels
-    text = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=8,
-        d_ff=width,
-        num_layers=1,
-        num_heads=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return PixArtAlphaPipeline(
+def _with_t5(transformer: nn.Module) -> DiffusionPipeline:
+    tokenizer, width = _tokenizer(120), transformer.config.caption_channels
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": width, "num_layers": 1, "num_heads": 1}
+    text = T5Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    return diffusers.PixArtAlphaPipeline(
         tokenizer=tokenizer,
         text_encoder=T5EncoderModel(text).eval(),
-        vae=_own_vae(),
+        vae=_vae(),
         transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
     )
 
 
-def _without_prompts(unet):
-    from diffusers import DDIMScheduler, LDMPipeline, VQModel
+def _with_classes(transformer: nn.Module) -> DiffusionPipeline:
+    return diffusers.DiTPipeline(transformer=transformer, vae=_vae(), scheduler=_ddim())
 
-    vqvae = VQModel(block_out_channels=(16,), latent_channels=3, norm_num_groups=8, num_vq_embeddings=16).eval()
-    return LDMPipeline(vqvae=vqvae, unet=unet, scheduler=DDIMScheduler(**_LEVELS))
+
+def _without_prompts(unet: nn.Module) -> DiffusionPipeline:
+    sizes = {"block_out_channels": (16,), "latent_channels": 3, "norm_num_groups": 8, "num_vq_embeddings": 16}
+    return diffusers.LDMPipeline(vqvae=diffusers.VQModel(**sizes).eval(), unet=unet, scheduler=_ddim())
 
 
 _PIPELINES = {

@@ -7,21 +7,19 @@ given.  What a validator returns goes into the log, where `FinetuneLog.curve("ss
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import product
+from contextlib import nullcontext
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from pruning_lib.checks import check_whole
 from pruning_lib.quality import Judge, check_unit, clip_score, psnr, ssim
-
-__all__ = ["PictureValidator", "draw"]
+from pruning_lib.sampling import pictures
 
 HIGHEST_PSNR = 100.0  # decibels; equal pictures would be infinite, and a log with infinities is not JSON
 
 
-@torch.no_grad()
 def draw(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
@@ -34,7 +32,7 @@ def draw(
     """Draw every prompt from every seed's noise.
 
     Args:
-        pipe: a text-to-image pipeline.
+        pipe: a text-to-image pipeline; a denoiser in float32 may stand among parts in half precision, as in training.
         prompts: n texts.
         seeds: m seeds; the noise of a seed is the same for every prompt and every model.
         steps: of the sampler.
@@ -44,25 +42,13 @@ def draw(
     Returns:
         float32 `[n * m, 3, h, w]` in [0, 1] on the CPU: all seeds of the first prompt, then those of the second.
     """
-    jobs, parts = list(product(prompts, seeds)), []
-    for start in range(0, len(jobs), batch):
-        some = jobs[start : start + batch]
-        noise = [torch.Generator().manual_seed(seed) for _, seed in some]
-        texts = [prompt for prompt, _ in some]
-        more = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt"}
-        with _one_type(pipe):
-            parts.append(pipe(texts, generator=noise, **more).images.float().cpu())
-    return torch.cat(parts)
-
-
-def _one_type(pipe: DiffusionPipeline) -> AbstractContextManager:
-    """Return autocast where a denoiser in float32 stands among parts in half precision, as while it is trained."""
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    half = {m.dtype for m in modules if hasattr(m, "dtype")} & {torch.float16, torch.bfloat16}
-    whole = any(getattr(m, "dtype", None) == torch.float32 for m in modules)
-    if not (half and whole):
-        return nullcontext()
-    return torch.autocast(pipe.device.type, half.pop())
+    every = [(prompt, seed) for prompt in prompts for seed in seeds]
+    types = {getattr(part, "dtype", None) for part in pipe.components.values() if isinstance(part, nn.Module)}
+    half = types & {torch.float16, torch.bfloat16}
+    mixed = half and torch.float32 in types
+    with torch.autocast(pipe.device.type, half.pop()) if mixed else nullcontext():
+        prompts, seeds = zip(*every, strict=True)
+        return pictures(pipe, prompts, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch)
 
 
 class PictureValidator:
@@ -97,7 +83,7 @@ class PictureValidator:
             pipe: what is trained; it draws with the weights it has when the validator is called.
             teacher: the pipeline before pruning; or its pictures, as `draw` returns them.
             prompts: n texts, at least one.
-            seeds, steps, guidance_scale, batch: as in `draw`.
+            seeds, steps, guidance_scale, batch: as in `draw`, at least one seed.
             judge: for a CLIP score, as `pb.load_clip()` returns it.
             keep: True to keep all pictures, in `pictures`.
 
@@ -108,9 +94,8 @@ class PictureValidator:
             raise ValueError(f"prompts={prompts!r}; expected a list of at least one text.")
         if not list(seeds):
             raise ValueError("seeds is empty; give at least one, as in seeds=(0,).")
-        for name, value in (("steps", steps), ("batch", batch)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
+        check_whole("steps", steps, 1)
+        check_whole("batch", batch, 1)
         self.pipe, self.prompts, self.seeds = pipe, list(prompts), list(seeds)
         self.how = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch}
         self.judge, self.keep, self.pictures = judge, keep, {}
@@ -132,15 +117,15 @@ class PictureValidator:
             "ssim" (at most 1), "psnr" (decibels, at most 100 each) and, with a judge, "clip" (0 to 100); "pictures",
             their number.  Where the model draws NaN the similarities are None, which is what a log can hold.
         """
-        pictures = draw(self.pipe, self.prompts, self.seeds, **self.how)
+        drawn = draw(self.pipe, self.prompts, self.seeds, **self.how)
         if self.keep:
-            self.pictures[step] = pictures
-        figures: dict[str, object] = {"pictures": len(pictures)}
-        if not pictures.isfinite().all():
+            self.pictures[step] = drawn
+        figures: dict[str, object] = {"pictures": len(drawn)}
+        if not drawn.isfinite().all():
             return {**figures, "ssim": None, "psnr": None}
-        figures["ssim"] = ssim(pictures, self.reference).mean().item()
-        figures["psnr"] = psnr(pictures, self.reference).clamp(max=HIGHEST_PSNR).mean().item()
+        figures["ssim"] = ssim(drawn, self.reference).mean().item()
+        figures["psnr"] = psnr(drawn, self.reference).clamp(max=HIGHEST_PSNR).mean().item()
         if self.judge is not None:
             texts = [prompt for prompt in self.prompts for _ in self.seeds]
-            figures["clip"] = clip_score(self.judge, pictures, texts).mean().item()
+            figures["clip"] = clip_score(self.judge, drawn, texts).mean().item()
         return figures

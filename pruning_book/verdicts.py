@@ -1,15 +1,24 @@
-"""Verdicts on what is said about pruning, decided by records and not by the author."""
+"""Verdicts on what is said about pruning, decided by records and not by the author.
+
+Each function below `verdict` returns (ruling, because) for one claim, by a rule that its docstring states and the page
+repeats. What has not been measured is said to be so.
+"""
 
 from __future__ import annotations
 
 import html
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+import numpy as np
 from IPython.display import HTML
 
-__all__ = ["verdict"]
+from .plots.comparison import Cells
+from .plots.tables import percent, spread
 
 Ruling = Literal["holds", "holds in part", "does not hold", "not measured"]
+Data = Mapping[str, Any]
 _MARKS = {"holds": "✔", "holds in part": "◐", "does not hold": "✘", "not measured": "–"}
 
 
@@ -40,4 +49,313 @@ def verdict(claim: str, ruling: Ruling, because: str, *, source: str = "the popu
         f'<p><strong><span aria-hidden="true">{_MARKS[ruling]}</span> {ruling.capitalize()}.</strong> '
         f"{html.escape(because)}</p>"
         f"<p><small>Said by {html.escape(source)}.</small></p></div>"
+    )
+
+
+def _all_or_some(met: int, of: int) -> Ruling:
+    return "holds" if met == of else "holds in part" if met else "does not hold"
+
+
+# Zeros are not speed
+
+# What the chapter calls the ways to write a file -> what the record of sizes calls them.
+WAYS = {
+    "dense": "dense",
+    "CSR": "csr",
+    "compressed-sparse": "sparse",
+    "zip": "zipped",
+    "compressed-sparse, zipped": "sparse_zipped",
+}
+SMALLEST = "compressed-sparse, zipped"
+
+
+def share(row: Data, way: str) -> float:
+    """Return the size of a file as a share of the dense one's, for a row of the record of sizes."""
+    return row["bytes"][WAYS[way]] / row["bytes"]["dense"]
+
+
+def sparsity_for(times: float, rows: Sequence[Data], way: str = SMALLEST) -> float:
+    """Return the sparsity, linear between the stops, at which a file is this many times smaller than the dense one."""
+    shares = [share(row, way) for row in rows]
+    if 1 / times < min(shares):
+        raise ValueError(f"No stop is {times:g} times smaller; the best is {1 / min(shares):.1f} times.")
+    return float(np.interp(-1 / times, [-s for s in shares], [row["sparsity"] for row in rows]))
+
+
+def only_row(rows: Sequence[Data], form: str, at: float | None = None) -> Data:
+    """Return the one row of this form, at this sparsity or ratio; none, or several, are a ValueError."""
+    found = [r for r in rows if r["form"] == form and (at is None or r.get("sparsity", r.get("ratio")) == at)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} rows have form {form!r} at {at}; expected one.")
+    return found[0]
+
+
+def speed_points(rows: Sequence[Data], form: str) -> list[tuple[float, float, float, float]]:
+    """Return (sparsity, times as fast, low, high) of one form."""
+    ends = ("value", "low", "high")
+    return [(r["sparsity"], *(r["times_as_fast"][e] for e in ends)) for r in rows if r["form"] == form]
+
+
+def crossing(found: Data) -> str:
+    """Say where a form becomes as fast as dense."""
+    return found["says"] if found["sparsity"] is None else f"{found['sparsity']:.2f}"
+
+
+def ten_times_smaller(sizes: Sequence[Data], curve: Data | None) -> tuple[Ruling, str]:
+    """Rule on "about 10 times smaller at high accuracy".
+
+    The sparsity is asked for at which the smallest file is 10 times smaller than the dense one of the same type. At
+    the last stop before it, at least 95 % of the unpruned share of pictures must still be recognised (top 5).
+
+    Args:
+        sizes: rows of the record of sizes, of one dtype.
+        curve: data of the record `sparsity_curve`; None where it has not been made.
+    """
+    try:
+        needed = sparsity_for(10, sizes)
+    except ValueError as error:
+        return "does not hold", str(error)
+    because = f"A file 10 times smaller, of the same number type, needs {percent(needed)} zeros"
+    if curve is None:
+        return "not measured", f"{because}; the quality there has not been measured."
+    rows = {r["asked"]: r for r in curve["rows"] if r["part"] == "unet" and r["scope"] == "global"}
+    at = max(s for s in rows if s <= needed)
+    whole, left = rows[0.0]["top5"]["value"], rows[at]["top5"]["value"]
+    because += (
+        f". Already at {percent(at)}, without fine-tuning, {percent(left)} of the pictures are recognised among the "
+        f"best five captions, instead of {percent(whole)} (n = {curve['n']})."
+    )
+    return ("holds" if left >= 0.95 * whole else "does not hold"), because
+
+
+def smaller_and_faster(half: Data, unet: Sequence[Data]) -> tuple[Ruling, str]:
+    """Rule on "smaller and faster, because zeros are not computed".
+
+    Smaller: the smallest file at half zeros is at most 60 % of the dense one. Faster: the interval of the dense
+    kernel's speed with half zeros lies above 1.05. Both hold, one holds in part.
+
+    Args:
+        half: row of the record of sizes at sparsity 0.5.
+        unet: rows of the whole UNet in the record of latencies.
+    """
+    zeros, csr = (only_row(unet, form, 0.5)["times_as_fast"] for form in ("zeros", "csr"))
+    left = share(half, SMALLEST)
+    return _all_or_some((left <= 0.6) + (zeros["low"] > 1.05), 2), (
+        f"With half of the weights at zero the plain file is as large as before, and {percent(left)} of that when "
+        f"written for zeros and zipped. The model runs {spread(zeros, 2)} times as fast in dense kernels, which "
+        f"compute the zeros, and {spread(csr, 2)} times as fast in CSR, which does not."
+    )
+
+
+def four_times_smaller(structured: Data | None) -> tuple[Ruling, str]:
+    """Rule on "almost 4 times smaller and almost 3 times faster with less than 1 % lost".
+
+    Wanted is a structured UNet with at least 3.5 times fewer parameters, at least 2.5 times as fast, that keeps 99 % of
+    the unpruned share of recognised pictures (top 5) after its fine-tune. All three hold; size and one other hold in
+    part. `structured` is the data of the record `structured_pruning`, None where it has not been made.
+    """
+    said_of = " It was said of classification; this is a small denoiser."
+    if structured is None or not all(r["latency_times_as_fast"] for r in structured["rows"]):
+        return "not measured", "Sizes, speeds and qualities of structured UNets are not all there." + said_of
+    unpruned, found = structured["unpruned"], {}
+    for row in structured["rows"]:
+        size, speed = unpruned["params"] / row["params"], row["latency_times_as_fast"]["value"]
+        kept = row["after"]["top5"]["value"] / unpruned["top5"]["value"]
+        met = 1 + (speed >= 2.5) + (kept >= 0.99) if size >= 3.5 else 0
+        found[row["name"]] = (met, kept * min(size, 3.5), size, speed, kept, row["finetune"]["steps"])
+    name = max(found, key=lambda n: found[n])
+    met, _, size, speed, kept, steps = found[name]
+    ruling: Ruling = {3: "holds", 2: "holds in part"}.get(met, "does not hold")
+    return ruling, (
+        f"The nearest is {name}: {size:.1f} times fewer parameters, {speed:.1f} times as fast, and {percent(kept)} of "
+        f"the unpruned share of recognised pictures after {steps} steps of fine-tuning." + said_of
+    )
+
+
+# Cutting operators
+
+# The paper's faces: FID 15.03 of the compressed model after its short training, 13.84 of the original.
+CLOSE = 15.03 / 13.84
+
+
+def preserved_beat_scratch(training: Data) -> tuple[Ruling, str]:
+    """Rule on "training from scratch is consistently worse than from preserved weights".
+
+    Holds if at every level the SSIM from preserved weights is higher beyond chance (95 % interval over pictures), and
+    consistently so: in every seed and at every moment that was judged, the Fréchet distance is lower too. The first
+    alone holds in part. `training` is the data of the record `operator_training`.
+    """
+    runs = {run["name"]: run for run in training["runs"]}
+    if not training["preserved_minus_scratch"]:
+        return "not measured", "The runs from random weights have not been made."
+    ahead, always, words = [], [], []
+    for level, gain in training["preserved_minus_scratch"].items():
+        kept, fresh = runs[f"score-{level}"], runs[f"scratch-{level}"]
+        lower = [
+            a < b
+            for old, new in zip(kept["judged"], fresh["judged"], strict=True)
+            for a, b in zip(old["frechet"]["by_seed"], new["frechet"]["by_seed"], strict=False)
+        ]
+        ahead.append(gain["ssim"]["low"] > 0)
+        always.append(all(lower))
+        words.append(
+            f"with {percent(kept['plan']['macs_ratio'])} of the MACs removed by {spread(gain['ssim'])} SSIM, and by "
+            f"Fréchet distance in {sum(lower)} of {len(lower)} comparisons"
+        )
+    ruling = "does not hold" if not all(ahead) else "holds" if all(always) else "holds in part"
+    return ruling, f"After the same training, preserved weights are ahead {'; '.join(words)}."
+
+
+def little_training(training: Data) -> tuple[Ruling, str]:
+    """Rule on "a short fine-tune brings the compressed model close to the original".
+
+    Close is what it was in the paper: a Fréchet distance at most 15.03 / 13.84 times the original's. It holds if every
+    level gets there, in part if one does. `training` is the data of the record `operator_training`.
+    """
+    found = sorted(
+        (run["plan"]["macs_ratio"], *(run["judged"][moment]["frechet"]["value"] for moment in (0, -1)))
+        for run in training["runs"]
+        if run["name"].startswith("score-")
+    )
+    if not found:
+        return "not measured", "No compressed model has been trained."
+    whole = training["unpruned"]["frechet"]["value"]
+    words = "; ".join(
+        f"with {percent(ratio)} of the MACs removed from {before:.1f} to {end:.1f}" for ratio, before, end in found
+    )
+    return _all_or_some(sum(end <= CLOSE * whole for *_, end in found), len(found)), (
+        f"In {training['finetune']['steps']} steps the Fréchet distance goes, {words}; the original has {whole:.1f}, "
+        f"and close means {CLOSE * whole:.1f} or less."
+    )
+
+
+def chooses_better(removal: Data, controls: Sequence[str]) -> tuple[Ruling, str]:
+    """Rule on "operators of low score are the ones to remove".
+
+    The score is compared with each control, a ranking, at equal MACs, at every level, before and after training: ahead
+    means a higher SSIM beyond chance. It holds if the score is ahead in all comparisons, in part if in more than half.
+    `removal` is the data of the record `operator_removal`.
+    """
+    before = [
+        row["score_minus_this"]["ssim"]
+        for row in removal["rows"]
+        if (row["budget"], row["scope"]) == ("macs_ratio", "all")
+        and row["asked"] in removal["levels"]
+        and row["ranking"] in controls
+    ]
+    after = [row["score_minus_this"]["ssim"] for row in removal["trained"] if row["ranking"] in controls]
+    if not before + after:
+        return "not measured", "No control has been cut."
+    won_before, won_after = (sum(lead["low"] > 0 for lead in leads) for leads in (before, after))
+    rate = (won_before + won_after) / len(before + after)
+    worst = min(before + after, key=lambda lead: lead["value"])
+    return ("holds" if rate == 1 else "holds in part" if rate > 0.5 else "does not hold"), (
+        f"At equal MACs the score is ahead of chance and size in {won_before} of {len(before)} comparisons before "
+        f"training and in {won_after} of {len(after)} after it; its smallest lead is {spread(worst)} SSIM."
+    )
+
+
+def faster_and_as_good(
+    latency: Data | None, training: Data, cuts: Mapping[float, str], device: str = "cpu"
+) -> tuple[Ruling, str]:
+    """Rule on "34.9 % less inference time, and a better Fréchet distance after fine-tuning".
+
+    Asked of the mildest trained cut that takes at least 30 % from the time of a whole generation, or of the largest one
+    where none does: its Fréchet distance after training must not be above the unpruned model's. Time and distance hold
+    together, one of them holds in part.
+
+    Args:
+        latency: data of the record `operator_latency`; None where it has not been made.
+        training: data of the record `operator_training`.
+        cuts: level of a trained cut -> its name in the record of latencies.
+        device: on which it was timed.
+    """
+    runs = {run["name"]: run for run in training["runs"]}
+    found = []
+    for level in sorted(cuts) if latency is not None else ():
+        if f"score-{level}" in runs:
+            faster = latency["devices"][device]["times"]["generation"][cuts[level]]["times_as_fast"]
+            found.append((runs[f"score-{level}"], 1 - 1 / faster["value"]))
+    if not found:
+        return "not measured", "The time of a generation or the trained model is not there yet."
+    run, saved = next((pair for pair in found if pair[1] >= 0.3), found[-1])
+    end, whole = run["judged"][-1]["frechet"]["value"], training["unpruned"]["frechet"]["value"]
+    return _all_or_some((saved >= 0.3) + (end <= whole), 2), (
+        f"With {percent(run['plan']['macs_ratio'])} of the MACs removed a generation takes {percent(saved)} less time; "
+        f"its Fréchet distance after {training['finetune']['steps']} steps is {end:.1f}, the unpruned model's "
+        f"{whole:.1f}."
+    )
+
+
+# Schedules at equal MACs
+
+# figure of the record -> (what the page calls it, 1 where higher is better and -1 where lower is)
+METRICS = {
+    "ssim": ("SSIM to the unpruned picture", 1),
+    "frechet_unpruned": ("Fréchet distance to the unpruned pictures", -1),
+    "frechet_real": ("Fréchet distance to the real pictures", -1),
+    "clip_score": ("CLIP score", 1),
+}
+
+
+@dataclass(frozen=True)
+class Beaten:
+    """A comparison that ours loses: `by`, ours minus the rival, lies on the rival's side of zero."""
+
+    steps: int
+    budget: float
+    row: str
+    metric: str
+    by: Mapping[str, float]
+
+
+def _compared(cells: Cells, steps: int, rivals: Sequence[str]) -> Iterator[tuple[float, str, str, Mapping[str, float]]]:
+    """Yield budget, rival, metric and difference of every comparison with ours."""
+    for budget in sorted(cells.data["budgets"], reverse=True):
+        for row in rivals:
+            found = cells.at(steps, row, budget)["ours_minus"]
+            for metric in METRICS:
+                yield budget, row, metric, found[metric]
+
+
+def beaten(cells: Cells, steps: int, rivals: Sequence[str]) -> list[Beaten]:
+    """Return the comparisons that ours loses: no interval of the difference reaches ours' side of zero."""
+    return [
+        Beaten(steps, budget, row, metric, by)
+        for budget, row, metric, by in _compared(cells, steps, rivals)
+        if (by["high"] if METRICS[metric][1] > 0 else -by["low"]) < 0
+    ]
+
+
+def best_or_tied(cells: Cells, steps: int, rivals: Sequence[str]) -> tuple[Ruling, str]:
+    """Rule whether ours is best or tied on every metric at every budget."""
+    every, lost = list(_compared(cells, steps, rivals)), beaten(cells, steps, rivals)
+    won = sum((by["low"] if METRICS[metric][1] > 0 else -by["high"]) > 0 for _, _, metric, by in every)
+    text = (
+        f"At {steps} steps, of {len(every)} comparisons ({len(cells.data['budgets'])} budgets, {len(rivals)} rivals, "
+        f"{len(METRICS)} metrics) ours is clearly better in {won}, clearly worse in {len(lost)}; the rest are ties."
+    )
+    if lost:
+        places = [f"{cells.names[b.row]} at {percent(b.budget)} ({METRICS[b.metric][0]})" for b in lost[:4]]
+        text += f" Worse than {'; '.join(places)}{', and others' if len(lost) > 4 else ''}."
+    return ("holds" if not lost else "holds in part" if won > len(lost) else "does not hold"), text
+
+
+def as_fast_as_macs_say(data: Data, least: float = 0.9) -> tuple[Ruling, str]:
+    """Rule whether ours denoises as much faster as its MACs promise, or `least` of that, at every budget."""
+    if not data.get("speed"):
+        return "not measured", "The times of this record have not been measured yet."
+    found = []
+    for cell in data["cells"]:
+        times = data["speed"]["times"].get(f"{cell['steps']}-{cell['budget']:g}-ours")
+        if cell["row"] == "ours" and times:
+            fast = times["denoising"]["times_as_fast"]["value"]
+            found.append((fast * cell["macs_ratio"], fast, 1 / cell["macs_ratio"]))
+    if not found:
+        return "not measured", "The times of ours have not been measured yet."
+    worst, best, met = min(found), max(found), sum(reached >= least for reached, *_ in found)
+    return _all_or_some(met, len(found)), (
+        f"Denoising alone reaches {percent(worst[0])} to {percent(best[0])} of the promised speed-up; {met} of "
+        f"{len(found)} schedules reach {percent(least)}. The one furthest from its promise is {worst[1]:.2f} times as "
+        f"fast instead of {worst[2]:.2f}."
     )

@@ -12,41 +12,37 @@ so that `import pruning_lib` itself costs nothing.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from ._lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "load": "loading",
-    "models": "loading",
-    "inspect_checkpoint": "checkpoint.inspect",
-    "slim": "checkpoint.slim",
-    "prune_magnitude": "weights.magnitude",
-    "prune_structured": "structured.structured",
-    "remove_blocks": "structured.blocks",
-    "find_operators": "operators.find",
-    "score_operators": "operators.score",
-    "remove_operators": "operators.remove",
-    "load_pruned": "operators.remove",
-    "units_of": "steps.units",
-    "grid_of": "steps.schedule",
-    "Schedule": "steps.schedule",
-    "train_pruner": "steps.training",
-    "finetune": "finetuning.finetune",
-    "denoiser_on_meta": "loading",
-    "count_macs": "macs",
-    "measure_latency": "latency",
-    "load_record": "records",
-    "save_record": "records",
-    "passport": "records",
+_NAMES = {
+    "loading": ("load", "models", "denoiser_on_meta"),
+    "checkpoint.inspect": ("inspect_checkpoint",),
+    "checkpoint.slim": ("slim",),
+    "weights.magnitude": ("prune_magnitude",),
+    "structured.structured": ("prune_structured",),
+    "structured.blocks": ("remove_blocks",),
+    "operators.find": ("find_operators",),
+    "operators.score": ("score_operators",),
+    "operators.scores": ("Scores",),
+    "operators.plan": ("Plan",),
+    "operators.remove": ("remove_operators",),
+    "steps.units": ("units_of",),
+    "steps.schedule": ("grid_of", "Schedule"),
+    "steps.training": ("train_pruner",),
+    "steps.search": ("search_schedule",),
+    "finetuning.finetune": ("finetune",),
+    "macs": ("count_macs",),
+    "latency": ("measure_latency",),
+    "records": ("load_record", "save_record", "passport"),
 }
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-
     from .checkpoint.inspect import inspect_checkpoint
     from .checkpoint.slim import slim
     from .finetuning.finetune import finetune
@@ -54,14 +50,26 @@ if TYPE_CHECKING:
     from .loading import denoiser_on_meta, load, models
     from .macs import count_macs
     from .operators.find import find_operators
-    from .operators.remove import load_pruned, remove_operators
+    from .operators.plan import Plan
+    from .operators.remove import remove_operators
     from .operators.score import score_operators
+    from .operators.scores import Scores
     from .records import load_record, passport, save_record
     from .steps.schedule import Schedule, grid_of
+    from .steps.search import search_schedule
     from .steps.training import train_pruner
     from .steps.units import units_of
     from .structured.blocks import remove_blocks
     from .structured.structured import prune_structured
     from .weights.magnitude import prune_magnitude
 
-__getattr__, __dir__ = lazy_names(__name__, _WHERE)
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. It has: {', '.join(__all__)}.")
+    value = globals()[name] = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

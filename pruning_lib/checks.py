@@ -1,7 +1,4 @@
-"""Small helpers for what we print: a good error names what was given, what is allowed and how to go on.
-
-Is this device there?  Asked before any work starts.
-"""
+"""Is this name known, is this device there: a good error names what was given, what is allowed and how to go on."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-
-__all__ = ["best_device", "check_device", "installed_version", "nearest", "path_levels", "place", "synchronise"]
 
 
 def installed_version(distribution: str) -> str:
@@ -33,12 +28,11 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     Returns:
         `"Did you mean 'a' or 'b'?"`, or, where nothing is close, the whole list.
     """
-    options = list(options)
-    close = difflib.get_close_matches(name.lower(), [o.lower() for o in options], n=count, cutoff=0.5)
-    by_lower = {o.lower(): o for o in options}
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?"
-    return "Known: " + ", ".join(repr(o) for o in options) + "."
+    return "Known: " + ", ".join(map(repr, by_lower.values())) + "."
 
 
 def path_levels(path: str) -> list[str]:
@@ -61,6 +55,26 @@ def place(value: object, among: Sequence, what: str) -> int:
     if value not in among:
         raise ValueError(f"there is no {what} {value!r}. {nearest(str(value), list(map(str, among)))}")
     return list(among).index(value)
+
+
+def check_whole(name: str, value: object, least: int) -> int:
+    """Return `value` if it is a whole number of at least `least`; the ValueError says what it is called."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}; it must be a whole number >= {least}.")
+    return value
+
+
+def check_number(name: str, value: object, interval: str) -> float:
+    """Return `value` if it is a number, and no truth value, in an interval such as "[0, 1)" or "(0, inf)".
+
+    Raises:
+        ValueError: it is not; the message says what it is called, and the interval.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    inside = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not inside or (value, interval[0]) == (low, "(") or (value, interval[-1]) == (high, ")"):
+        raise ValueError(f"{name}={value!r}; it must be a number in {interval}.")
+    return value
 
 
 def check_device(device: str | torch.device) -> torch.device:

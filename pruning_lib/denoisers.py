@@ -1,16 +1,7 @@
-"""Where a pipeline keeps its denoiser.
+"""Denoisers: where a pipeline keeps one, the inputs it accepts, its structure without weights, its fingerprint.
 
-Inputs a denoiser accepts, built from its own configuration: the only file of `measure` that knows diffusers classes.
-
-A *family* is one function that turns a configuration into the arguments of `forward`.  Adding a family means adding
-one function to `_FAMILIES`.
-
-A model's structure without its weights: the same modules, every tensor on the meta device.
-
-The copy is made from the live structure, not from the configuration, so that a denoiser whose layers were removed or
-narrowed is counted as it stands.
-
-What tells one denoiser from another.
+This is the file that knows diffusers classes.  A *family* is one function that turns a configuration into the
+arguments of `forward`; adding a family means adding one function to `_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -27,14 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .checks import nearest
+from .checks import check_whole, nearest
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-__all__ = ["Fingerprint", "denoiser_of", "example_inputs", "families", "skeleton"]
-
-_NAMES = ("unet", "transformer")
 
 
 def denoiser_of(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
@@ -43,7 +30,7 @@ def denoiser_of(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
     Raises:
         TypeError: not a pipeline, or one without `unet` and `transformer`.
     """
-    for name in _NAMES:
+    for name in ("unet", "transformer"):
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module) and hasattr(pipe, "components"):
             return name, getattr(module, "_orig_mod", module)  # what torch.compile wraps
@@ -108,9 +95,8 @@ def _dit(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
 def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     inputs = {
         "hidden_states": make.normal(c.in_channels, *make.size),
-        "encoder_hidden_states": make.normal(
-            make.tokens or 120, c.caption_channels or c.cross_attention_dim
-        ),  # PixArt-alpha: 120 T5 tokens
+        # PixArt-alpha: 120 T5 tokens
+        "encoder_hidden_states": make.normal(make.tokens or 120, c.caption_channels or c.cross_attention_dim),
         "timestep": make.whole(500),
     }
     extra = c.use_additional_conditions
@@ -157,11 +143,6 @@ _FAMILIES: dict[str, Callable[[SimpleNamespace, _Maker], dict]] = {
 _DEFAULT_SIZE = {"FluxTransformer2DModel": 128}  # its configuration holds no size; 128 is 1024 pixels
 
 
-def families() -> list[str]:
-    """Return the names of the diffusers classes whose inputs `example_inputs` can build."""
-    return list(_FAMILIES)
-
-
 def example_inputs(
     denoiser: nn.Module,
     *,
@@ -172,10 +153,11 @@ def example_inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> dict[str, Tensor | dict[str, Tensor]]:
-    """Build the keyword arguments of one forward call of `denoiser`.
+    """Build the keyword arguments of one forward call of `denoiser`, batch first.
 
     Args:
-        denoiser: a diffusers model of one of `families()`; only its class and `config` are read.
+        denoiser: a diffusers model of a known family: UNet2DModel, UNet2DConditionModel, or the transformer of DiT,
+            PixArt, SD3 or Flux; only its class and `config` are read.
         sample_size: side of the latent, or (height, width), in latent pixels. Default: the configuration's.
         batch: number of samples, >= 1.
         tokens: length of the text, in tokens, >= 1. Default: for a UNet that of the text encoder in the same pipeline
@@ -183,9 +165,6 @@ def example_inputs(
         device: "meta" gives shapes without values; elsewhere the values are drawn from a unit normal distribution.
         dtype: of the floating-point inputs.
         seed: of the random values.
-
-    Returns:
-        Keyword arguments for `denoiser(...)`, batch first.
 
     Raises:
         TypeError: `denoiser` is not a module, or its family is unknown.
@@ -195,12 +174,17 @@ def example_inputs(
     kind = _family(denoiser)
     config = SimpleNamespace(**denoiser.config)
     for name, value in (("batch", batch), ("tokens", tokens)):
-        if value is not None and (not _positive(value)):
-            raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
-    size = _size(kind, config, sample_size)
+        if value is not None:
+            check_whole(name, value, 1)
+    size = sample_size if sample_size is not None else getattr(config, "sample_size", None) or _DEFAULT_SIZE.get(kind)
+    if size is None:
+        raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say.")
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and side >= 1 for side in pair):
+        raise ValueError(f"sample_size={sample_size!r}; it must be a side or (height, width) in latent pixels >= 1.")
     if kind == "UNet2DConditionModel":  # one text encoder, or two of the same length
         tokens = tokens or _tokens_beside(getattr(config, "_name_or_path", None))
-    return _FAMILIES[kind](config, _Maker(batch, size, tokens, device, dtype, seed))
+    return _FAMILIES[kind](config, _Maker(batch, pair, tokens, device, dtype, seed))
 
 
 def _family(denoiser: nn.Module) -> str:
@@ -217,20 +201,6 @@ def _family(denoiser: nn.Module) -> str:
         "forward by name, as in count_macs(model, hidden_states=torch.empty(1, 4, 32, 32), timestep=torch.ones(1)); "
         "or add a function to _FAMILIES in pruning_lib/denoisers.py that builds these inputs from model.config."
     )
-
-
-def _size(kind: str, config: SimpleNamespace, sample_size) -> tuple[int, int]:
-    given = sample_size if sample_size is not None else getattr(config, "sample_size", None) or _DEFAULT_SIZE.get(kind)
-    if given is None:
-        raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say.")
-    pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
-    if len(pair) != 2 or not all(map(_positive, pair)):
-        raise ValueError(f"sample_size={sample_size!r}; it must be a side or (height, width) in latent pixels >= 1.")
-    return pair
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _tokens_beside(where: str | None) -> int | None:
@@ -250,18 +220,20 @@ def _tokens_beside(where: str | None) -> int | None:
 _PATCHES = {"forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl"}
 
 
-def skeleton(module: nn.Module) -> nn.Module:
+def meta_copy(module: nn.Module) -> nn.Module:
     """Return a copy of `module` with every tensor on the meta device and without hooks, in evaluation mode.
+
+    It is made from the live structure, not from the configuration, so a denoiser whose layers were removed or narrowed
+    is counted as it stands, and it needs no memory to speak of.
 
     Args:
         module: any module, on any device, in any dtype; it is only read.
 
     Returns:
         A module of the same class and structure. Floating-point tensors become float32, so that models with mixed
-        types run; tied parameters stay tied. It needs no memory to speak of.
+        types run; tied parameters stay tied.
     """
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    return _copy(module, {}).eval()
+    return _copy(getattr(module, "_orig_mod", module), {}).eval()
 
 
 def _copy(module: nn.Module, seen: dict[int, object]) -> nn.Module:
@@ -295,7 +267,7 @@ def _empty(value: object, seen: dict[int, object]) -> object:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a plan must fit: the structure of a denoiser. Weights do not count, so a fine-tuned model fits as well.
+    """What tells one denoiser from another: its structure. Weights do not count, so a fine-tuned model fits as well.
 
     Attributes:
         class_name: of the denoiser.

@@ -1,12 +1,22 @@
-"""Files: is there room for one where it is wanted?  Asked before the work that fills it."""
+"""Files: is there room for one, written whole or not at all, tagged with what they hold, and read back with words.
+
+A file of ours is JSON, or safetensors with JSON in its header, and says what it is: "pruning_lib.schedule/1".
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import os
+import shutil
 import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["beside", "check_new_file", "check_place"]
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def check_place(path: Path) -> None:
@@ -15,27 +25,132 @@ def check_place(path: Path) -> None:
     Raises:
         OSError: it cannot.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: no file can be written there", str(path)) from error
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "Is a directory: the name is taken by a folder")
+        raise IsADirectoryError(errno.EISDIR, "Is a directory: the name is taken by a folder", str(path))
 
 
-def check_new_file(path: Path, suffix: str) -> None:
-    """Check that a command can write a new file at `path`.
+def check_new_file(path: Path, suffix: str = "") -> None:
+    """Check that a command can make a new file, or folder, at `path`.
 
     Raises:
-        ValueError: another ending than `suffix`, or the file exists.
+        ValueError: another ending than `suffix`, or it exists.
         OSError: it cannot be written there.
     """
-    if path.suffix != suffix:
+    if suffix and path.suffix != suffix:
         raise ValueError(f"{path} does not end in {suffix}.")
     if path.exists():
-        raise ValueError(f"{path} exists already. Give a new file, or move that one away.")
+        what = "folder" if path.is_dir() else "file"
+        raise ValueError(f"{path} exists already. Give a new {what}, or move that one away.")
     check_place(path)
 
 
 def beside(folder: str) -> Path:
     """Return a folder of data that is installed beside this package, in the book's room."""
     return Path(__file__).resolve().parents[1] / "pruning_book" / folder
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Give a name beside `path` to write a file or a folder to, and move it into place; a crash leaves the old one.
+
+    Raises:
+        OSError: the place cannot be written to, or a folder is there that is not empty.
+
+    Example:
+        >>> with write_whole("numbers.json") as part:
+        ...     part.write_text("[1, 2]")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    box = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp"))
+    part = box / path.name
+    try:
+        yield part
+        if part.is_dir():
+            if path.is_dir():
+                path.rmdir()  # fails where it is not empty
+        else:
+            (box / "usual").touch()
+            part.chmod((box / "usual").stat().st_mode)  # safetensors makes private files
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(box, ignore_errors=True)
+
+
+def save_json(path: str | Path, kind: str, version: int, data: Mapping) -> Path:
+    """Write `data` as a JSON file of this kind and version, whole or not at all."""
+    with write_whole(path) as part:
+        part.write_text(json.dumps({"format": f"pruning_lib.{kind}/{version}", **data}, indent=1) + "\n", "utf-8")
+    return Path(path)
+
+
+def load_json(path: str | Path, kind: str, versions: Collection[int] = (1,)) -> dict:
+    """Read what `save_json` wrote; "version" tells which.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+        ValueError: a damaged file, another kind or another version.
+    """
+    try:
+        data = json.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Expected a saved {kind}; save it anew.") from error
+    return check_format(data, kind, versions, source=str(path))
+
+
+def save_tensors(path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], data: Mapping) -> Path:
+    """Write tensors, and plain values beside them, as a .safetensors file of this kind and version."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} does not end in .safetensors.")
+    note = json.dumps({"format": f"pruning_lib.{kind}/{version}", **data})
+    with write_whole(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {kind: note})
+    return path
+
+
+def load_tensors(path: str | Path, kind: str, versions: Collection[int] = (1,)) -> tuple[dict[str, Tensor], dict]:
+    """Read what `save_tensors` wrote: the tensors, on the CPU, and the values; errors as `load_json`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(errno.ENOENT, "There is no such file", str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            note = json.loads((file.metadata() or {}).get(kind, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} holds no {kind}, or is damaged: {error}. Save it anew.") from error
+    return tensors, check_format(note, kind, versions, source=str(path))
+
+
+def check_format(data: object, kind: str, versions: Collection[int] = (1,), *, source: str = "this") -> dict:
+    """Return saved values with their "version", after checking that they are of this kind and a version we read."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{source} holds no {kind}, but {type(data).__name__}. Expected what its save() wrote.")
+    data = dict(data)
+    old = f"pruning_lib.{kind}/{data['version']}" if "version" in data else None  # of old some said no more
+    tag = data.pop("format", old)
+    name, _, version = str(tag).partition("/")
+    if name != f"pruning_lib.{kind}":
+        raise ValueError(f"{source} holds no {kind}: its format is {tag!r}. Expected what its save() wrote.")
+    if version not in map(str, versions):
+        known = ", ".join(map(str, versions))
+        raise ValueError(f"{source} is a {kind} of version {version}; this pruning_lib reads {known}. Update it.")
+    return {**data, "version": int(version)}
+
+
+@contextmanager
+def reading(kind: str, source: object) -> Iterator[None]:
+    """Say of what fails inside, for want of a value or by a wrong one, that `source` is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ValueError(f"{source} is a damaged {kind}: {what}. Save it anew.") from error

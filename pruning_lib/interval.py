@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "bootstrap_interval", "resamples"]
-
-_CELLS = 4_000_000  # numbers drawn at once; keeps memory below about 64 MiB
+from .checks import check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,14 @@ def bootstrap_interval(
 ) -> Interval:
     """Return a statistic of a sample with its percentile bootstrap interval.
 
+    Where all values are equal its width is 0, which says only that none of the n differed.
+
     Args:
         values: one finite number per sample `[n]`, n >= 2; or `[n, ...]` with a `statistic` that reads it.
         statistic: maps a resample, same shape as `values`, to a number. Default: the mean.
         n_boot: resamples, >= 100; 1,000 hold the ends of a 95 % interval to about a tenth of its width.
         level: between 0 and 1.
         seed: of the resampling.
-
-    Returns:
-        The `Interval`. Where all values are equal its width is 0, which says only that none of the n differed.
 
     Raises:
         ValueError: fewer than two values, values that are not finite, or options out of range.
@@ -77,42 +74,31 @@ def bootstrap_interval(
             "Some values are infinite or not a number (PSNR is infinite for equal images). Leave those samples out, "
             "and say so beside the figure."
         )
-    n = len(values)
-    draws = resamples(n, n_boot=n_boot, seed=seed)
-    check_level(level)
+    check_number("level", level, "(0, 1)")
+    draws = resamples(len(values), n_boot=n_boot, seed=seed)
     if statistic is None:
         value = values.mean().item()
         found = torch.cat([values[part].mean(1) for part in draws])
     else:
-        value = float(statistic(values))
         found = torch.tensor([float(statistic(values[row])) for part in draws for row in part], dtype=torch.float64)
+        value = float(statistic(values))
     low, high = quantile_pair(found, level)
-    return Interval(value, low, high, n, level)
+    return Interval(value, low, high, len(values), level)
 
 
 def resamples(n: int, *, n_boot: int, seed: int) -> Iterator[Tensor]:
-    """Check the options, then yield `n_boot` rows of indices in batches, int64 `[rows, n]`, drawn with replacement.
+    """Yield `n_boot` rows of indices in batches, int64 `[rows, n]`, drawn with replacement.
 
     Raises:
         ValueError: n < 2 or n_boot < 100.
     """
     if n < 2:
         raise ValueError(f"An interval needs at least 2 samples; got {n}.")
-    if not isinstance(n_boot, int) or n_boot < 100:
-        raise ValueError(f"n_boot={n_boot!r}; it must be a whole number >= 100, or the ends mean little.")
-    return _batches(n, n_boot, torch.Generator().manual_seed(seed))
-
-
-def _batches(n: int, n_boot: int, generator: torch.Generator) -> Iterator[Tensor]:
-    rows = max(1, _CELLS // n)
+    check_whole("n_boot", n_boot, 100)  # of fewer the ends mean little
+    generator = torch.Generator().manual_seed(seed)
+    rows = max(1, 4_000_000 // n)  # numbers drawn at once: keeps memory below about 64 MiB
     for start in range(0, n_boot, rows):
         yield torch.randint(n, (min(rows, n_boot - start), n), generator=generator)
-
-
-def check_level(level: float) -> None:
-    """Raise ValueError unless 0 < level < 1."""
-    if not 0 < level < 1:
-        raise ValueError(f"level={level!r}; it must lie between 0 and 1, as 0.95 does.")
 
 
 def quantile_pair(found: Tensor, level: float) -> tuple[float, float]:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
 
-from .checks import best_device, check_device, synchronise
+from .checks import best_device, check_device, check_whole, synchronise
 from .interval import Interval, bootstrap_interval
-
-__all__ = ["Latency", "measure_latency", "ratio"]
 
 _clock = time.perf_counter  # a name of its own, so that tests can put a clock of theirs here
 
@@ -52,7 +49,7 @@ class Latency:
 
     @property
     def p10_ms(self) -> float:
-        """Time that one call in ten stays below, in milliseconds."""
+        """What one call in ten stays below, in milliseconds."""
         return self._quantile(0.1)
 
     @property
@@ -80,23 +77,17 @@ def measure_latency(
     warmup: int = 3,
     device: str | torch.device | None = None,
 ) -> dict[str, Latency]:
-    """Time several calls in turn.
+    """Time several calls in turn; return name -> `Latency` in the order given.
 
     Args:
-        calls: name -> function without arguments. What it returns is thrown away. Gradients are not switched off;
-            decorate with `torch.no_grad()` what should run without.
+        calls: name -> function without arguments, whose result is thrown away. Gradients are not switched off.
         repeats: timed rounds, >= 1; each round calls every function once.
         warmup: rounds before them that are not timed, >= 0. First calls allocate, compile and choose algorithms.
         device: to wait for before the clock is read. Default: the GPU if there is one (waiting for an idle GPU costs
             nothing), else the CPU.
 
-    Returns:
-        name -> `Latency`, in the order given.
-
     Raises:
-        TypeError: `calls` is no mapping of names to functions.
-        ValueError: nothing to time, counts out of range, or a device that is not there.
-        Exception: whatever a call raises; nothing is timed then.
+        TypeError, ValueError: no functions by name, counts out of range, or a device that is not there.
 
     Example:
         >>> times = measure_latency({"whole": lambda: unet(**x), "pruned": lambda: small(**x)})
@@ -106,24 +97,19 @@ def measure_latency(
         raise TypeError(f"Expected {{name: function without arguments}}, got {type(calls).__name__}: {calls!r}.")
     if not calls:
         raise ValueError("There is nothing to time. Give {name: function without arguments}.")
-    for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}; it must be a whole number >= {least}.")
+    check_whole("repeats", repeats, 1)
+    check_whole("warmup", warmup, 0)
     device = best_device() if device is None else check_device(device)
     times: dict[str, list[float]] = {name: [] for name in calls}
     peaks: dict[str, int] = dict.fromkeys(calls, 0)
     for round_ in range(warmup + repeats):
-        names = list(calls) if round_ % 2 == 0 else list(reversed(calls))
-        for name in names:
+        for name in calls if round_ % 2 == 0 else reversed(calls):
             seconds, peak = _time_one(calls[name], device)
             if round_ >= warmup:
                 times[name].append(1000 * seconds)
                 peaks[name] = max(peaks[name], peak)
-    on_gpu = device.type == "cuda"
-    return {
-        name: Latency(tuple(found), warmup, peaks[name] / 2**20 if on_gpu else None, str(device))
-        for name, found in times.items()
-    }
+    mib = {name: peaks[name] / 2**20 if device.type == "cuda" else None for name in calls}
+    return {name: Latency(tuple(found), warmup, mib[name], str(device)) for name, found in times.items()}
 
 
 def ratio(baseline: Latency, candidate: Latency, *, level: float = 0.95, seed: int = 0) -> Interval:
@@ -132,9 +118,6 @@ def ratio(baseline: Latency, candidate: Latency, *, level: float = 0.95, seed: i
     Args:
         baseline, candidate: from one call of `measure_latency`, so that round i of both happened side by side.
         level, seed: of the bootstrap interval.
-
-    Returns:
-        An `Interval`; above 1 the candidate is faster.
 
     Raises:
         ValueError: different numbers of rounds, or fewer than two.
@@ -150,25 +133,17 @@ def ratio(baseline: Latency, candidate: Latency, *, level: float = 0.95, seed: i
 
 def _time_one(call: Callable[[], object], device: torch.device) -> tuple[float, int]:
     """Return seconds and peak bytes of one call."""
-    on_gpu = device.type == "cuda"
+    on_gpu, collects = device.type == "cuda", gc.isenabled()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     synchronise(device)
-    with _no_garbage_collection():
+    gc.disable()  # as timeit does: a collection is the whole process's work, and would land on whoever runs then
+    try:
         start = _clock()
         call()
         synchronise(device)
         seconds = _clock() - start
-    return seconds, torch.cuda.max_memory_allocated(device) if on_gpu else 0
-
-
-@contextmanager
-def _no_garbage_collection():
-    # As timeit does: a collection is the whole process's work, and would land on whoever runs when it is due.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if enabled:
+        if collects:
             gc.enable()
+    return seconds, torch.cuda.max_memory_allocated(device) if on_gpu else 0

@@ -1,6 +1,4 @@
-"""What `count_macs` returns, and its tables.
-
-Multiply-accumulates (MACs) and parameters of every module, without weights.
+"""Multiply-accumulates (MACs) and parameters of every module, counted without weights.
 
 The model's structure is run once on the meta device, where tensors have shapes but no values, and PyTorch's own
 formulas (`torch.utils.flop_counter`) count each matrix product and convolution.  One MAC is a multiplication and the
@@ -13,7 +11,9 @@ Two conventions, never mixed: *with* attention products (QK^T and AV, the produc
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .checks import path_levels
-from .denoisers import example_inputs, skeleton
+from .checks import check_whole, path_levels
+from .denoisers import example_inputs, meta_copy
 
-__all__ = ["MacsReport", "ModuleCost", "count_macs", "role_of", "si"]
-
-PRODUCTS = "attention products"
+_COUNTS = ("params", "macs", "macs_without_attention")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class ModuleCost:
 
     Attributes:
         kind: class name.
-        role: what its own weights do, such as "feed-forward"; see `role_of`.
+        role: what its own weights do, such as "norms", "feed-forward" or "attention projections".
         params: parameters, its children's included, tied ones once.
         macs: multiply-accumulates with attention products, its children's included.
         macs_without_attention: the same without attention products.
@@ -50,6 +48,10 @@ class ModuleCost:
     own_params: int
     own_macs: int
     own_macs_without_attention: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return all fields but the own ones."""
+        return {key: value for key, value in asdict(self).items() if not key.startswith("own_")}
 
 
 @dataclass(frozen=True)
@@ -90,39 +92,22 @@ class MacsReport:
 
         Args:
             depth: levels to show, >= 1; deeper levels follow their parent.
-
-        Raises:
-            ValueError: depth < 1.
         """
-        if not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"depth={depth!r}; it must be a whole number >= 1.")
-        rows: dict[str, list[str]] = defaultdict(list)
+        check_whole("depth", depth, 1)
+        children: dict[str, list[str]] = defaultdict(list)
         for path, cost in self.modules.items():
             levels = path_levels(path)
-            if (
-                path
-                and len(levels) <= depth
-                and cost.kind not in ("ModuleList", "ModuleDict")
-                and (cost.params or cost.macs)
-            ):
-                rows[".".join(levels[:-1])].append(path)
+            shown = path and len(levels) <= depth and cost.kind not in ("ModuleList", "ModuleDict")
+            if shown and (cost.params or cost.macs):
+                children[".".join(levels[:-1])].append(path)
         blocks, own = {}, self.modules[""]
-        pending = list(reversed(rows[""]))
+        pending = children[""][::-1]
         while pending:
             path = pending.pop()
             blocks[path] = self.modules[path]
-            pending += reversed(rows.get(path, []))
+            pending += reversed(children.get(path, []))
         if own.own_params or own.own_macs:
-            blocks["(model)"] = ModuleCost(
-                own.kind,
-                own.role,
-                own.own_params,
-                own.own_macs,
-                own.own_macs_without_attention,
-                own.own_params,
-                own.own_macs,
-                own.own_macs_without_attention,
-            )
+            blocks["(model)"] = replace(own, **{name: getattr(own, f"own_{name}") for name in _COUNTS})
         return blocks
 
     def by_kind(self) -> dict[str, dict[str, int]]:
@@ -131,77 +116,62 @@ class MacsReport:
         Attention products have a row of their own, so the rows add up to the whole model (tied parameters count with
         every owner).
         """
-        kinds: dict[str, dict[str, int]] = defaultdict(lambda: dict(params=0, macs=0, macs_without_attention=0))
+        kinds: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COUNTS, 0))
         for cost in self.modules.values():
             if cost.own_params or cost.own_macs_without_attention:
                 kinds[cost.role]["params"] += cost.own_params
                 kinds[cost.role]["macs"] += cost.own_macs_without_attention
                 kinds[cost.role]["macs_without_attention"] += cost.own_macs_without_attention
             if cost.own_macs > cost.own_macs_without_attention:
-                kinds[PRODUCTS]["macs"] += cost.own_macs - cost.own_macs_without_attention
+                kinds["attention products"]["macs"] += cost.own_macs - cost.own_macs_without_attention
         return dict(sorted(kinds.items(), key=lambda item: (-item[1]["macs"], -item[1]["params"])))
 
     def table(self, depth: int = 1) -> str:
-        """Return the blocks as text: parameters, MACs in both conventions, and shares of the total.
-
-        Args:
-            depth: as in `by_block`.
-        """
-        head = ("block", "kind", "params", "%", "MACs", "%", "MACs without att.", "%")
+        """Return the blocks, to a depth as in `by_block`, as text: parameters, MACs in both conventions, and shares."""
         rows = []
         for path, cost in self.by_block(depth).items():
             levels = path_levels(path)
             rows.append(("  " * (len(levels) - 1) + levels[-1], cost.kind, *self._cells(cost)))
-        rows.append(("total", self.model, *self._cells(self.modules[""])))
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in [head, *rows]
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1]])
+        head = ("block", "kind", "params", "%", "MACs", "%", "MACs without att.", "%")
+        return text_table(head, rows, ("total", self.model, *self._cells(self.modules[""])), left=2)
 
     def _cells(self, cost: ModuleCost) -> list[str]:
         cells = []
-        for name in ("params", "macs", "macs_without_attention"):
+        for name in _COUNTS:
             value, whole = getattr(cost, name), getattr(self, name)
-            cells += [si(value), f"{100 * value / whole:.1f}" if whole else "-"]
+            cells += [_si(value), f"{100 * value / whole:.1f}" if whole else "-"]
         return cells
 
     def to_dict(self, *, modules: bool = False) -> dict[str, object]:
-        """Return the report as plain JSON types.
-
-        Args:
-            modules: True to include every module, not only the top-level blocks.
-        """
+        """Return the report as plain JSON types; True for `modules` includes every one, not only top-level blocks."""
         result = {
             "model": self.model,
             "inputs": self.inputs,
-            "params": self.params,
-            "macs": self.macs,
-            "macs_without_attention": self.macs_without_attention,
-            "blocks": {path: _plain(cost) for path, cost in self.by_block().items()},
+            **{name: getattr(self, name) for name in _COUNTS},
+            "blocks": {path: cost.to_dict() for path, cost in self.by_block().items()},
             "kinds": self.by_kind(),
         }
         if modules:
-            result["modules"] = {path: _plain(cost) for path, cost in self.modules.items()}
+            result["modules"] = {path: cost.to_dict() for path, cost in self.modules.items()}
         return result
 
 
-def _plain(cost: ModuleCost) -> dict[str, object]:
-    return {key: value for key, value in asdict(cost).items() if not key.startswith("own_")}
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] = (), *, left: int = 1) -> str:
+    """Return cells as aligned text: a rule below the head and above the total, the first `left` columns to the left."""
+    cells = [head, *rows, total] if total else [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = zip(row, widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(padded)))
+    rule = "-" * len(lines[0])
+    if total:
+        lines.insert(-1, rule)
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def role_of(module: nn.Module, parents: list[str]) -> str:
-    """Say what a module's own weights do.
-
-    Args:
-        module: the module.
-        parents: class names of the module and of all above it, nearest first.
-
-    Returns:
-        "residual-block convolutions", "attention projections", "feed-forward", "other convolutions", "norms" or
-        "other linear layers and embeddings".
-    """
+def _role_of(module: nn.Module, parents: list[str]) -> str:
+    """Say what a module's own weights do, from the class names of it and of all above it, nearest first."""
     if "Norm" in parents[0] and not list(module.children()):
         return "norms"
     convolution = isinstance(module, _ConvNd)
@@ -215,16 +185,12 @@ def role_of(module: nn.Module, parents: list[str]) -> str:
     return "other convolutions" if convolution else "other linear layers and embeddings"
 
 
-def si(value: float) -> str:
+def _si(value: float) -> str:
     """Return a count with three or four digits and a unit: 859520964 -> "859.5 M"."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.2f} {unit}" if value < 100 * factor else f"{value / factor:.1f} {unit}"
     return f"{value:g}"
-
-
-# Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
-_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
 def count_macs(
@@ -241,55 +207,44 @@ def count_macs(
     Hooks and patched forward methods are ignored, so the structure is counted, not a cache that skips parts of it.
 
     Args:
-        denoiser: a diffusers denoiser of a known family (`measure.families()`); or any module, if its inputs are given.
-        sample_size: side of the latent or (height, width), in latent pixels. Default: the configuration's.
-        batch: samples per call, >= 1.
-        tokens: length of the text, in tokens. Default: see `example_inputs`.
+        denoiser: a diffusers denoiser of a known family (see `example_inputs`); or any module, if its inputs are given.
+        sample_size, batch, tokens: as in `example_inputs`, whose defaults are the configuration's size and one sample.
         **inputs: arguments of `forward` by name. They are added to the built ones or replace them; of tensors only
             shape and type are used.
-
-    Returns:
-        A `MacsReport`.
 
     Raises:
         TypeError: not a module, or an unknown family whose inputs were not given.
         ValueError: impossible sizes, or a forward call that does not accept these inputs.
 
     Example:
-        >>> report = count_macs(pipe.unet)
-        >>> print(report.table())
+        >>> print(count_macs(pipe.unet).table())
     """
-    asked = inputs
     try:
-        inputs = {**example_inputs(denoiser, sample_size=sample_size, batch=batch, tokens=tokens), **asked}
+        built = example_inputs(denoiser, sample_size=sample_size, batch=batch, tokens=tokens)
     except TypeError:
-        if not asked or not isinstance(denoiser, nn.Module):
+        if not inputs or not isinstance(denoiser, nn.Module):
             raise
-    copy = skeleton(denoiser)
-    inputs = {name: _on_meta(value) for name, value in inputs.items()}
-    owned, order = _run(copy, inputs)
-    return MacsReport(type(copy).__name__, _shapes(inputs), _costs(copy, owned, order))
+        built = {}
+    model, inputs = meta_copy(denoiser), _on_meta({**built, **inputs})
+    owned, order = _run(model, inputs)
+    return MacsReport(type(model).__name__, _shapes(inputs), _costs(model, owned, order))
 
 
 def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str]]:
     """Return MACs per module path, [with weights, of activations], without its children's; and the order of calls."""
     stack, order = [""], []
 
-    def enter(path):
-        def hook(module, args):
-            stack.append(path)
-            order.append(path)
+    def enter(path, *_):
+        stack.append(path)
+        order.append(path)
 
-        return hook
-
-    def leave(module, args, output):
+    def leave(*_):
         stack.pop()
 
     for path, module in model.named_modules():  # the copy is ours: its hooks need no removal
-        module.register_forward_pre_hook(enter(path))
+        module.register_forward_pre_hook(partial(enter, path))
         module.register_forward_hook(leave)
-    weights = {_storage(t) for t in [*model.parameters(), *model.buffers()]}
-    counter = _Counter(weights, stack)
+    counter = _Counter({_storage(t) for t in [*model.parameters(), *model.buffers()]}, stack)
     try:
         with torch.no_grad(), counter:
             model(**inputs)
@@ -299,6 +254,10 @@ def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str
             "Check sample_size, or pass the inputs of its forward by name."
         ) from error
     return counter.macs, list(dict.fromkeys(order))
+
+
+# Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
+_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
 class _Counter(TorchDispatchMode):
@@ -344,6 +303,7 @@ def _on_meta(value: object) -> object:
 
 
 def _shapes(inputs: dict) -> dict[str, object]:
+    """Return the shapes of tensors, and plain values as they are."""
     shapes = {}
     for name, value in inputs.items():
         if isinstance(value, Tensor):
@@ -366,10 +326,9 @@ def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> d
     for path in dict.fromkeys([*order, *found]):
         module, (weight, products) = found[path], total[path]
         own_weight, own_products = owned.get(path, (0, 0))
-        parents = [type(found[up]).__name__ for up in _ancestors(path)]
         costs[path] = ModuleCost(
             kind=type(module).__name__,
-            role=role_of(module, parents),
+            role=_role_of(module, [type(found[up]).__name__ for up in _ancestors(path)]),
             params=sum(p.numel() for p in module.parameters()),  # not the children's sum: a tied one counts once
             macs=weight + products,
             macs_without_attention=weight,

@@ -1,10 +1,7 @@
-"""Images as the yardsticks take them: one check, two forms.
+"""How close two images are (PSNR, SSIM), and how well an image fits its words (CLIP score, retrieval rank).
 
-Floats in [0, 1], `[n, 3, h, w]`, where images are compared with each other; 8 bits, where a network judges them.
-
-How close two images are (PSNR, SSIM), and how well an image fits its words (CLIP score, retrieval rank).
-
-All return one value per image; put `bootstrap_interval` around them before quoting a mean.
+Images are floats in [0, 1], `[n, 3, h, w]`, where they are compared with each other, and 8 bits where a network judges
+them.  All figures come one per image; put `bootstrap_interval` around them before quoting a mean.
 """
 
 from __future__ import annotations
@@ -18,25 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .interval import Interval, bootstrap_interval
-
-__all__ = [
-    "Interval",
-    "Judge",
-    "as_bytes",
-    "bootstrap_interval",
-    "check_pair",
-    "check_unit",
-    "clip_score",
-    "psnr",
-    "retrieval_rank",
-    "ssim",
-]
-
 _SLACK = 1e-3  # rounding of half precision at 1; model ranges such as [-1, 1] overshoot by far more
+WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III-C
 
 
-def check_unit(images: Tensor, name: str) -> Tensor:
+def check_unit(images: Tensor, name: str, *, check_range: bool = True) -> Tensor:
     """Return `images` as float32, or float64 if it was that, after checking that it is `[n, 3, h, w]` in [0, 1].
 
     Raises:
@@ -52,22 +35,20 @@ def check_unit(images: Tensor, name: str) -> Tensor:
         raise TypeError(f"{name} has dtype {images.dtype}; expected floats in [0, 1]. Divide 8-bit images by 255.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"{name} has shape {list(images.shape)}; expected [n, 3, h, w]. For one image, image[None].")
-    low, high = images.min().item(), images.max().item()
-    if not (-_SLACK <= low and high <= 1 + _SLACK):  # also catches NaN
-        raise ValueError(
-            f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1]. "
-            "From the model's range [-1, 1]: (images / 2 + 0.5).clamp(0, 1)."
-        )
+    if check_range:
+        low, high = torch.stack(images.detach().aminmax()).tolist()  # one wait for the device, not two
+        if not (-_SLACK <= low and high <= 1 + _SLACK):  # also catches NaN
+            raise ValueError(
+                f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1]. "
+                "From the model's range [-1, 1]: (images / 2 + 0.5).clamp(0, 1)."
+            )
     return images if images.dtype == torch.float64 else images.float()
 
 
-def check_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two sets of images to be compared one by one; both come back on the device of `a`, in one dtype.
-
-    Raises:
-        TypeError, ValueError: as `check_unit`, or shapes that differ.
-    """
-    a, b = check_unit(a, "the first set of images"), check_unit(b, "the second set of images")
+def _pair(a: Tensor, b: Tensor, check_range: bool = True) -> tuple[Tensor, Tensor]:
+    """Check two sets of images to be compared one by one; both come back on the device of `a`, in one dtype."""
+    a = check_unit(a, "the first set of images", check_range=check_range)
+    b = check_unit(b, "the second set of images", check_range=check_range)
     if a.shape != b.shape:
         raise ValueError(
             f"The sets differ in shape: {list(a.shape)} and {list(b.shape)}. Image i is compared with image i, "
@@ -75,6 +56,63 @@ def check_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(a.device, dtype)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each pair of images: -10 log10 of the mean squared error.
+
+    Args:
+        a, b: floats in [0, 1], `[n, 3, h, w]`; the peak is 1.
+
+    Returns:
+        Decibels `[n]`, higher is closer; infinite where two images are equal.
+
+    Raises:
+        TypeError, ValueError: other types, shapes or ranges.
+    """
+    a, b = _pair(a, b)
+    return -10 * (a - b).square().mean((1, 2, 3)).log10()
+
+
+def ssim(a: Tensor, b: Tensor, *, check_range: bool = True) -> Tensor:
+    """Return the mean structural similarity of each pair of images (Wang et al. 2004, Eq. 13 and 14).
+
+    The authors' own convention: a Gaussian window of 11 x 11 pixels with sigma 1.5 and weights that add up to 1,
+    population (co)variances, only positions where the whole window lies inside the image, K1 = 0.01, K2 = 0.03, range
+    1; computed for each colour channel and averaged. The same as scikit-image's `structural_similarity(a, b,
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)`.
+
+    Args:
+        a, b: floats in [0, 1], `[n, 3, h, w]`, h and w at least 11. Differentiable in both.
+        check_range: False to trust that the values are in [0, 1], as in a loss: looking at them waits for a GPU.
+
+    Returns:
+        `[n]`, at most 1, which means equal; negative where structure is reversed.
+
+    Raises:
+        TypeError, ValueError: other types, shapes or ranges.
+    """
+    a, b = _pair(a, b, check_range)
+    n, channels, height, width = a.shape
+    if min(height, width) < WINDOW:
+        raise ValueError(f"The images have {height} x {width} pixels; SSIM needs {WINDOW} x {WINDOW} at least.")
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device="cpu") - WINDOW // 2
+    line = torch.exp(-offsets.square() / (2 * SIGMA**2))
+    line = (line / line.sum()).to(a.device, a.dtype)
+
+    def blur(x: Tensor) -> Tensor:
+        # Variances are small differences of squares. Under autocast a convolution would round them to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+
+    a, b = a.reshape(n * channels, 1, height, width), b.reshape(n * channels, 1, height, width)
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return (luminance * structure).reshape(n, -1).mean(1)
 
 
 def as_bytes(images: Tensor | Sequence[Image.Image]) -> Tensor:
@@ -104,10 +142,6 @@ def as_bytes(images: Tensor | Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
 
-WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III-C
-K1, K2 = 0.01, 0.03
-
-
 class Judge(Protocol):
     """What `clip_score` and `retrieval_rank` need: both methods return unit vectors `[n, d]` of one space."""
 
@@ -116,62 +150,6 @@ class Judge(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed n texts."""
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each pair of images: -10 log10 of the mean squared error.
-
-    Args:
-        a, b: floats in [0, 1], `[n, 3, h, w]`; the peak is 1.
-
-    Returns:
-        Decibels `[n]`, higher is closer; infinite where two images are equal.
-
-    Raises:
-        TypeError, ValueError: other types, shapes or ranges.
-    """
-    a, b = check_pair(a, b)
-    return -10 * (a - b).square().mean((1, 2, 3)).log10()
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean structural similarity of each pair of images (Wang et al. 2004, Eq. 13 and 14).
-
-    The authors' own convention: a Gaussian window of 11 x 11 pixels with sigma 1.5 and weights that add up to 1,
-    population (co)variances, only positions where the whole window lies inside the image, K1 = 0.01, K2 = 0.03, range
-    1; computed for each colour channel and averaged. The same as scikit-image's `structural_similarity(a, b,
-    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)`.
-
-    Args:
-        a, b: floats in [0, 1], `[n, 3, h, w]`, h and w at least 11. Differentiable in both.
-
-    Returns:
-        `[n]`, at most 1, which means equal; negative where structure is reversed.
-
-    Raises:
-        TypeError, ValueError: other types, shapes or ranges.
-    """
-    a, b = check_pair(a, b)
-    n, channels, height, width = a.shape
-    if min(height, width) < WINDOW:
-        raise ValueError(f"The images have {height} x {width} pixels; SSIM needs {WINDOW} x {WINDOW} at least.")
-    offsets = torch.arange(WINDOW, dtype=torch.float64, device="cpu") - WINDOW // 2
-    line = torch.exp(-offsets.square() / (2 * SIGMA**2))
-    line = (line / line.sum()).to(a.device, a.dtype)
-
-    def blur(x: Tensor) -> Tensor:
-        # Variances are small differences of squares. Under autocast a convolution would round them to half precision.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-
-    a, b = a.reshape(n * channels, 1, height, width), b.reshape(n * channels, 1, height, width)
-    mean_a, mean_b = blur(a), blur(b)
-    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
-    covariance = blur(a * b) - mean_a * mean_b
-    c1, c2 = K1**2, K2**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return (luminance * structure).reshape(n, -1).mean(1)
 
 
 def clip_score(clip: Judge, images: Tensor | Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
@@ -211,7 +189,7 @@ def retrieval_rank(
         int64 `[n]`; 1 is best, `len(candidates)` worst.
 
     Raises:
-        TypeError, ValueError: as `clip_score`; also a prompt that is no candidate, or a candidate given twice.
+        TypeError, ValueError: as `clip_score`; a prompt that is no candidate, or a candidate given twice.
     """
     pixels = _paired(images, prompts)
     place = {text: i for i, text in enumerate(candidates)}

@@ -1,12 +1,10 @@
-"""The passport of a measurement: where, when, with what and how often it was made.
-
-Result records: the only place a page takes a measured number from.
+"""Result records: the only place a page takes a measured number from; each carries the passport of its measurement.
 
 A record is a JSON file, `pruning_book/records/<experiment>.json`:
 
     {"schema_version": 1, "experiment": "first_explorer", "data": {...}, "passport": {...}}
 
-`data` is the experiment's own; `passport` says where, when and with what it was measured.
+`data` is the experiment's own; `passport` says where, when, with what and how often it was measured.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -27,11 +26,7 @@ from pathlib import Path
 import torch
 
 from .checks import best_device, check_device, installed_version
-from .files import beside, check_place
-
-__all__ = ["RecordError", "check_writable", "load_record", "passport", "record_path", "results_folder", "save_record"]
-
-_PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+from .files import beside, check_place, write_whole
 
 
 def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None = None) -> dict[str, object]:
@@ -43,16 +38,13 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         device: where it ran. Default: the GPU if there is one, else the CPU.
 
     Returns:
-        Plain JSON types: `hardware` (name of the processor that did the work), `device`, `cpu_threads`, `os`,
-        `python`, `versions` (package -> version), `seeds`, `n`, `date` (UTC, ISO 8601), `commit` (of the repository
-        this package runs from, or that it was installed from; "uncommitted" where neither is known) and `dirty` (True
-        if a tracked file of that repository was changed since; None where unknown). On an NVIDIA GPU also `gpu`:
-        driver, CUDA's version, memory in MiB, compute capability, and clocks in MHz and power limit in W where
-        `nvidia-smi` tells them.
+        Plain JSON types: hardware, software, seeds, n, date (UTC, ISO 8601), the commit of the repository this package
+        runs from or was installed from ("uncommitted" where neither is known) and whether a tracked file of it was
+        changed since (`dirty`; None where unknown). Of an NVIDIA GPU also driver, memory in MiB, clocks in MHz, and
+        power limit in W.
 
     Raises:
-        TypeError: seeds that are no whole numbers.
-        ValueError: n < 1, or a device that is not there.
+        TypeError, ValueError: seeds that are no whole numbers, n < 1, or a device that is not there.
     """
     if not isinstance(seeds, Sequence) or not all(type(s) is int for s in seeds):
         raise TypeError(f"seeds={seeds!r}; expected a list of whole numbers, as in [0, 1].")
@@ -60,6 +52,7 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         raise ValueError(f"n={n!r}; expected the number of samples behind a figure, >= 1.")
     device = best_device() if device is None else check_device(device)
     commit, dirty = _commit()
+    versions = {name: installed_version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
     return {
         "hardware": _hardware(device),
         **({"gpu": _gpu(device)} if device.type == "cuda" else {}),
@@ -67,7 +60,7 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         "cpu_threads": torch.get_num_threads(),
         "os": _system(),
         "python": platform.python_version(),
-        "versions": {**{name: installed_version(name) for name in _PACKAGES}, "pruning_lib": _own_version()},
+        "versions": {**versions, "pruning_lib": sys.modules[__package__].__version__},
         "seeds": list(seeds),
         "n": n,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,12 +72,10 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = ""
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    name = name or _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} logical cores"
+    known = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.*\S)", known, re.M)
+    name = found[1] if found else _output("sysctl", "-n", "machdep.cpu.brand_string")
+    return f"{name or platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"
 
 
 # what nvidia-smi is asked for -> what the passport calls it
@@ -120,19 +111,13 @@ def _system() -> str:
         return f"{platform.system()} {platform.release()}"
 
 
-def _own_version() -> str:
-    from ..pruning_lib import __version__
-
-    return __version__
-
-
 def _commit() -> tuple[str, bool | None]:
-    folder = Path(__file__).parent
+    file = Path(__file__)
+    git = ("git", "-C", str(file.parent))
     # A package inside somebody's environment may lie in a repository that is not its own: ask whether git tracks it.
-    if _output("git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name):
-        commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
-        if commit:
-            return commit, bool(_output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"))
+    commit = _output(*git, "ls-files", "--error-unmatch", file.name) and _output(*git, "rev-parse", "HEAD")
+    if commit:
+        return commit, bool(_output(*git, "status", "--porcelain", "--untracked-files=no"))
     try:  # installed with pip from a repository, as the set-up cells on Colab do: pip notes the commit (PEP 610)
         note = json.loads(metadata.distribution("pruning-lib").read_text("direct_url.json") or "{}")
         return note["vcs_info"]["commit_id"], False
@@ -148,10 +133,10 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+_ADVICE = "Check that its folder is no file and that you may write there."
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version": int, "experiment": str, "data": dict, "passport": dict}
 PASSPORT_FIELDS = {"hardware": str, "versions": dict, "seeds": list, "n": int, "date": str, "commit": str}
-_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 class RecordError(ValueError):
@@ -166,18 +151,15 @@ def results_folder() -> Path:
     """
     if os.environ.get("PRUNING_LIB_RESULTS"):
         return Path(os.environ["PRUNING_LIB_RESULTS"])
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "pruning_book" / "records").is_dir():
-            return folder / "pruning_book" / "records"
-    return beside("records")
+    near = (folder / "pruning_book" / "records" for folder in (Path.cwd(), *Path.cwd().parents))
+    return next((folder for folder in near if folder.is_dir()), beside("records"))
 
 
 def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapping) -> Path:
     """Write a record, whole or not at all.
 
-    It is written beside its place and moved there, so a crash leaves the old record as it was. If the place cannot be
-    written to, the record is kept in the folder for temporary files and the error says where: a measurement may have
-    taken hours.
+    If the place cannot be written to, the record is kept in the folder for temporary files and the error says where: a
+    measurement may have taken hours.
 
     Args:
         path: the file, ending in .json; its folder is created.
@@ -192,29 +174,24 @@ def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapp
         RecordError: data that JSON cannot hold, a passport without its fields, or a place that cannot be written to.
     """
     path = _json_path(path)
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "experiment": experiment,
-        "data": _plain(data, "data"),
-        "passport": _plain(passport, "passport"),
-    }
+    record = {"schema_version": SCHEMA_VERSION, "experiment": experiment}
+    record |= {"data": _plain(data, "data"), "passport": _plain(passport, "passport")}
     _check(record, str(path))
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        return _write(path, text)
+        with write_whole(path) as part:
+            part.write_text(text, "utf-8")
     except OSError as error:
-        kept = _keep(experiment, text)
+        kept = Path(tempfile.mkdtemp(prefix=f"{experiment}-")) / path.name
+        kept.write_text(text, "utf-8")
         raise RecordError(
-            f"Cannot write {path}: {error.strerror or error}. {kept}"
-            "Check that its folder exists, is no file, and that you may write there."
+            f"Cannot write {path}: {error.strerror or error}. Nothing is lost: the record was kept as {kept}. {_ADVICE}"
         ) from error
+    return path
 
 
 def check_writable(path: str | Path) -> Path:
-    """Check that a record can be written, before the work that fills it.
-
-    Args:
-        path: the file, ending in .json; its folder is created, the file itself is not touched.
+    """Return the file of a record, after making its folder and checking that it can be written, before the work.
 
     Raises:
         RecordError: it cannot.
@@ -224,21 +201,13 @@ def check_writable(path: str | Path) -> Path:
         check_place(path)
     except OSError as error:
         raise RecordError(
-            f"Cannot write {path}: {error.strerror or error}. Nothing was measured yet. "
-            "Check that its folder is no file and that you may write there."
+            f"Cannot write {path}: {error.strerror or error}. Nothing was measured yet. {_ADVICE}"
         ) from error
     return path
 
 
 def record_path(path_or_name: str | Path) -> Path:
-    """Return the file of a record, whether it is there or not.
-
-    Args:
-        path_or_name: as `load_record` takes it.
-
-    Raises:
-        RecordError: neither a name nor a path.
-    """
+    """Return the file that `load_record` would read, whether it is there or not."""
     if not isinstance(path_or_name, (str, Path)):
         raise RecordError(f"{path_or_name!r} is neither the name of an experiment nor a file.")
     return results_folder() / f"{path_or_name}.json" if _is_name(path_or_name) else Path(path_or_name)
@@ -267,19 +236,16 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
     """
     path = record_path(path_or_name)
     try:
-        text = path.read_text(encoding="utf-8")
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.json")))
         raise RecordError(
-            f"There is no record {path}. Records there: {', '.join(known) or 'none'}. Make it with "
-            f"`python benchmarks/{path.stem}.py`, restore it from version control, or set PRUNING_LIB_RESULTS."
+            f"There is no record {path}. Records there: {known or 'none'}. Make it with "
+            f"`python -m benchmarks {path.stem}`, restore it from version control, or set PRUNING_LIB_RESULTS."
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RecordError(f"Cannot read {path}: {reason}. Restore it from version control.") from error
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise RecordError(f"Cannot read {path}: {error.strerror}. Restore it from version control.") from error
+    except ValueError as error:
         raise RecordError(
             f"{path} is no valid JSON: {error}. It may be cut short; restore it from version control or measure again."
         ) from error
@@ -293,25 +259,25 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
 
 def _check(record: object, where: str) -> None:
     """Raise RecordError unless `record` has the form that the module's docstring shows."""
-    if not isinstance(record, dict):
-        raise RecordError(f"{where} holds {type(record).__name__}; a record is an object with {', '.join(FIELDS)}.")
     _check_fields(record, FIELDS, where)
     if record["schema_version"] != SCHEMA_VERSION:
         raise RecordError(
             f"{where} has schema_version {record['schema_version']}; this pruning_lib reads {SCHEMA_VERSION}. "
             "Use the pruning_lib it was written with, or measure again."
         )
-    if not _NAME.match(record["experiment"]):
+    if not re.fullmatch("[a-z][a-z0-9_]*", record["experiment"]):
         raise RecordError(
             f"{where}: experiment is {record['experiment']!r}; use lower-case letters, digits and underscores."
         )
     _check_fields(record["passport"], PASSPORT_FIELDS, f"{where}, passport")
 
 
-def _check_fields(found: dict, fields: dict[str, type], where: str) -> None:
+def _check_fields(found: object, fields: dict[str, type], where: str) -> None:
+    if not isinstance(found, dict):
+        raise RecordError(f"{where} holds {type(found).__name__}; a record is an object with {', '.join(fields)}.")
     missing = [name for name in fields if name not in found]
     if missing:
-        raise RecordError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, found)) or 'nothing'}.")
+        raise RecordError(f"{where} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}.")
     for name, kind in fields.items():
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
             raise RecordError(f"{where}: {name} is {type(found[name]).__name__}; expected {kind.__name__}.")
@@ -323,11 +289,9 @@ def _plain(value: object, where: str) -> object:
         value = asdict(value)
     if hasattr(value, "tolist"):  # tensors, arrays and numpy's numbers
         value = value.tolist()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise RecordError(f"{where} is {value}, which JSON cannot hold. Use None, or leave it out.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError(f"{where} is {value}, which JSON cannot hold. Use None, or leave it out.")
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
@@ -339,35 +303,6 @@ def _plain(value: object, where: str) -> object:
 
 
 def _json_path(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix != ".json":
-        raise RecordError(
-            f"{path} does not end in .json. Name the file of the record, as in pruning_book/records/name.json."
-        )
-    return path
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _keep(experiment: str, text: str) -> str:
-    try:
-        handle, name = tempfile.mkstemp(prefix=f"{experiment}-", suffix=".json")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        return f"Nothing is lost: the record was kept as {name}. "
-    except OSError:
-        return ""
+    if Path(path).suffix != ".json":
+        raise RecordError(f"{path} does not end in .json. Name a file, as in pruning_book/records/name.json.")
+    return Path(path)

@@ -1,16 +1,24 @@
-"""Execute the chapters into the book's own cache, one after the other, with progress and a time limit for each page.
+"""Execute the chapters into the book's own cache, with progress and a time limit for each page.
 
-The book build that follows finds every notebook in the cache, so each is executed once. Notebooks are read with
-myst-nb's own reader: the cache then sees the very cells that the build will look up.
+A chapter that times something runs alone; of the others two run at once where memory allows. The book build that
+follows finds every notebook in the cache, so each is executed once. Notebooks are read with myst-nb's own reader: the
+cache then sees the very cells that the build will look up.
+
+    python scripts/execute.py ROOT CHAPTER.md      # one of them
 """
 
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
@@ -25,6 +33,9 @@ from setup_cell import chapters
 CACHE = Path("_build/.jupyter_cache")
 PAGE_BUDGET_S = 180  # three minutes a chapter on two cores
 CELL_TIMEOUT_S = 600
+TOGETHER = 2
+MEMORY_GIB = 6  # that the largest chapter needs
+TIMES = re.compile(r"\b(measure_latency|perf_counter)\b")
 
 
 class Run(NamedTuple):
@@ -59,8 +70,8 @@ def executed(root: Path, path: Path) -> NotebookNode:
     return get_cache(str(root / CACHE)).merge_match_into_notebook(read(root, path))[1]
 
 
-def execute(root: Path, path: Path) -> Run:
-    """Execute the chapter `path`, or find it in the cache.
+def execute(root: Path, path: Path) -> None:
+    """Execute the chapter `path` into the cache.
 
     Raises:
         SystemExit: where a cell fails, with the traceback, a cell takes longer than ten minutes, or the kernel dies.
@@ -68,9 +79,6 @@ def execute(root: Path, path: Path) -> Run:
     """
     cache = get_cache(str(root / CACHE))
     notebook = read(root, path)
-    record = _cached(cache, notebook)
-    if record is not None:
-        return Run(path.stem, record.data["execution_seconds"], record.created.timestamp(), fresh=False)
     try:
         result = single_nb_execution(
             notebook,
@@ -90,19 +98,96 @@ def execute(root: Path, path: Path) -> Run:
         raise SystemExit(f"\n{result.exc_string}\nThe chapter {path.relative_to(root)} failed; see the cell above.")
     bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-    return Run(path.stem, result.time, time.time(), fresh=True)
+
+
+def _together() -> int:
+    """Return how many chapters may run at once: as many as there are cores and memory for, at most two."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = int(psutil.virtual_memory().available / 2**30 / MEMORY_GIB)
+    return max(1, min(TOGETHER, cores, room))
+
+
+def _start(root: Path, path: Path, threads: int | None) -> subprocess.Popen[str]:
+    env = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, __file__, str(root), str(path)]
+    return subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE)
+
+
+def _finished(running: dict[Path, subprocess.Popen[str]]) -> Path:
+    while True:
+        for path, process in running.items():
+            if process.poll() is not None:
+                return path
+        time.sleep(0.1)
+
+
+def _execute_some(root: Path, paths: Sequence[Path], together: int, threads: int | None) -> Iterator[Path]:
+    """Execute chapters in processes of their own, `together` at a time, and yield each as it ends.
+
+    Raises:
+        SystemExit: where one fails, with its own words; those that run beside it may finish first.
+        KeyboardInterrupt: on Ctrl-C, after their kernels were shut down.
+    """
+    todo, running, failure = list(paths), {}, ""
+    try:
+        while running or (todo and not failure):
+            while todo and not failure and len(running) < together:
+                path = todo.pop(0)
+                running[path] = _start(root, path, threads)
+            path = _finished(running)
+            process = running.pop(path)
+            words = process.stderr.read().strip()
+            if process.returncode == 130:
+                raise KeyboardInterrupt
+            if process.returncode:
+                failure = failure or words or f"The chapter {path.stem} ended with exit status {process.returncode}."
+            else:
+                yield path
+    except KeyboardInterrupt:
+        # Ctrl-C reached the children as well: each shuts its kernel down.
+        for process in running.values():
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        raise
+    if failure:
+        raise SystemExit(f"\n{failure}")
 
 
 def execute_all(root: Path) -> list[Run]:
-    """Execute every chapter under `root`/notebooks and print one line for each."""
+    """Execute every chapter under `root`/notebooks and print one line for each; return them in the book's order."""
     # A GPU must not make a build recompute everything; fingerprint.py knows the mode.
     os.environ["PRUNING_LIB_MODE"] = os.environ.get("PRUNING_LIB_MODE") or "replay"
-    runs = []
+    cache, runs = get_cache(str(root / CACHE)), {}
     paths = chapters(root)
-    for number, path in enumerate(paths, start=1):
-        print(f"  [{number}/{len(paths)}] {path.stem} ...", end=" ", flush=True)
-        run = execute(root, path)
-        note = f"{run.seconds:.0f} s" if run.fresh else f"in the cache ({run.seconds:.0f} s when it ran)"
-        print(note + (" OVER THE BUDGET" if run.seconds > PAGE_BUDGET_S else ""), flush=True)
-        runs.append(run)
-    return runs
+
+    def note(path: Path, fresh: bool) -> None:
+        data = _cached(cache, read(root, path))
+        seconds = data.data["execution_seconds"]
+        runs[path] = Run(path.stem, seconds, data.created.timestamp(), fresh)
+        told = f"{seconds:.0f} s" if fresh else f"in the cache ({seconds:.0f} s when it ran)"
+        late = " OVER THE BUDGET" if seconds > PAGE_BUDGET_S else ""
+        print(f"  [{len(runs)}/{len(paths)}] {path.stem} ... {told}{late}", flush=True)
+
+    todo = []
+    for path in paths:
+        if _cached(cache, read(root, path)) is None:
+            todo.append(path)
+        else:
+            note(path, fresh=False)
+    alone = [path for path in todo if TIMES.search(path.read_text(encoding="utf-8"))]
+    others = [path for path in todo if path not in alone]
+    together = _together()
+    threads = max(1, (os.cpu_count() or 1) // together) if together > 1 else None
+    for group, at_once, limit in ((alone, 1, None), (others, together, threads)):
+        for path in _execute_some(root, group, at_once, limit):
+            note(path, fresh=True)
+    return [runs[path] for path in paths]
+
+
+if __name__ == "__main__":
+    try:
+        execute(Path(sys.argv[1]), Path(sys.argv[2]))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

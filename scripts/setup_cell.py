@@ -22,8 +22,8 @@ import sys
 REPOSITORY = "{repository}"  # @param {{type:"string"}}
 if "google.colab" in sys.modules:
     assert REPOSITORY, "Write the address of the book's repository in the field above."
-    %pip install --quiet "pruning-lib @ git+{{REPOSITORY}}"
-from pruning_book.start import start
+    %pip install --quiet "pruning-lib[book,structured] @ git+{{REPOSITORY}}"
+from pruning_book import start
 
 session = start()
 """

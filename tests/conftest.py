@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The scripts and the book's extensions are programs, not a package; tests import them as they import each other.
 PROGRAMS = (
     "scripts",
+    "tests",
     "_ext",
     "tests/site",
     "tests/repo",

@@ -20,10 +20,9 @@ from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.score import score_operators
 from pruning_lib.quality import clip_score, psnr, ssim
 from pruning_lib.steps.hooks import Control, attach
-from pruning_lib.steps.reuse import reusing
 from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.supernet import SuperNet, loss_and_gradient
-from pruning_lib.steps.units import list_units
+from pruning_lib.steps.units import units_of
 from pruning_lib.weights.magnitude import SCOPES, prune_magnitude
 from pruning_lib.weights.nm import prune_nm
 
@@ -71,24 +70,18 @@ FINE = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(READ)))
-def test_reading_a_value_is_noticed(gpu, number) -> None:
-    with gpu:
-        READ[number](torch.ones(2, 2, device="cuda:0"))
-    assert gpu.reads == {"test_pretended_gpu.py": 1}
-
-
-@pytest.mark.parametrize("number", range(len(WRONG)))
-def test_two_devices_are_refused(gpu, number) -> None:
-    with gpu, pytest.raises((RuntimeError, TypeError), match="cuda"):
-        WRONG[number](torch.ones(2, 2, device="cuda:0"))
-
-
-@pytest.mark.parametrize("number", range(len(FINE)))
-def test_what_a_gpu_allows_is_allowed(gpu, number) -> None:
-    with gpu:
-        assert FINE[number](torch.ones(2, 2, device="cuda:0")).is_cuda
-    assert not gpu.reads
+def test_what_it_pretends(gpu):
+    for what in READ:
+        with gpu:
+            what(torch.ones(2, 2, device="cuda:0"))
+        assert gpu.reads == {"test_pretended_gpu.py": 1}
+    for what in WRONG:
+        with gpu, pytest.raises((RuntimeError, TypeError), match="cuda"):
+            what(torch.ones(2, 2, device="cuda:0"))
+    for what in FINE:
+        with gpu:
+            assert what(torch.ones(2, 2, device="cuda:0")).is_cuda
+        assert not gpu.reads
 
 
 class Bad(Control):
@@ -104,10 +97,10 @@ class Bad(Control):
 
 
 @pytest.mark.parametrize("how", [lambda x: x * x.mean().item(), lambda x: x + torch.ones(x.shape)])
-def test_a_bad_control_is_caught(gpu, pipe, how) -> None:
+def test_a_bad_control_is_caught(gpu, pipe, how):
     unet, control = gpu.holds(pipe.unet), Bad(how)
     text = torch.zeros(1, 77, unet.config.cross_attention_dim)
-    with gpu, torch.no_grad(), attach(unet, list_units(unet, "blocks"), control):
+    with gpu, torch.no_grad(), attach(unet, units_of(unet, "blocks"), control):
         call = [x.to(CUDA) for x in (torch.zeros(1, 4, 8, 8), torch.tensor(5), text)]
         try:
             unet(*call)
@@ -117,8 +110,8 @@ def test_a_bad_control_is_caught(gpu, pipe, how) -> None:
             assert gpu.reads["test_pretended_gpu.py"] == control.values > 0
 
 
-@pytest.mark.parametrize("name, reuse", [("sd-1.5", "output"), ("sd-1.5", "prediction"), ("dit-xl-2-256", "output")])
-def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, reuse) -> None:
+@pytest.mark.parametrize("name, hold", [("sd-1.5", "value"), ("sd-1.5", "prediction"), ("dit-xl-2-256", "value")])
+def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, hold):
     pipe, steps = pipe if name == "sd-1.5" else tiny(name), 4
     grid, held = grid_of(pipe, steps), gpu.holds(pipe)
     on = torch.ones(grid.shape, dtype=torch.bool)
@@ -127,7 +120,7 @@ def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, reuse) -> None
 
     def draw(pipe):
         noise = [torch.Generator().manual_seed(0)]
-        with reusing(grid.schedule(on), reuse).applied(pipe) as control:
+        with grid.schedule(on, hold=hold).applied(pipe) as control:
             made = pipe(**which, num_inference_steps=steps, generator=noise, output_type="pt").images
             assert control.called == int(grid.calls(on).sum())
         return made
@@ -135,15 +128,14 @@ def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, reuse) -> None
     with gpu:
         found = draw(held)
     # One reading compares the sampler's timesteps with the schedule's, one finds the row of the first call.
-    assert gpu.mine(gpu.reads).pop("pruning_lib/steps/replay.py") <= 2 and set(gpu.mine(gpu.reads)) == {
-        "pruning_lib/steps/replay.py"
-    }
+    reads = gpu.mine(gpu.reads)
+    assert set(reads) == {"pruning_lib/steps/replay.py"} and sum(reads.values()) <= 2
     assert not gpu.mine(gpu.uploads)
     torch.testing.assert_close(torch.as_tensor(real(found)), torch.as_tensor(draw(pipe)), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("loss, dtype", [("ssim", torch.float32), ("latent", torch.float16)])
-def test_gates_wait_as_often_however_many_they_are(gpu, pipe, loss, dtype) -> None:
+def test_gates_wait_as_often_however_many_they_are(gpu, pipe, loss, dtype):
     pipe = copy.deepcopy(pipe)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.to(dtype)
@@ -165,7 +157,7 @@ def test_gates_wait_as_often_however_many_they_are(gpu, pipe, loss, dtype) -> No
         torch.testing.assert_close(slope, slope_wanted, rtol=0.05, atol=1e-3 * slope_wanted.abs().max().item())
 
 
-def test_operators_are_scored_with_one_reading_per_batch(gpu, pipe) -> None:
+def test_operators_are_scored_with_one_reading_per_batch(gpu, pipe):
     chosen = ["down_blocks.1.resnets.0", "mid_block.attentions.0"]
     how = {"num_latents": 2, "steps": 1, "guidance_scale": 1}
     held, found = gpu.holds(pipe), find_operators(pipe.unet)
@@ -175,7 +167,6 @@ def test_operators_are_scored_with_one_reading_per_batch(gpu, pipe) -> None:
         reads = gpu.mine(gpu.reads)
         added = contributions(held, ["lion"], operators=operators, **{**how, "steps": 2})
     assert reads.pop("pruning_lib/sampling.py") == 1 + len(chosen)
-    assert reads.pop("pruning_lib/operators/no_change.py") <= 10 * len(chosen)
     assert set(reads) == {"pruning_lib/operators/scores.py"}  # once per run: which weights are scored
     assert gpu.reads["pruning_book/rivals/rankings.py"] == len(chosen)
     wanted = score_operators(pipe, ["lion"], operators=operators, progress=False, **how)
@@ -185,7 +176,7 @@ def test_operators_are_scored_with_one_reading_per_batch(gpu, pipe) -> None:
 
 
 @pytest.mark.parametrize("scope", [*SCOPES, "2:4"])
-def test_masks_lie_beside_the_weights_and_are_the_same(gpu, scope) -> None:
+def test_masks_lie_beside_the_weights_and_are_the_same(gpu, scope):
     plain = small_unet()
     held = gpu.holds(plain)
     before = {name: real(weight).clone() for name, weight in held.named_parameters()}
@@ -204,7 +195,7 @@ def test_masks_lie_beside_the_weights_and_are_the_same(gpu, scope) -> None:
     assert all(torch.equal(real(weight), before[name]) for name, weight in held.named_parameters())
 
 
-def test_training_with_a_teacher_and_an_average(gpu, tmp_path) -> None:
+def test_training_with_a_teacher_and_an_average(gpu, tmp_path):
     student, teacher, torch_ = small_unet(0), small_unet(1), torch.Generator().manual_seed(2)
     data = [torch.randn(shape, generator=torch_) for shape in ((4, 4, 16, 16), (4, 5, 128), (1, 5, 128))]
 
@@ -223,7 +214,7 @@ def test_training_with_a_teacher_and_an_average(gpu, tmp_path) -> None:
     assert sum(gpu.mine(gpu.reads).values()) <= 3 * 4 + 2 + len(wanted) * 8  # a step: 4; the checkpoint: all
 
 
-def test_pictures_are_compared_where_the_first_ones_are(gpu) -> None:
+def test_pictures_are_compared_where_the_first_ones_are(gpu):
     a, b = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
     vectors = nn.functional.normalize(a.flatten(1), dim=1)
     for measure in (ssim, psnr):
@@ -242,7 +233,7 @@ def test_pictures_are_compared_where_the_first_ones_are(gpu) -> None:
         assert clip_score(Judge(), a.to(CUDA), ["x", "y"]).tolist() == pytest.approx([100, 100])
 
 
-def test_ssim_is_not_rounded_under_autocast() -> None:
+def test_ssim_is_not_rounded_under_autocast():
     a = torch.linspace(0.1, 0.9, 32).expand(1, 3, 32, 32)
     b = a + 0.005 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):

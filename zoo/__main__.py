@@ -7,7 +7,16 @@ from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(help="Prepare data, train emoji-sd, put it together and measure it.", no_args_is_help=True)
+from pruning_lib.commands import Commands
+
+app = typer.Typer(
+    cls=Commands,  # tells mistakes in a line
+    help="Prepare data, train emoji-sd, put it together and measure it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
 
 DATA = Path("zoo-data")
 RUN = Path("zoo-run")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pruning_book.judge import MiniCLIP, as_pixels
-from pruning_lib.quality import bootstrap_interval, psnr, retrieval_rank
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.quality import as_bytes, psnr, retrieval_rank
+from pruning_lib.sampling import pictures
 
 from .assemble import MAX_BYTES
 from .vae import to_model_range
@@ -50,16 +51,10 @@ def generate(
     guidance: float = 3.0,
     seed: int = 0,
     batch: int = 32,
-    progress: bool = False,
 ) -> Tensor:
     """Return uint8 `[n, 3, 64, 64]`; image i starts from noise of seed `seed` + i, whatever the batch size."""
-    out = []
-    for start in tqdm(range(0, len(prompts), batch), desc="generate", disable=not progress):
-        part = prompts[start : start + batch]
-        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        images = pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images
-        out.append(as_pixels(images))
-    return torch.cat(out)
+    seeds = range(seed, seed + len(prompts))
+    return as_pixels(as_bytes(pictures(pipe, prompts, seeds, steps=steps, guidance_scale=guidance, batch=batch)))
 
 
 def run_gate(
@@ -73,7 +68,6 @@ def run_gate(
     steps: int = 25,
     guidance: float = 3.0,
     seed: int = 0,
-    progress: bool = True,
 ) -> tuple[dict, Tensor]:
     """Measure the gate.
 
@@ -94,7 +88,7 @@ def run_gate(
         raise ValueError(f"n={n} captions were asked for; give 2 to {len(texts)}, which is all the model knows.")
     own = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     asked = [texts[i] for i in own]
-    drawn = generate(pipe, asked, steps=steps, guidance=guidance, seed=seed, progress=progress)
+    drawn = generate(pipe, asked, steps=steps, guidance=guidance, seed=seed)
     quality = psnr(reconstruct(pipe, images).float() / 255, images.float() / 255)
     real = retrieval_rank(clip, images[own], asked, texts) <= TOP
     fake = retrieval_rank(clip, drawn, asked, texts) <= TOP

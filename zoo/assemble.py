@@ -147,6 +147,8 @@ def _save_half(pipe: StableDiffusionPipeline, clip: CLIPModel, work: Path) -> No
             # transformers loads in the type the config names; the other parts load as float32, and all must agree
             settings.pop("torch_dtype", None)
             settings["dtype"] = "float32"
+        if config.parent.name == "text_encoder":
+            settings["default_guidance_scale"] = 3.0  # `pruning_lib`'s commands guide this much; see its `loading`
         config.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 

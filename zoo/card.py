@@ -121,7 +121,7 @@ Configuration and thinned logs are in `training.json`.
 
 ## How good it is
 
-Measured by `python -m pruning_lib zoo gate` ({state}):
+Measured by `python -m zoo gate` ({state}):
 
 - autoencoder: {span("psnr_db", 2)} dB PSNR, worst image {figures["psnr_worst_db"]:.1f} dB;
 - real images find their caption among the five nearest of all: {span("top5_real", 3)};

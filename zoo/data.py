@@ -76,7 +76,7 @@ class EmojiData:
         folder = Path(folder)
         if not (folder / "data.safetensors").is_file():
             raise FileNotFoundError(
-                f"No prepared data in {folder}. Run `python -m pruning_lib zoo data --out {folder}` first."
+                f"No prepared data in {folder}. Run `python -m zoo data --out {folder}` first."
             )
         try:
             text = json.loads((folder / "data.json").read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ class EmojiData:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"The prepared data in {folder} is damaged: {error}. "
-                f"Run `python -m pruning_lib zoo data --out {folder}` again."
+                f"Run `python -m zoo data --out {folder}` again."
             ) from error
 
 

@@ -96,7 +96,7 @@ def assemble_run(data: EmojiData, run: str | Path, folder: str | Path) -> Path:
 def _needed(run: Path, part: str) -> Path:
     path = run / part / "final"
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is missing. Run `python -m pruning_lib zoo train {part}` first.")
+        raise FileNotFoundError(f"{path} is missing. Run `python -m zoo train {part}` first.")
     return path
 
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pruning_lib.finetuning.denoising import denoising_loss, encode_captions, encode_images
+from pruning_lib.finetuning.denoising import encode_captions, encode_images, noisy_batch
 from pruning_lib.finetuning.loop import FitConfig, fit
 
 from .clip import caption
@@ -89,7 +89,8 @@ def train_unet(
         index = torch.randint(len(latents), (batch,), generator=generator)
         which = torch.randint(CAPTIONS_EACH, (batch,), generator=generator)
         clean, text = latents[index], states[index, which]
-        return denoising_loss(unet, scheduler, clean, text, nothing, generator, caption_dropout=CAPTION_DROPOUT), {}
+        noisy = noisy_batch(scheduler, clean, text, nothing, generator, caption_dropout=CAPTION_DROPOUT)
+        return noisy.loss(unet), {}
 
     return fit(unet, loss, config, folder, "unet")
 

@@ -14,7 +14,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import sparse_latency
 import torch
 
 import pruning_book as pb
@@ -27,6 +26,7 @@ from zoo.data import EmojiData
 from zoo.unet import train_unet
 from zoo.vae import train_vae
 
+from .. import sparse_latency
 from . import sd15
 from .ways import timed_ways
 from .worker import Incomplete, Run

@@ -11,20 +11,20 @@ from collections.abc import Callable
 import sd15_schedules
 import sd15_scoring
 import torch
-from big_schedules import cache_bytes, decoding_bytes
-from judged import compared, peak_mib
 from torch import nn
 
 import pruning_lib as pl
 from pruning_book.activation_memory import backward_bytes
 from pruning_book.stand_in import drawn
-from pruning_lib.denoisers import example_inputs, skeleton
+from pruning_lib.denoisers import example_inputs, meta_copy
 from pruning_lib.operators.budget import choose, reductions
 from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.remove import remove_operators
 from pruning_lib.steps.schedule import grid_of
 from pruning_lib.structured.structured import narrow_widths
 
+from ..big_schedules import cache_bytes, decoding_bytes
+from ..common import compared, peak_mib
 from .ways import timed_ways, ways_at
 from .worker import Run
 
@@ -214,7 +214,7 @@ def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
     call = backward_bytes(pipe.unet, sample_size=side, batch=2, dtype=dtype)
     caches = cache_bytes(pipe.unet, side)
     if loss == "ssim":
-        decode = decoding_bytes(nn.Module.to(skeleton(pipe.vae), dtype).requires_grad_(False), side)
+        decode = decoding_bytes(nn.Module.to(meta_copy(pipe.vae), dtype).requires_grad_(False), side)
     if checkpointing:
         return weights + steps * caches + max(call + caches, decode)
     return weights + steps * (call + caches) + decode

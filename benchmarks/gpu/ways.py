@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from DeepCache import DeepCacheSDHelper
-from judged import compared
 
 import pruning_lib as pl
 from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_lib.steps.budget import deepcache, uniform
 from pruning_lib.steps.schedule import Grid, Schedule, decode_table
 from pruning_lib.steps.search import simple_starts
+
+from ..common import compared
 
 Draw = Callable[[int], object]  # a generation with so many steps
 

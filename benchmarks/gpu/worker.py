@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from judged import write_whole
 
 import pruning_lib as pl
 from pruning_lib.checks import synchronise
 from pruning_lib.processes import is_out_of_memory
 
+from ..common import write_whole
 from .stages import BROKEN, DONE, OUT_OF_TIME
 from .summary import put_runs, slug
 

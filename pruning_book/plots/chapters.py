@@ -1,7 +1,7 @@
 """Figures that several chapters draw, and those of chapters 1 and 2.
 
-Each function takes data or images and returns a matplotlib Figure with an opaque background and its words in
-`figure.alt`, made from the data, so that they cannot go stale.
+Each function of this package takes data or images and returns a matplotlib Figure with an opaque background and its
+words in `figure.alt`, made from the data, so that they cannot go stale.
 """
 
 from __future__ import annotations
@@ -12,7 +12,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .figure import CHARACTERS, COLOURS, INK, MARKERS, as_array, new_figure, to_tensor
+from .figure import (
+    CHARACTERS,
+    COLOURS,
+    INK,
+    as_array,
+    beside,
+    curves,
+    finish,
+    looks,
+    name_rows,
+    new_figure,
+    one_panel,
+    title,
+    to_tensor,
+)
 
 __all__ = ["heat", "image_grid", "latent_channels", "lines", "roofline", "shares", "to_tensor", "toy_diffusion"]
 
@@ -23,14 +37,11 @@ def image_grid(
     """Draw images in rows, with names above the columns and beside the rows.
 
     Args:
-        images: `[n, 3, h, w]` in [0, 1] or uint8, or PIL images, row by row; n = rows × columns.
+        images: `[n, 3, h, w]` in [0, 1] or uint8, or PIL images, row by row; n = rows × columns, else a ValueError.
         columns: names of the columns; with no `rows`, all images stand in one row.
         rows: names of the rows.
         what: what the pictures are, for the alt text, as in "lion from three samplers".
         size: inches per picture.
-
-    Raises:
-        ValueError: the number of images is not rows × columns.
     """
     pictures = as_array(images)
     across = len(columns) or len(pictures)
@@ -41,40 +52,33 @@ def image_grid(
     alt += f" Columns: {', '.join(columns)}." if columns else ""
     alt += f" Rows: {', '.join(rows)}." if rows else ""
     alt = alt.replace("\n", " ")
-    label = 0.95 if rows else 0.1
-    figure, axes = new_figure(across * size + label, down * size + 0.35, alt, nrows=down, ncols=across)
+    room = 0.95 if rows else 0.1
+    figure, axes = new_figure(across * size + room, down * size + 0.35, alt, nrows=down, ncols=across)
     for index, ax in enumerate(axes.flat):
         ax.imshow(pictures[index], interpolation="nearest")
-        ax.set_xticks([]), ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         for spine in ax.spines.values():
             spine.set_visible(True), spine.set_color("#d5dbe0")
         if columns and index < across:
-            ax.set_title(columns[index], fontsize=9, color=INK)
+            title(ax, columns[index])
         if rows and index % across == 0:
-            ax.set_ylabel(rows[index // across], fontsize=9, color=INK, rotation=0, ha="right", va="center")
+            beside(ax, rows[index // across])
     return figure
 
 
 def latent_channels(latents: Tensor, names: Sequence[str]) -> Figure:
-    """Draw the channels of some latents as grey pictures.
-
-    Args:
-        latents: `[n, channels, h, w]`.
-        names: one name per latent.
-    """
+    """Draw the channels of some latents `[n, channels, h, w]`, one name each, as grey pictures."""
     n, channels = latents.shape[:2]
-    low, high = latents.min().item(), latents.max().item()
     alt = f"The {channels} channels of {n} latents as grey pictures: {', '.join(names)}."
-    alt += f" Values {low:.1f} to {high:.1f}."
+    alt += f" Values {latents.min():.1f} to {latents.max():.1f}."
     figure, axes = new_figure(channels * 1.3 + 1.2, n * 1.3 + 0.3, alt, nrows=n, ncols=channels)
-    for row in range(n):
-        for column in range(channels):
-            ax = axes[row, column]
-            shown = ax.imshow(latents[row, column].cpu(), cmap="gray", vmin=-3, vmax=3, interpolation="nearest")
-            ax.set_xticks([]), ax.set_yticks([])
-            if row == 0:
-                ax.set_title(f"channel {column}", fontsize=9, color=INK)
-        axes[row, 0].set_ylabel(names[row], fontsize=9, color=INK, rotation=0, ha="right", va="center")
+    for (row, column), ax in np.ndenumerate(axes):
+        shown = ax.imshow(latents[row, column].cpu(), cmap="gray", vmin=-3, vmax=3, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        if row == 0:
+            title(ax, f"channel {column}")
+    for ax, name in zip(axes[:, 0], names, strict=True):
+        beside(ax, name)
     figure.colorbar(shown, ax=axes, shrink=0.7, ticks=(-3, 0, 3)).ax.tick_params(labelsize=8)
     return figure
 
@@ -93,18 +97,16 @@ def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figu
     axes[1, 0].remove(), axes[0, 0].remove()
     grid = figure.add_gridspec(len(ends), 2, width_ratios=(3, 2))
     main = figure.add_subplot(grid[:, 0])
-    shade = ["#d1495b" if end < 0 else "#0b6e99" for end in paths[-1]]
-    for index in range(paths.shape[1]):
-        main.plot(np.arange(len(paths)), paths[:, index], color=shade[index], linewidth=0.6, alpha=0.45)
+    for path in paths.T:
+        main.plot(path, color=COLOURS[1] if path[-1] < 0 else COLOURS[0], linewidth=0.6, alpha=0.45)
     main.set(xlabel="step", ylabel="value", xlim=(0, len(paths) - 1))
     at = np.linspace(-3, 3, 400)
     truth = sum(np.exp(-0.5 * ((at - m) / spread) ** 2) for m in (-1, 1)) / (2 * spread * np.sqrt(2 * np.pi))
-    bins = np.linspace(-3, 3, 61)
     for row, (name, values) in enumerate(ends.items()):
         ax = figure.add_subplot(grid[row, 1])
         ax.plot(at, truth, color=INK, linewidth=1, label="data")
-        ax.hist(values, bins=bins, density=True, color="#c98a1b", alpha=0.75, label="samples")
-        ax.set_title(name, fontsize=9, color=INK, loc="left")
+        ax.hist(values, bins=np.linspace(-3, 3, 61), density=True, color=COLOURS[4], alpha=0.75, label="samples")
+        title(ax, name, loc="left")
         ax.set(yticks=[], xlim=(-3, 3), ylim=(0, 1.7 * truth.max()))  # a spike of equal ends is cut off
         if row == 0:
             ax.legend(fontsize=8, frameon=False)
@@ -118,34 +120,25 @@ def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: s
 
     Args:
         matrix: `[rows, columns]`.
-        rows: names of the rows.
-        columns: names of the columns.
+        rows, columns: their names.
         what: what the numbers are, for the alt text and the colour bar.
         form: how a number is written.
     """
     table = matrix.detach().cpu().numpy()
     itself = np.eye(len(rows), dtype=bool) if list(rows) == list(columns) else np.zeros(table.shape, dtype=bool)
-    best = [columns[i] for i in np.where(itself, -np.inf, table).argmax(1)]
-    pairs = ", ".join(f"{r}: {b}" for r, b in zip(rows, best, strict=True))
-    alt = f"{table.shape[0]} by {table.shape[1]} table of {what}. Highest in each row, itself left out: {pairs}."
+    others = np.where(itself, -np.inf, table)
+    pairs = ", ".join(f"{row}: {columns[best]}" for row, best in zip(rows, others.argmax(1), strict=True))
+    size = f"{table.shape[0]} by {table.shape[1]} table of {what}"
+    alt = f"{size}. Highest in each row, itself left out: {pairs}."
     if len(alt) > CHARACTERS:
-        i, j = divmod(int(np.where(itself, -np.inf, table).argmax()), table.shape[1])
-        alt = f"{table.shape[0]} by {table.shape[1]} table of {what}, {table.min():.2f} to {table.max():.2f}. "
-        alt += f"Highest, itself left out: {rows[i]} and {columns[j]}."
-    figure, axes = new_figure(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
-    ax = axes[0, 0]
+        i, j = np.unravel_index(others.argmax(), table.shape)
+        alt = f"{size}, {table.min():.2f} to {table.max():.2f}. Highest, itself left out: {rows[i]} and {columns[j]}."
+    figure, ax = one_panel(0.72 * len(columns) + 1.9, 0.42 * len(rows) + 1.3, alt)
     shown = ax.imshow(table, cmap="cividis_r", aspect="auto")
     middle = (table.min() + table.max()) / 2
-    for i, j in np.ndindex(*table.shape):
-        ax.text(
-            j,
-            i,
-            form.format(table[i, j]),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if table[i, j] > middle else "black",
-        )
+    for (i, j), value in np.ndenumerate(table):
+        colour = "white" if value > middle else "black"
+        ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=colour)
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=9)
     ax.set_yticks(range(len(rows)), rows, fontsize=9)
     figure.colorbar(shown, ax=ax, label=what, shrink=0.9).ax.tick_params(labelsize=8)
@@ -153,29 +146,24 @@ def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: s
 
 
 def lines(
-    x: Sequence[float], curves: dict[str, Sequence[float]], *, xlabel: str, ylabel: str, log: bool = False
+    x: Sequence[float], named: dict[str, Sequence[float]], *, xlabel: str, ylabel: str, log: bool = False
 ) -> Figure:
     """Draw curves over the same positions, each with a marker of its own.
 
     Args:
         x: positions, at least two.
-        curves: name -> values at `x`.
-        xlabel: name of the horizontal axis, with its unit.
-        ylabel: name of the vertical axis, with its unit.
+        named: name -> values at `x`.
+        xlabel, ylabel: names of the axes, with their units.
         log: True for a logarithmic horizontal axis.
     """
-    ends = "; ".join(f"{name} from {v[0]:.3g} to {v[-1]:.3g}" for name, v in curves.items())
-    figure, axes = new_figure(6.4, 3.4, f"{ylabel} against {xlabel}, {x[0]:g} to {x[-1]:g}: {ends}.")
-    ax = axes[0, 0]
-    for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-        ax.plot(x, values, color=colour, marker=marker, markersize=5, label=name)
+    ends = "; ".join(f"{name} from {v[0]:.3g} to {v[-1]:.3g}" for name, v in named.items())
+    figure, ax = one_panel(6.4, 3.4, f"{ylabel} against {xlabel}, {x[0]:g} to {x[-1]:g}: {ends}.")
+    curves(ax, {name: (x, values) for name, values in named.items()}, markersize=5)
     if log:
         ax.set_xscale("log")
         ax.minorticks_off()
     ax.set_xticks(list(x), [f"{v:g}" for v in x])
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False)
+    finish(ax, xlabel=xlabel, ylabel=ylabel, legend={})
     return figure
 
 
@@ -189,17 +177,13 @@ def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str
     """
     tops = "; ".join(f"most {kind}: {names[int(np.argmax(v))]} with {max(v):.0f} %" for kind, v in parts.items())
     alt = f"Bars for {len(names)} blocks: {', '.join(parts)} in percent. {tops}."
-    figure, axes = new_figure(7.2, 0.13 * len(names) * (len(parts) + 0.8) + 0.9, alt)
-    ax = axes[0, 0]
+    figure, ax = one_panel(7.2, 0.13 * len(names) * (len(parts) + 0.8) + 0.9, alt)
     height = 0.8 / len(parts)
     for index, (kind, values) in enumerate(parts.items()):
         at = np.arange(len(names)) + (index - (len(parts) - 1) / 2) * height
         ax.barh(at, values, height=height * 0.92, color=COLOURS[index], label=kind)
-    ax.set_yticks(range(len(names)), names, fontsize=9)
-    ax.invert_yaxis()
-    ax.set_xlabel(unit)
-    ax.grid(axis="x", alpha=0.25)
-    ax.legend(fontsize=9, frameon=False, loc="lower right")
+    name_rows(ax, names, fontsize=9)
+    finish(ax, xlabel=unit, grid="x", legend={"loc": "lower right"})
     return figure
 
 
@@ -215,15 +199,14 @@ def roofline(points: dict[str, tuple[float, float]], peak: float, bandwidth: flo
     near, far = max(part, key=part.get), min(part, key=part.get)
     alt = f"{len(part)} layers under a roof: rate against MACs per byte, both logarithmic. "
     alt += f"Reached, of the roof: most {near} with {part[near]:.0f} %, least {far} with {part[far]:.0f} %."
-    figure, axes = new_figure(6.6, 4.0, alt)
-    ax = axes[0, 0]
+    figure, ax = one_panel(6.6, 4.0, alt)
     reuses = [reuse for reuse, _ in points.values()]
     x = np.geomspace(min(reuses) / 3, max(reuses) * 3, 200)
     ax.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color=INK, linewidth=1.5, label="roof")
     ax.axvline(peak / bandwidth, color=INK, linewidth=0.8, linestyle=":")
-    for (name, (reuse, rate)), colour, marker in zip(points.items(), COLOURS, MARKERS, strict=False):
-        ax.plot(reuse, rate / 1e9, marker, color=colour, markersize=8, label=name)
-    ax.set(xscale="log", yscale="log", xlabel="MACs per byte moved", ylabel="GMACs per second")
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    for name, (reuse, rate), look in looks(points):
+        ax.plot(reuse, rate / 1e9, markersize=8, linestyle="none", label=name, **look)
+    ax.set(xscale="log", yscale="log")
+    below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
+    finish(ax, xlabel="MACs per byte moved", ylabel="GMACs per second", legend=below)
     return figure

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .figure import COLOURS, INK, new_figure
-
-__all__ = ["bytes_by_part", "rounding", "where_bytes_went"]
+from .figure import COLOURS, INK, name_rows, new_figure, one_panel
 
 _PARTS = {  # part: (label, colour, hatch); a pattern besides the colour for the copies that are dropped
     "unet": ("denoiser", COLOURS[0], ""),
@@ -33,50 +31,40 @@ def bytes_by_part(files: Mapping[str, Mapping[str, int]]) -> Figure:
     """Draw one bar per file, its bytes stacked by part.
 
     Args:
-        files: label -> part -> bytes; parts as `inspect_checkpoint` names them, and "container".
-
-    Raises:
-        ValueError: an unknown part.
+        files: label -> part -> bytes; parts as `inspect_checkpoint` names them, and "container"; no others.
     """
     unknown = {part for parts in files.values() for part in parts} - _PARTS.keys()
     if unknown:
         raise ValueError(f"Unknown parts: {', '.join(sorted(unknown))}; known: {', '.join(_PARTS)}.")
     totals = {label: sum(parts.values()) for label, parts in files.items()}
-    scale, unit = _unit(max(totals.values()))
-    first = next(iter(files))
-    shares = ", ".join(
-        f"{_PARTS[p][0]} {100 * b / totals[first]:.0f} %"
-        for p, b in sorted(files[first].items(), key=lambda x: -x[1])[:3]
-    )
+    most = max(totals.values())
+    scale, unit = _unit(most)
+    first, of_first = next(iter(files.items()))
+    largest = sorted(of_first, key=of_first.get, reverse=True)[:3]
+    shares = ", ".join(f"{_PARTS[part][0]} {100 * of_first[part] / totals[first]:.0f} %" for part in largest)
     sizes = ", ".join(f"{label} {total / scale:.1f} {unit}" for label, total in totals.items())
     alt = f"Bars of bytes by part. {sizes}. Largest in {first}: {shares}."
-    figure, axes = new_figure(7.6, 0.55 * len(files) + 1.5, alt.replace("\n", " "))
-    ax = axes[0, 0]
+    figure, ax = one_panel(7.6, 0.55 * len(files) + 1.5, alt.replace("\n", " "))
+    left = np.zeros(len(files))
     for part, (label, colour, hatch) in _PARTS.items():
-        sizes_of = [parts.get(part, 0) / scale for parts in files.values()]
-        if any(size / (max(totals.values()) / scale) > 0.002 for size in sizes_of):
-            before = [
-                sum(parts.get(other, 0) for other in list(_PARTS)[: list(_PARTS).index(part)]) / scale
-                for parts in files.values()
-            ]
-            ax.barh(list(files), sizes_of, left=before, color=colour, hatch=hatch, edgecolor="white", label=label)
+        sizes_of = np.array([parts.get(part, 0) for parts in files.values()])
+        if (sizes_of > 0.002 * most).any():
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "label": label}
+            ax.barh(list(files), sizes_of / scale, left=left / scale, **look)
+        left += sizes_of
     for row, total in enumerate(totals.values()):
         ax.text(total / scale, row, f" {total / scale:.2f} {unit}", va="center", fontsize=9, color=INK)
-    ax.set(xlabel=unit, xlim=(0, 1.16 * max(totals.values()) / scale))
+    ax.set(xlabel=unit, xlim=(0, 1.16 * most / scale))
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
 def where_bytes_went(before: int, causes: Mapping[str, int], after: int) -> Figure:
-    """Draw the way from the first size to the last, one step per cause.
+    """Draw the way from the size `before` to that `after`, in bytes, one step per cause.
 
     Args:
-        before, after: bytes.
-        causes: cause -> bytes saved, as `SlimReport.causes`; small ones may be tiny steps.
-
-    Raises:
-        ValueError: the causes do not lead from `before` to `after`.
+        causes: cause -> bytes saved, as `SlimReport.causes`; they lead from one size to the other, else a ValueError.
     """
     if before - sum(causes.values()) != after:
         raise ValueError(f"{before} - {sum(causes.values())} is not {after}; every byte must have a cause.")
@@ -84,51 +72,44 @@ def where_bytes_went(before: int, causes: Mapping[str, int], after: int) -> Figu
     steps = dict(sorted(causes.items(), key=lambda cause: -cause[1]))
     told = ", ".join(f"{cause} {saved / scale:.2f}" for cause, saved in steps.items())
     alt = f"From {before / scale:.2f} {unit} down to {after / scale:.2f} {unit}: {told}."
-    figure, axes = new_figure(7.6, 0.42 * (len(steps) + 2) + 0.8, alt)
-    ax = axes[0, 0]
+    figure, ax = one_panel(7.6, 0.42 * (len(steps) + 2) + 0.8, alt)
     ax.barh(0, before / scale, color=COLOURS[5])
     left = before
-    for row, (_, saved) in enumerate(steps.items(), start=1):
+    for row, saved in enumerate(steps.values(), start=1):
         left -= saved
         ax.barh(row, saved / scale, left=left / scale, color=COLOURS[1])
         ax.text(max(left, left + saved) / scale, row, f" {saved / scale:.3g}", va="center", fontsize=9, color=INK)
     ax.barh(len(steps) + 1, after / scale, color=COLOURS[0])
-    ax.set_yticks(range(len(steps) + 2), ["before", *(f"- {name}" for name in steps), "after"])
+    name_rows(ax, ["before", *(f"- {name}" for name in steps), "after"])
     ax.set(xlabel=unit, xlim=(0, 1.12 * before / scale))
-    ax.invert_yaxis()
     return figure
 
 
-def rounding(weights: Tensor, types: Sequence[torch.dtype] = (torch.float16, torch.bfloat16)) -> Figure:
-    """Draw the relative error of rounding over the size of a number, above a histogram of some weights.
-
-    Args:
-        weights: any shape.
-        types: the types to compare.
-    """
+def rounding(weights: Tensor) -> Figure:
+    """Draw the relative error of rounding to float16 and bfloat16 over the size of a number, above those of weights."""
     size = weights.detach().flatten().abs().double()
     size = size[size > 0]
+    chosen = size[torch.randperm(len(size), generator=torch.Generator().manual_seed(0))[:100_000]]
+    low, high = torch.quantile(chosen, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
+    names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    middle = {name: ((size.to(t).double() - size) / size).abs().median().item() for name, t in names.items()}
+    words = "; ".join(
+        f"{name}: median error of these weights {middle[name]:.1e}, largest number {torch.finfo(dtype).max:.3g}"
+        for name, dtype in names.items()
+    )
+    alt = f"Rounding error over the size of a number. {words}. 98 % of the weights: {low:.1e} to {high:.2f}."
+    figure, axes = new_figure(7.6, 4.2, alt, nrows=2, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
+    errors, counts = axes[:, 0]
     at = torch.logspace(-10, 5.3, 1200, dtype=torch.float64)
-    figure, axes = new_figure(7.6, 4.2, "", nrows=2, ncols=1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
-    words = []
-    for index, dtype in enumerate(types):
-        name = str(dtype).removeprefix("torch.")
-        # many numbers around each place, so that the curve is the worst case and not the luck of one number
-        near = at[:, None] * torch.linspace(1, 1.02, 64, dtype=torch.float64)
+    # many numbers around each place, so that the curve is the worst case and not the luck of one number
+    near = at[:, None] * torch.linspace(1, 1.02, 64, dtype=torch.float64)
+    for (name, dtype), colour, style in zip(names.items(), COLOURS, ("-", "--"), strict=False):
         error = ((near.to(dtype).double() - near) / near).abs().amax(1)
         shown = error.isfinite()
-        axes[0, 0].plot(at[shown], error[shown], color=COLOURS[index], linestyle=("-", "--")[index % 2], label=name)
-        middle = ((size.to(dtype).double() - size) / size).abs().median().item()
-        words.append(f"{name}: median error of these weights {middle:.1e}, largest number {torch.finfo(dtype).max:.3g}")
-    axes[0, 0].set(yscale="log", ylabel="largest relative error", ylim=(1e-5, 2))
-    axes[0, 0].axvline(65504, color=COLOURS[0], linewidth=0.8, linestyle=":")
-    axes[0, 0].legend(fontsize=9, frameon=False)
-    axes[1, 0].hist(size.numpy(), bins=np.logspace(-10, 5.3, 160), color=COLOURS[4])
-    axes[1, 0].set(xscale="log", xlabel="size of a number", ylabel="weights", xlim=(1e-10, 2e5))
-    low, high = torch.quantile(
-        size[torch.randperm(len(size), generator=torch.Generator().manual_seed(0))[:100_000]],
-        torch.tensor([0.01, 0.99], dtype=torch.float64),
-    ).tolist()
-    spread = f"98 % of the weights: {low:.1e} to {high:.2f}."
-    figure.alt = f"Rounding error over the size of a number. {'; '.join(words)}. {spread}"
+        errors.plot(at[shown], error[shown], color=colour, linestyle=style, label=name)
+    errors.set(yscale="log", ylabel="largest relative error", ylim=(1e-5, 2))
+    errors.axvline(65504, color=COLOURS[0], linewidth=0.8, linestyle=":")
+    errors.legend(fontsize=9, frameon=False)
+    counts.hist(size.numpy(), bins=np.logspace(-10, 5.3, 160), color=COLOURS[4])
+    counts.set(xscale="log", xlabel="size of a number", ylabel="weights", xlim=(1e-10, 2e5))
     return figure

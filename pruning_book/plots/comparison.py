@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .figure import COLOURS, INK, MARKERS, new_figure
-
-__all__ = ["Cells", "against_budget", "differences", "search_traces", "shown_names", "timelines", "toy_holding"]
+from .figure import COLOURS, INK, MARKERS, beside, curves, error_bars, finish, name_rows, new_figure, one_panel, title
 
 Cell = Mapping[str, Any]
 STYLES = ("-", "--")
@@ -27,11 +25,7 @@ def shown_names(recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 class Cells:
-    """The cells of the record `schedule_comparison`, by number of steps, row and budget.
-
-    Args:
-        data: of the record.
-    """
+    """The cells of the data of the record `schedule_comparison`, by number of steps, row and budget."""
 
     def __init__(self, data: Mapping[str, Any]):
         self.data = data
@@ -48,11 +42,7 @@ class Cells:
         return [row for row in self.rows(steps) if row in self.data["methods"]]
 
     def at(self, steps: int, row: str, budget: float) -> Cell:
-        """Return one cell.
-
-        Raises:
-            KeyError: it was not judged.
-        """
+        """Return one cell; a KeyError says that it was not judged."""
         if (steps, row, budget) not in self._cells:
             raise KeyError(f"There is no cell of {row!r} at {budget:g} of the MACs and {steps} steps.")
         return self._cells[steps, row, budget]
@@ -78,44 +68,36 @@ def against_budget(
     first = next(iter(figures))
     least = min(cells.data["budgets"])
     order = sorted(rows, key=lambda row: cells.at(steps, row, least)[first]["value"], reverse=True)
-    last = [f"{cells.names[row]} {_ends(cells.at(steps, row, least), first, log)[1]:.3g}" for row in order]
+    last = [f"{cells.names[row]} {_drawn(cells.at(steps, row, least), first, log)[0]:.3g}" for row in order]
     alt = f"{len(figures)} charts against MACs kept, {steps} steps, {len(rows)} methods. {figures[first]} at "
     alt += f"{100 * least:.0f} %: {last[0]}{f', {last[1]}, …' if len(last) > 2 else ''}, {last[-1]}."
     figure, axes = _panels(len(figures), 3.7, 2.9, alt, room=0.7)
     for ax, (key, label) in zip(axes, figures.items(), strict=True):
         for index, row in enumerate(rows):
             found = cells.over_budgets(steps, row)
-            x = [100 * cell["macs_ratio"] for cell in found]
-            low, y, high = torch.tensor([_ends(cell, key, log) for cell in found], dtype=torch.float64).T
-            bars = torch.stack([y - low, high - y])
-            ours = row.startswith("ours")
-            ax.errorbar(
-                x,
-                y,
-                yerr=bars,
-                color=INK if ours else PALETTE[index % len(PALETTE)],
-                marker=SHAPES[index % len(SHAPES)],
-                linestyle="-" if ours else STYLES[index // len(PALETTE)],
-                markersize=7,
-                linewidth=2.2 if ours else 1.1,
-                elinewidth=0.8,
-                label=cells.names[row],
-                zorder=3 if ours else 2,
-            )
+            look = {
+                "color": PALETTE[index % len(PALETTE)],
+                "linestyle": STYLES[index // len(PALETTE)],
+                "linewidth": 1.1,
+                "zorder": 2,
+            }
+            if row.startswith("ours"):
+                look = {"color": INK, "linestyle": "-", "linewidth": 2.2, "zorder": 3}
+            look |= {"marker": SHAPES[index % len(SHAPES)], "markersize": 7, "elinewidth": 0.8}
+            x, ends = [100 * cell["macs_ratio"] for cell in found], [_drawn(cell, key, log) for cell in found]
+            error_bars(ax, x, *zip(*ends, strict=True), label=cells.names[row], **look)
         if key in log:
             ax.set_yscale("log")
-        ax.set_xlabel("MACs kept, %")
-        ax.set_title(label, fontsize=10, color=INK, loc="left")
-        ax.grid(alpha=0.25)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=min(3, len(rows)))
+        title(ax, label, 10, loc="left")
+        finish(ax, xlabel="MACs kept, %")
+    _shared_legend(figure, axes, min(3, len(rows)))
     return figure
 
 
-def _ends(cell: Cell, key: str, log: Sequence[str]) -> tuple[float, float, float]:
-    """Return a figure's lower end, value and upper end as they are drawn."""
-    low, value, high = (cell[key][end] for end in ("low", "value", "high"))
-    return (1 - high, 1 - value, 1 - low) if key == "ssim" and key in log else (low, value, high)
+def _drawn(cell: Cell, key: str, log: Sequence[str]) -> tuple[float, float, float]:
+    """Return a figure's value, lower and upper end as they are drawn."""
+    value, low, high = (cell[key][end] for end in ("value", "low", "high"))
+    return (1 - value, 1 - high, 1 - low) if key == "ssim" and key in log else (value, low, high)
 
 
 def _panels(count: int, width: float, height: float, alt: str, room: float, **grid) -> tuple[Figure, list]:
@@ -125,6 +107,11 @@ def _panels(count: int, width: float, height: float, alt: str, room: float, **gr
     for ax in axes.flat[count:]:
         ax.remove()
     return figure, list(axes.flat[:count])
+
+
+def _shared_legend(figure: Figure, axes: Sequence, across: int) -> None:
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=across)
 
 
 def differences(cells: Cells, steps: int, figures: Mapping[str, tuple[str, int]], rows: Sequence[str]) -> Figure:
@@ -137,51 +124,40 @@ def differences(cells: Cells, steps: int, figures: Mapping[str, tuple[str, int]]
         rows: the rivals.
     """
     budgets = sorted(cells.data["budgets"], reverse=True)
-    worse = sum(
-        sign * cells.at(steps, row, b)["ours_minus"][key]["high" if sign > 0 else "low"] < 0
+    found = {  # low, value and high, turned so that more is better
+        (key, row, budget): sorted(
+            sign * cells.at(steps, row, budget)["ours_minus"][key][end] for end in ("low", "value", "high")
+        )
         for key, (_, sign) in figures.items()
         for row in rows
-        for b in budgets
-    )
-    total = len(figures) * len(rows) * len(budgets)
+        for budget in budgets
+    }
+    worse = sum(high < 0 for _, _, high in found.values())
     alt = f"Ours minus {len(rows)} rivals at {len(budgets)} budgets, {steps} steps, {len(figures)} figures of quality."
-    alt += f" A rival is clearly better in {worse} of {total} comparisons."
+    alt += f" A rival is clearly better in {worse} of {len(found)} comparisons."
     figure, axes = _panels(len(figures), 3.9, 0.52 * len(rows) + 0.6, alt, room=0.4, sharey=True)
-    for ax, (key, (title, sign)) in zip(axes, figures.items(), strict=True):
+    for ax, (key, (name, _)) in zip(axes, figures.items(), strict=True):
         for place, row in enumerate(rows):
             for index, budget in enumerate(budgets):
-                found = cells.at(steps, row, budget)["ours_minus"][key]
+                low, value, high = found[key, row, budget]
                 y = place + 0.15 * (index - (len(budgets) - 1) / 2)
-                low, value, high = sorted(sign * found[end] for end in ("low", "value", "high"))
+                label = f"{100 * budget:.0f} % of the MACs" if place == 0 else None
                 ax.plot([low, high], [y, y], color=COLOURS[index], linewidth=1.4)
-                ax.plot(
-                    value,
-                    y,
-                    MARKERS[index],
-                    color=COLOURS[index],
-                    markersize=6,
-                    label=f"{100 * budget:.0f} % of the MACs" if place == 0 else None,
-                )
+                ax.plot(value, y, MARKERS[index], color=COLOURS[index], markersize=6, label=label)
         ax.axvline(0, color=INK, linewidth=0.8)
-        linear = _linear(cells, steps, rows, budgets, key)
+        # linear up to half the median size of the differences, rounded to one digit
+        sizes = torch.tensor([abs(value) for (of, *_), (_, value, _) in found.items() if of == key])
+        linear = max(float(f"{float(sizes.median()) / 2:.0e}"), 1e-6)
         ax.set_xscale("symlog", linthresh=linear)
-        ends = ax.get_xlim()
-        ticks = [tick for tick in (-10 * linear, -linear, 0, linear, 10 * linear) if ends[0] <= tick <= ends[1]]
+        left, right = ax.get_xlim()
+        ticks = [tick for tick in (-10 * linear, -linear, 0, linear, 10 * linear) if left <= tick <= right]
         ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         ax.minorticks_off()
-        ax.set_title(title, fontsize=10, color=INK, loc="left")
-        ax.grid(axis="x", alpha=0.25)
-    axes[0].set_yticks(range(len(rows)), [cells.names[row] for row in rows])
-    axes[0].invert_yaxis()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=3)
+        title(ax, name, 10, loc="left")
+        finish(ax, grid="x")
+    name_rows(axes[0], [cells.names[row] for row in rows])
+    _shared_legend(figure, axes, 3)
     return figure
-
-
-def _linear(cells: Cells, steps: int, rows: Sequence[str], budgets: Sequence[float], key: str) -> float:
-    """Return up to where an axis is linear: half the median size of the differences, rounded to one digit."""
-    sizes = [abs(cells.at(steps, row, b)["ours_minus"][key]["value"]) for row in rows for b in budgets]
-    return max(float(f"{float(torch.tensor(sizes).median()) / 2:.0e}"), 1e-6)
 
 
 def timelines(tables: Mapping[str, Tensor], macs: Sequence[int], base: int = 0) -> Figure:
@@ -196,14 +172,13 @@ def timelines(tables: Mapping[str, Tensor], macs: Sequence[int], base: int = 0) 
     parts = {
         name: ((live * weights).sum(1) + base * live.any(1)) / (weights.sum() + base) for name, live in tables.items()
     }
-    calls = {name: f"{int((share > 0).sum())} of {len(share)}" for name, share in parts.items()}
-    alt = "Share of a whole call computed at each call. Calls that compute something: "
-    alt += "; ".join(f"{name} {many}" for name, many in calls.items()) + "."
+    calls = "; ".join(f"{name} {int((share > 0).sum())} of {len(share)}" for name, share in parts.items())
+    alt = f"Share of a whole call computed at each call. Calls that compute something: {calls}."
     figure, axes = new_figure(7.2, 0.42 * len(parts) + 0.7, alt, nrows=len(parts), sharex=True)
     for ax, (name, share) in zip(axes[:, 0], parts.items(), strict=True):
         ax.bar(range(len(share)), share, color=COLOURS[0], width=0.85)
         ax.set(ylim=(0, 1.05), yticks=[])
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
+        beside(ax, name, 8)
     axes[-1, 0].set_xlabel("call of the denoiser, from noise to picture")
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -214,20 +189,15 @@ def toy_holding(angles: Sequence[float], paths: Mapping[str, Tensor]) -> Figure:
 
     Args:
         angles: of the noise level at each step, in radians.
-        paths: name -> the path `[steps + 1]`; one of them is what the others should be.
+        paths: name -> the path `[steps + 1]`; the first is what the others should be.
     """
-    names = list(paths)
-    off = {name: abs(float(path[-1] - paths[names[0]][-1])) for name, path in paths.items()}
-    alt = f"Paths of one number over {len(angles)} steps. How far each ends from {names[0]}: "
-    alt += "; ".join(f"{name} {off[name]:.3f}" for name in names[1:]) + "."
-    figure, axes = new_figure(6.4, 3.0, alt)
-    ax = axes[0, 0]
-    for (name, path), colour, marker in zip(paths.items(), COLOURS, MARKERS, strict=False):
-        ax.plot(range(len(path)), path, color=colour, marker=marker, markersize=4, linewidth=1.2, label=name)
-    ax.set(xlabel="step", ylabel="the sample")
+    (first, exact), *rest = paths.items()
+    off = "; ".join(f"{name} {abs(float(path[-1] - exact[-1])):.3f}" for name, path in rest)
+    alt = f"Paths of one number over {len(angles)} steps. How far each ends from {first}: {off}."
+    figure, ax = one_panel(6.4, 3.0, alt)
+    curves(ax, {name: (range(len(path)), path) for name, path in paths.items()}, markersize=4, linewidth=1.2)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False)
+    finish(ax, xlabel="step", ylabel="the sample", legend={})
     return figure
 
 
@@ -241,13 +211,10 @@ def search_traces(traces: Mapping[str, Sequence[Sequence[float]]], images: int, 
     """
     ends = "; ".join(f"{name} {trace[-1][1]:.3g}" for name, trace in traces.items())
     alt = f"{ylabel} of the best schedule so far, up to {images} images. At the end: {ends}."
-    figure, axes = new_figure(6.4, 3.2, alt)
-    ax = axes[0, 0]
+    figure, ax = one_panel(6.4, 3.2, alt)
     for (name, trace), colour in zip(traces.items(), COLOURS, strict=False):
-        x, y = [point[0] for point in trace], [point[1] for point in trace]
-        ax.step([*x, images], [*y, y[-1]], where="post", color=colour, label=name)
+        x, y = zip(*trace, (images, trace[-1][1]), strict=True)
+        ax.step(x, y, where="post", color=colour, label=name)
     ax.set_yscale("log")
-    ax.set(xlabel="images drawn by the search", ylabel=ylabel)
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False)
+    finish(ax, xlabel="images drawn by the search", ylabel=ylabel, legend={})
     return figure

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..rivals.rankings import spearman
-from .figure import COLOURS, INK, MARKERS, new_figure
-
-__all__ = ["GROUPS", "score_against", "scores_by_kind", "scores_in_order", "sorted_scores", "stage_of", "toy_clouds"]
+from .figure import COLOURS, INK, MARKERS, finish, name_rows, new_figure, one_panel, title
 
 PAPER = "#eef1f4"
 # Kinds that share a colour and a marker; there are more kinds than a reader can tell apart.
@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "convolution": ("convolution", "linear", "norm"),
     "sampler": ("downsampler", "upsampler"),
 }
-_LOOKS = {group: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, group in enumerate(GROUPS)}
+LOOKS = {group: {"color": c, "marker": m} for group, c, m in zip(GROUPS, COLOURS, MARKERS, strict=True)}
 
 
 def group_of(kind: str) -> str:
@@ -47,22 +47,17 @@ def sorted_scores(rows: Sequence[Mapping], floor: float | None = None) -> Figure
             left out, zeros are drawn at the lower edge.
         floor: score below which an operator does nothing that could be seen, drawn as a line.
     """
-    rows, lowest = _finite(rows)
-    rows = sorted(rows, key=lambda row: row["score"])
-    values = np.array([max(row["score"], lowest) for row in rows])
-    middle = float(np.median(values))
+    rows, values = _finite(rows)
+    order = np.argsort([row["score"] for row in rows], kind="stable")
+    rows, values = [rows[i] for i in order], values[order]
     alt = f"{len(rows)} scores in rising order on a logarithmic axis, from {values[0]:.2g} ({rows[0]['path']}) to "
-    alt += f"{values[-1]:.2g} ({rows[-1]['path']}); the median is {middle:.2g}."
-    figure, axes = new_figure(8, 3.6, alt)
-    ax = axes[0, 0]
-    for group, (places, scores) in _split(rows, range(len(rows)), values).items():
-        colour, marker = _LOOKS[group]
-        ax.plot(places, scores, marker, markersize=4.5, color=colour, label=group)
+    alt += f"{values[-1]:.2g} ({rows[-1]['path']}); the median is {np.median(values):.2g}."
+    figure, ax = one_panel(8, 3.6, alt)
+    _points(ax, rows, np.arange(len(rows)), values)
     if floor is not None:
         ax.axhline(floor, color=INK, linestyle=":", linewidth=1)
-    ax.set(yscale="log", xlabel="operators, the lowest score first", ylabel="score")
-    ax.grid(axis="y", alpha=0.25)
-    ax.legend(fontsize=8, frameon=False, loc="lower right", ncols=2)
+    legend = {"fontsize": 8, "loc": "lower right", "ncols": 2}
+    finish(ax, yscale="log", xlabel="operators, the lowest score first", ylabel="score", grid="y", legend=legend)
     return figure
 
 
@@ -73,24 +68,20 @@ def scores_by_kind(rows: Sequence[Mapping], kinds: Sequence[str]) -> Figure:
         rows: as of `sorted_scores`.
         kinds: those shown, the first at the top.
     """
-    rows, lowest = _finite(rows)
-    found = {kind: [max(r["score"], lowest) for r in rows if r["kind"] == kind] for kind in kinds}
-    found = {kind: values for kind, values in found.items() if values}
-    medians = {kind: float(np.median(values)) for kind, values in found.items()}
-    order = sorted(medians, key=medians.get)
+    rows, values = _finite(rows)
+    found = {kind: values[[row["kind"] == kind for row in rows]] for kind in kinds}
+    found = {kind: scores for kind, scores in found.items() if len(scores)}
+    medians = {kind: float(np.median(scores)) for kind, scores in found.items()}
     alt = f"Scores of {len(found)} kinds of operators on a logarithmic axis. Median scores: "
-    alt += ", ".join(f"{kind} {medians[kind]:.2g}" for kind in order) + "."
-    figure, axes = new_figure(8, 0.36 * len(found) + 1.0, alt)
-    ax = axes[0, 0]
+    alt += ", ".join(f"{kind} {medians[kind]:.2g}" for kind in sorted(medians, key=medians.get)) + "."
+    figure, ax = one_panel(8, 0.36 * len(found) + 1.0, alt)
     shifts = np.random.default_rng(0)
-    for row, (kind, values) in enumerate(found.items()):
-        colour, marker = _LOOKS[group_of(kind)]
-        ax.plot(values, row + shifts.uniform(-0.22, 0.22, len(values)), marker, markersize=4, color=colour, alpha=0.75)
+    for row, (kind, scores) in enumerate(found.items()):
+        at = row + shifts.uniform(-0.22, 0.22, len(scores))
+        ax.plot(scores, at, linestyle="none", markersize=4, alpha=0.75, **LOOKS[group_of(kind)])
         ax.plot([medians[kind]] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=2)
-    ax.set_yticks(range(len(found)), [f"{kind} ({len(values)})" for kind, values in found.items()], fontsize=9)
-    ax.invert_yaxis()
-    ax.set(xscale="log", xlabel="score; the bar is the median")
-    ax.grid(axis="x", alpha=0.25)
+    name_rows(ax, [f"{kind} ({len(scores)})" for kind, scores in found.items()], fontsize=9)
+    finish(ax, xscale="log", xlabel="score; the bar is the median", grid="x")
     return figure
 
 
@@ -100,29 +91,26 @@ def scores_in_order(rows: Sequence[Mapping]) -> Figure:
     Args:
         rows: as of `sorted_scores`, and in this order.
     """
-    rows, lowest = _finite(rows)
-    stages = list(dict.fromkeys(stage_of(row["path"]) for row in rows))
-    medians = {s: float(np.median([r["score"] for r in rows if stage_of(r["path"]) == s])) for s in stages}
+    rows, values = _finite(rows)
+    stages: dict[str, list[float]] = {}
+    for row in rows:
+        stages.setdefault(stage_of(row["path"]), []).append(row["score"])
+    medians = {stage: float(np.median(scores)) for stage, scores in stages.items()}
     least, most = min(medians, key=medians.get), max(medians, key=medians.get)
     alt = f"Scores of {len(rows)} operators in the order in which they run, on a logarithmic axis, in {len(stages)} "
     alt += f"stages. Lowest median: {least} with {medians[least]:.2g}; highest: {most} with {medians[most]:.2g}."
-    figure, axes = new_figure(8, 3.7, alt)
-    ax = axes[0, 0]
-    values = [max(row["score"], lowest) for row in rows]
-    for group, (places, scores) in _split(rows, range(len(rows)), values).items():
-        colour, marker = _LOOKS[group]
-        ax.plot(places, scores, marker, markersize=4.5, color=colour, label=group)
+    figure, ax = one_panel(8, 3.7, alt)
+    _points(ax, rows, np.arange(len(rows)), values)
     start, middles = 0, []
-    for i, stage in enumerate(stages):
-        count = sum(stage_of(row["path"]) == stage for row in rows)
+    for i, scores in enumerate(stages.values()):
+        end = start + len(scores)
         if i % 2:
-            ax.axvspan(start - 0.5, start + count - 0.5, color=PAPER, zorder=0)
-        middles.append(start + (count - 1) / 2)
-        start += count
-    ax.set_xticks(middles, stages, rotation=35, ha="right", fontsize=8)
-    ax.set(yscale="log", ylabel="score", xlim=(-1, len(rows)))
-    ax.grid(axis="y", alpha=0.25)
-    ax.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+            ax.axvspan(start - 0.5, end - 0.5, color=PAPER, zorder=0)
+        middles.append((start + end - 1) / 2)
+        start = end
+    ax.set_xticks(middles, list(stages), rotation=35, ha="right", fontsize=8)
+    legend = {"fontsize": 8, "ncols": 3, "loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
+    finish(ax, yscale="log", ylabel="score", xlim=(-1, len(rows)), grid="y", legend=legend)
     return figure
 
 
@@ -145,8 +133,7 @@ def score_against(
         marks: path -> a short word written beside it.
         least: lower edge of a logarithmic vertical axis, to which smaller numbers are raised.
     """
-    rows, lowest = _finite(rows)
-    xs = [max(row["score"], lowest) for row in rows]
+    (rows, xs), marks = _finite(rows), marks or {}
     ys = np.array([values[row["path"]] for row in rows], float)
     agreement = spearman([row["score"] for row in rows], ys.tolist())
     if log:
@@ -154,18 +141,14 @@ def score_against(
     alt = f"{ylabel} against the score of {len(rows)} operators, a point each; rank correlation is {agreement:.2f}."
     if marks:
         alt += f" Marked: {', '.join(f'{word}: {path}' for path, word in marks.items())}."
-    figure, axes = new_figure(6.8, 4.0, alt)
-    ax = axes[0, 0]
-    for group, (x, y) in _split(rows, xs, ys).items():
-        colour, marker = _LOOKS[group]
-        ax.plot(x, y, marker, markersize=4.5, color=colour, alpha=0.8, label=group)
+    figure, ax = one_panel(6.8, 4.0, alt)
+    _points(ax, rows, xs, ys, alpha=0.8)
     for row, x, y in zip(rows, xs, ys, strict=True):
-        if row["path"] in (marks or {}):
+        if row["path"] in marks:
             ax.plot(x, y, "o", markersize=11, markerfacecolor="none", color=INK)
             ax.annotate(marks[row["path"]], (x, y), textcoords="offset points", xytext=(9, 5), fontsize=9, color=INK)
-    ax.set(xscale="log", xlabel="score", ylabel=ylabel, yscale="log" if log else "linear")
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    legend = {"fontsize": 8, "ncols": 3, "loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+    finish(ax, xscale="log", xlabel="score", ylabel=ylabel, yscale="log" if log else "linear", legend=legend)
     return figure
 
 
@@ -195,33 +178,27 @@ def toy_clouds(original: Tensor, modified: Mapping[str, Tensor], scores: Mapping
         ):
             (x, y), (width, height) = cloud.mean(0).tolist(), cloud.std(0).tolist()
             ax.plot(*cloud.T.numpy(), marker, markersize=4, markerfacecolor=face, color=colour, label=label)
-            ax.add_patch(_box(x, y, width, height, colour))
+            box = (x - width, y - height), 2 * width, 2 * height
+            ax.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linewidth=1.3))
             ax.plot(x, y, "+", markersize=11, markeredgewidth=2, color=colour)
         average, spread = scores[name]
-        ax.set_title(f"{name}: {average:.2f} + {spread:.2f} = {average + spread:.2f}", fontsize=10, color=INK)
+        title(ax, f"{name}: {average:.2f} + {spread:.2f} = {average + spread:.2f}", 10)
         ax.set_aspect("equal")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), fontsize=9, frameon=False, loc="outside lower center", ncols=2
-    )
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
-def _box(x: float, y: float, width: float, height: float, colour: str):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - width, y - height), 2 * width, 2 * height, fill=False, edgecolor=colour, linewidth=1.3)
-
-
-def _finite(rows: Sequence[Mapping]) -> tuple[list[Mapping], float]:
-    """Return the rows with a finite score, and what a score of zero is drawn as."""
+def _finite(rows: Sequence[Mapping]) -> tuple[list[Mapping], np.ndarray]:
+    """Return the rows with a finite score, and their scores as they are drawn: zeros at half the lowest other."""
     rows = [row for row in rows if row["score"] is not None and np.isfinite(row["score"])]
-    return rows, min((row["score"] for row in rows if row["score"] > 0), default=1e-9) / 2
+    lowest = min((row["score"] for row in rows if row["score"] > 0), default=1e-9) / 2
+    return rows, np.array([max(row["score"], lowest) for row in rows])
 
 
-def _split(rows: Sequence[Mapping], x: Sequence[float], y: Sequence[float]) -> dict[str, tuple[list, list]]:
-    """Return group -> (x, y) of its points, in the order of the legend."""
-    found: dict[str, tuple[list, list]] = {group: ([], []) for group in GROUPS}
-    for row, a, b in zip(rows, x, y, strict=True):
-        xs, ys = found[group_of(row["kind"])]
-        xs.append(a), ys.append(b)
-    return {group: parts for group, parts in found.items() if parts[0]}
+def _points(ax: Axes, rows: Sequence[Mapping], x: np.ndarray, y: np.ndarray, **look) -> None:
+    """Draw a point for each operator, in the order of the legend, with the mark of its group."""
+    for group, mark in LOOKS.items():
+        chosen = [group_of(row["kind"]) == group for row in rows]
+        if any(chosen):
+            ax.plot(x[chosen], y[chosen], linestyle="none", markersize=4.5, label=group, **mark, **look)

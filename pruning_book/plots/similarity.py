@@ -1,7 +1,4 @@
-"""Figures of chapter 11: how alike a denoiser's features are from step to step, and what leaving calls out costs.
-
-Each function returns a matplotlib Figure with an opaque background and its words in `figure.alt`.
-"""
+"""Figures of chapter 11: how alike a denoiser's features are from step to step, and what leaving calls out costs."""
 
 from __future__ import annotations
 
@@ -13,9 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..widgets.editor_grid import short_name
-from .figure import COLOURS, INK, MARKERS, new_figure
-
-__all__ = ["changes", "likeness_and_harm", "rivals", "similarity_maps", "toy_paths"]
+from .figure import COLOURS, INK, columns, error_bars, finish, looks, new_figure, one_panel, title
 
 LEAST = 1e-6  # records keep six places: differences below are drawn as this
 
@@ -36,7 +31,7 @@ def toy_paths(paths: Mapping[str, Tensor], start: Tensor) -> Figure:
         ax.plot(*path.T, color=colour, marker="o", markersize=2.5, linewidth=1)
         ax.plot(*start, "s", color=INK, markersize=5)
         ax.plot(*exact[-1], "*", color=INK, markersize=9)
-        ax.set_title(name, fontsize=9, color=INK)
+        title(ax, name)
         ax.set(xticks=[], yticks=[])
     return figure
 
@@ -52,15 +47,10 @@ def similarity_maps(panels: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         f"{name}: neighbours {np.diagonal(a, 1).mean():.1g}, first and last {a[0, -1]:.1g}".replace("\n", " ")
         for name, a in apart.items()
     )
-    figure, axes = new_figure(
-        2.75 * len(panels) + 0.9, 3.1, f"1 − cosine of features over pairs of steps. {words}.", ncols=len(panels)
-    )
+    alt = f"1 − cosine of features over pairs of steps. {words}."
+    figure, axes = new_figure(2.75 * len(panels) + 0.9, 3.1, alt, ncols=len(panels))
     every = np.concatenate([a[~np.eye(len(a), dtype=bool)] for a in apart.values()])
-    scale = LogNorm(every.min(), every.max())
-    for ax, (name, values) in zip(axes[0], apart.items(), strict=True):
-        shown = ax.imshow(values, cmap="cividis_r", norm=scale, interpolation="nearest")
-        ax.set_title(name, fontsize=9, color=INK)
-        ax.set_xlabel("step")
+    shown = _maps(axes[0], apart, every, xlabel="step")
     axes[0, 0].set_ylabel("step")
     figure.colorbar(shown, ax=axes, label="1 − cosine", shrink=0.85).ax.tick_params(labelsize=8)
     return figure
@@ -78,21 +68,23 @@ def changes(panels: Mapping[str, Sequence[Sequence[float]]], units: Sequence[str
         f"{name}: mean {t.mean():.3f}, most {units[int(t.mean(1).argmax())]}, least {units[int(t.mean(1).argmin())]}"
         for name, t in tables.items()
     )
-    figure, axes = new_figure(
-        3.4 * len(panels) + 2.4,
-        0.17 * len(units) + 0.9,
-        f"Change per step of {len(units)} units. {words}.",
-        ncols=len(panels),
-        sharey=True,
-    )
-    scale = LogNorm(min(t.min() for t in tables.values()), max(t.max() for t in tables.values()))
-    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
-        shown = ax.imshow(table, cmap="cividis_r", norm=scale, aspect="auto", interpolation="nearest")
-        ax.set_title(name, fontsize=9, color=INK)
-        ax.set_xlabel("from step to step")
+    alt = f"Change per step of {len(units)} units. {words}."
+    figure, axes = new_figure(3.4 * len(panels) + 2.4, 0.17 * len(units) + 0.9, alt, ncols=len(panels), sharey=True)
+    every = np.concatenate([table.ravel() for table in tables.values()])
+    shown = _maps(axes[0], tables, every, xlabel="from step to step", aspect="auto")
     axes[0, 0].set_yticks(range(len(units)), units, fontsize=7.5)
     figure.colorbar(shown, ax=axes, label="relative change", shrink=0.8).ax.tick_params(labelsize=8)
     return figure
+
+
+def _maps(axes: Sequence, tables: Mapping[str, np.ndarray], every: np.ndarray, *, xlabel: str, **image):
+    """Draw tables as shades on one logarithmic scale that holds `every` value; return the last image."""
+    scale = LogNorm(every.min(), every.max())
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        shown = ax.imshow(table, cmap="cividis_r", norm=scale, interpolation="nearest", **image)
+        title(ax, name)
+        ax.set_xlabel(xlabel)
+    return shown
 
 
 def likeness_and_harm(units: Mapping[str, tuple[float, float]], marks: Mapping[str, str]) -> Figure:
@@ -102,21 +94,19 @@ def likeness_and_harm(units: Mapping[str, tuple[float, float]], marks: Mapping[s
         units: name -> (1 - cosine of neighbouring steps, 1 - SSIM when it is reused).
         marks: names to label -> label.
     """
-    x, y = (np.clip(np.array(column), LEAST, None) for column in zip(*units.values(), strict=True))
     words = "; ".join(
         f"{label}, {name}: {units[name][0]:.1g} and {units[name][1]:.1g}" for name, label in marks.items()
     )
-    figure, axes = new_figure(
-        5.6, 3.8, f"Harm of reusing each of {len(units)} units against 1 − cosine, both logarithmic. {words}."
-    )
-    ax = axes[0, 0]
-    ax.plot(x, y, "o", color=COLOURS[0], markersize=5, alpha=0.8)
+    alt = f"Harm of reusing each of {len(units)} units against 1 − cosine, both logarithmic. {words}."
+    figure, ax = one_panel(5.6, 3.8, alt)
+    drawn = {name: np.maximum(place, LEAST) for name, place in units.items()}
+    ax.plot(*np.array(list(drawn.values())).T, "o", color=COLOURS[0], markersize=5, alpha=0.8)
     for name, label in marks.items():
-        at = max(units[name][0], LEAST), max(units[name][1], LEAST)
-        ax.annotate(label, at, xytext=(7, 3), textcoords="offset points", fontsize=10, color=COLOURS[1], weight="bold")
-        ax.plot(*at, "o", markersize=10, markerfacecolor="none", color=COLOURS[1])
-    ax.set(xscale="log", yscale="log", xlabel="1 − cosine of neighbouring steps", ylabel="1 − SSIM when reused")
-    ax.grid(alpha=0.25)
+        look = {"fontsize": 10, "color": COLOURS[1], "weight": "bold"}
+        ax.annotate(label, drawn[name], xytext=(7, 3), textcoords="offset points", **look)
+        ax.plot(*drawn[name], "o", markersize=10, markerfacecolor="none", color=COLOURS[1])
+    ax.set(xscale="log", yscale="log")
+    finish(ax, xlabel="1 − cosine of neighbouring steps", ylabel="1 − SSIM when reused")
     return figure
 
 
@@ -128,34 +118,28 @@ def rivals(rows: Sequence[Mapping], names: Mapping[str, str], panels: Mapping[in
         names: way -> how it is called.
         panels: number of steps -> title.
     """
-    figure, axes = new_figure(4.6 * len(panels), 3.5, "", ncols=len(panels), sharey=True)
+    found = {
+        (way, steps): sorted(
+            (row for row in rows if (row["way"], row["steps"]) == (way, steps)), key=lambda row: row["macs_ratio"]
+        )
+        for steps in panels
+        for way in names
+    }
     words = []
-    for ax, (steps, title) in zip(axes[0], panels.items(), strict=True):
-        for (way, name), colour, marker in zip(names.items(), COLOURS, MARKERS, strict=False):
-            part = sorted((r for r in rows if (r["way"], r["steps"]) == (way, steps)), key=lambda r: r["macs_ratio"])
-            x, ssim = [100 * r["macs_ratio"] for r in part], [r["figures"]["ssim"] for r in part]
-            y = [1 - s["value"] for s in ssim]
-            ends = [[abs(s["value"] - s[end]) for s in ssim] for end in ("high", "low")]
-            kept = [i for i, value in enumerate(y) if value > 0]  # the unpruned has no place on a logarithmic axis
-            ax.errorbar(
-                [x[i] for i in kept],
-                [y[i] for i in kept],
-                yerr=[[e[i] for i in kept] for e in ends],
-                color=colour,
-                marker=marker,
-                markersize=5,
-                linewidth=1.2,
-                capsize=2,
-                label=name,
-            )
-            if ax is axes[0, 0]:
-                least = part[0]
-                words.append(f"{name} {least['figures']['ssim']['value']:.2f} at {100 * least['macs_ratio']:.0f} %")
-        ax.set(yscale="log", xlabel="MACs kept, %", title=title)
-        ax.title.set_fontsize(10)
-        ax.grid(alpha=0.25)
+    for way, name in names.items():
+        least = found[way, next(iter(panels))][0]
+        words.append(f"{name} {least['figures']['ssim']['value']:.2f} at {100 * least['macs_ratio']:.0f} %")
+    alt = f"1 − SSIM falls with the MACs kept, {' and '.join(panels.values())}. SSIM at the fewest: {'; '.join(words)}."
+    figure, axes = new_figure(4.6 * len(panels), 3.5, alt, ncols=len(panels), sharey=True)
+    for ax, (steps, text) in zip(axes[0], panels.items(), strict=True):
+        for way, name, look in looks(names):
+            # the unpruned has no place on a logarithmic axis
+            part = [row for row in found[way, steps] if row["figures"]["ssim"]["value"] < 1]
+            x = [100 * row["macs_ratio"] for row in part]
+            value, low, high = (1 - np.array(c) for c in columns([row["figures"]["ssim"] for row in part]))
+            error_bars(ax, x, value, high, low, markersize=5, linewidth=1.2, capsize=2, label=name, **look)
+        ax.set_title(text, fontsize=10)
+        finish(ax, yscale="log", xlabel="MACs kept, %")
     axes[0, 0].set_ylabel("1 − SSIM to the unpruned picture")
     axes[0, 0].legend(fontsize=8, frameon=False)
-    alt = f"1 − SSIM falls with the MACs kept, {' and '.join(panels.values())}. SSIM at the fewest: {'; '.join(words)}."
-    figure.alt = alt[:248]
     return figure

@@ -10,8 +10,6 @@ from IPython.display import HTML
 from ..output import table
 from .comparison import Cells, shown_names
 
-__all__ = ["held_table", "percent", "quality_table", "search_table", "speed_table", "spread"]
-
 
 def spread(found: Mapping[str, float], digits: int = 3) -> str:
     """Return a figure with its interval, as "0.981 (0.979 to 0.983)"."""
@@ -25,29 +23,15 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def quality_table(cells: Cells, steps: int, budget: float, rows: Sequence[str]) -> HTML:
-    """Return all figures of quality at one budget, the unpruned model first.
-
-    Args:
-        cells: of the record `schedule_comparison`.
-        steps: denoising steps of the unpruned model.
-        budget: share of MACs kept at most.
-        rows: the methods.
-    """
+    """Return all figures of quality of some methods at one budget, a share of MACs kept; the unpruned model first."""
     data = cells.data
     whole = data["unpruned"][str(steps)]
     lines = [["unpruned", "100 %", "1", "0", spread(whole["frechet_real"], 2), spread(whole["clip_score"], 1)]]
+    digits = {"ssim": 3, "frechet_unpruned": 2, "frechet_real": 2, "clip_score": 1}
     for row in rows:
         cell = cells.at(steps, row, budget)
-        lines.append(
-            [
-                cells.names[row],
-                percent(cell["macs_ratio"], 1),
-                spread(cell["ssim"]),
-                spread(cell["frechet_unpruned"], 2),
-                spread(cell["frechet_real"], 2),
-                spread(cell["clip_score"], 1),
-            ]
-        )
+        figures = [spread(cell[key], places) for key, places in digits.items()]
+        lines.append([cells.names[row], percent(cell["macs_ratio"], 1), *figures])
     return table(
         ["method", "MACs kept", "SSIM", "Fréchet, unpruned", "Fréchet, real", "CLIP score"],
         lines,
@@ -81,11 +65,7 @@ def held_table(cells: Cells, steps: int, pairs: Sequence[tuple[str, str]]) -> HT
 
 
 def search_table(search: Mapping[str, Any]) -> HTML:
-    """Return what each kind of search cost and found.
-
-    Args:
-        search: data of the record `schedule_search`.
-    """
+    """Return what each kind of search cost and found, from the data of the record `schedule_search`."""
     names = shown_names(search["names"])
     lines = [
         [
@@ -109,13 +89,9 @@ def search_table(search: Mapping[str, Any]) -> HTML:
 
 
 def speed_table(cells: Cells, steps: int, rows: Sequence[str], kind: str = "denoising") -> HTML | None:
-    """Return the measured speed-ups of every method at every budget; None if they were not measured.
+    """Return the measured speed-ups of some methods at every budget; None if they were not measured.
 
-    Args:
-        cells: of the record `schedule_comparison`.
-        steps: denoising steps of the unpruned model.
-        rows: the methods.
-        kind: "denoising", or "generation" with the text encoder and decoding.
+    `kind` is "denoising", or "generation" with the text encoder and decoding.
     """
     speed = cells.data.get("speed")
     if not speed or f"{steps}-unpruned" not in speed["times"]:

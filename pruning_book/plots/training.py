@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from pruning_lib.records import load_record, record_path
 
 from ..widgets.sheet import Sheet
-from .figure import COLOURS, INK, MARKERS, new_figure
-
-__all__ = ["recorded_tiles", "recovery", "starts", "toy_losses"]
+from .figure import BESIDE, COLOURS, INK, columns, curves, finish, name_rows, new_figure, one_panel, title
 
 
 def recorded_tiles(record: str | Path, size: int = 64) -> list[Image.Image]:
@@ -31,23 +28,15 @@ def recorded_tiles(record: str | Path, size: int = 64) -> list[Image.Image]:
     return [sheet.tile(index) for index in range(count)]
 
 
-def toy_losses(curves: Mapping[str, Sequence[float]], floors: Mapping[str, float]) -> Figure:
-    """Draw losses of the toy over its steps, with the floors that the formula predicts.
-
-    Args:
-        curves: name -> loss after each step, above zero.
-        floors: name of a floor -> its height.
-    """
-    ends = "; ".join(f"{name} ends at {v[-1]:.2g}" for name, v in curves.items())
-    figure, axes = new_figure(6.4, 3.4, f"Loss against step, logarithmic: {ends}.")
-    ax = axes[0, 0]
-    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-        ax.plot(np.arange(len(values)), values, color=colour, label=name, linewidth=1.8)
+def toy_losses(losses: Mapping[str, Sequence[float]], floors: Mapping[str, float]) -> Figure:
+    """Draw losses of the toy over its steps, name -> loss after each, and the floors that the formula predicts."""
+    ends = "; ".join(f"{name} ends at {v[-1]:.2g}" for name, v in losses.items())
+    figure, ax = one_panel(6.4, 3.4, f"Loss against step, logarithmic: {ends}.")
+    for (name, values), colour in zip(losses.items(), COLOURS, strict=False):
+        ax.plot(values, color=colour, label=name, linewidth=1.8)
     for name, height in floors.items():
         ax.axhline(height, color=INK, linestyle=":", linewidth=1.2, label=name)
-    ax.set(yscale="log", xlabel="step", ylabel="loss of the new task")
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    finish(ax, yscale="log", xlabel="step", ylabel="loss of the new task", legend=BESIDE)
     return figure
 
 
@@ -59,19 +48,11 @@ def recovery(runs: Sequence[Mapping], figure_name: str, *, ylabel: str) -> Figur
         figure_name: which of the judged figures, as in "ssim".
         ylabel: its name and unit.
     """
-    ends = "; ".join(
-        f"{r['label']} from {r['judged'][0][figure_name]['value']:.2f} to {r['judged'][-1][figure_name]['value']:.2f}"
-        for r in runs
-    )
-    figure, axes = new_figure(6.6, 3.6, f"{ylabel} against training steps: {ends}.")
-    ax = axes[0, 0]
-    for run, colour, marker in zip(runs, COLOURS, MARKERS, strict=False):
-        parts = {key: [j[figure_name][key] for j in run["judged"]] for key in ("value", "low", "high")}
-        ax.plot(run["steps"], parts["value"], color=colour, marker=marker, markersize=5, label=run["label"])
-        ax.fill_between(run["steps"], parts["low"], parts["high"], color=colour, alpha=0.15, linewidth=0)
-    ax.set(xlabel="training steps", ylabel=ylabel)
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False)
+    found = {run["label"]: (run["steps"], *columns([j[figure_name] for j in run["judged"]])) for run in runs}
+    ends = "; ".join(f"{label} from {y[0]:.2f} to {y[-1]:.2f}" for label, (_, y, *_) in found.items())
+    figure, ax = one_panel(6.6, 3.6, f"{ylabel} against training steps: {ends}.")
+    curves(ax, found, markersize=5)
+    finish(ax, xlabel="training steps", ylabel=ylabel, legend={})
     return figure
 
 
@@ -83,26 +64,21 @@ def starts(rows: Sequence[Mapping], figure_name: str, *, xlabel: str) -> Figure:
         figure_name: which figure, as in "ssim".
         xlabel: its name and unit.
     """
-    best = {w: max(rows, key=lambda r, w=w: r[w][figure_name]["value"]) for w in ("new", "old")}
-    worst = {w: min(rows, key=lambda r, w=w: r[w][figure_name]["value"]) for w in ("new", "old")}
-    words = "; ".join(
-        f"{w} things: best {best[w]['label']} {best[w][w][figure_name]['value']:.2f}, worst {worst[w]['label']} "
-        f"{worst[w][w][figure_name]['value']:.2f}"
-        for w in ("new", "old")
-    )
-    figure, axes = new_figure(
-        7.4, 0.42 * len(rows) + 1.0, f"{xlabel} of {len(rows)} starts. {words}.", ncols=2, sharey=True
-    )
     titles = {"new": "new things, against the real pictures", "old": "old things, against the unpruned model"}
+    words = []
+    for which in titles:
+        order = sorted(rows, key=lambda row, which=which: row[which][figure_name]["value"])
+        worst, best = (f"{row['label']} {row[which][figure_name]['value']:.2f}" for row in (order[0], order[-1]))
+        words.append(f"{which} things: best {best}, worst {worst}")
+    alt = f"{xlabel} of {len(rows)} starts. {'; '.join(words)}."
+    figure, axes = new_figure(7.4, 0.42 * len(rows) + 1.0, alt, ncols=2, sharey=True)
     for ax, which, colour in zip(axes[0], titles, COLOURS, strict=False):
         for y, row in enumerate(rows):
             found = row[which][figure_name]
             ax.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
             ax.plot(found["by_seed"], [y] * len(found["by_seed"]), "o", color=colour, markersize=4.5)
         ax.axvline(rows[0][which][figure_name]["value"], color=INK, linestyle=":", linewidth=1)
-        ax.set_title(titles[which], fontsize=9, color=INK, loc="left")
-        ax.set_xlabel(xlabel)
-        ax.grid(axis="x", alpha=0.25)
-    axes[0, 0].set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=9)
-    axes[0, 0].invert_yaxis()
+        title(ax, titles[which], loc="left")
+        finish(ax, xlabel=xlabel, grid="x")
+    name_rows(axes[0, 0], [row["label"] for row in rows], fontsize=9)
     return figure

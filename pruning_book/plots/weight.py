@@ -8,44 +8,42 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .figure import COLOURS, INK, MARKERS, new_figure
-
-__all__ = ["histograms", "mask_patterns", "matrix_cut", "quality_curves", "sensitivity_strip"]
+from .figure import COLOURS, INK, MARKERS, columns, curves, finish, new_figure, one_panel, title
 
 GONE = "#e3e8ec"
 
 
 def matrix_cut(matrix: Tensor, mask: Tensor, cut: float) -> Figure:
-    """Draw a small matrix, its magnitudes in order, and what the mask leaves.
+    """Draw a small matrix, its magnitudes in order with the threshold as a line, and what the mask leaves.
 
     Args:
-        matrix: `[rows, columns]`, a few of each.
-        mask: the same shape, True = kept.
-        cut: the threshold, drawn as a line.
+        matrix, mask: `[rows, columns]`, a few of each; True = kept.
+        cut: the threshold.
     """
     values, kept = matrix.numpy(), mask.numpy()
-    rows, columns = values.shape
-    lost = int((~kept).sum())
-    order = np.argsort(np.abs(values).ravel(), kind="stable")
-    alt = f"Left, a {rows} by {columns} matrix; middle, its magnitudes in rising order, {lost} of {values.size} at or "
-    alt += f"below the cut at {cut:g}, which are removed; right, the matrix with zeros in their places."
+    rows, across = values.shape
+    size, lost = f"{rows} by {across}", f"{(~kept).sum()} of {values.size}"
+    alt = (
+        f"Left, a {size} matrix; middle, its magnitudes in rising order, {lost} at or below the cut at {cut:g}, which "
+    )
+    alt += "are removed; right, the matrix with zeros in their places."
     figure, axes = new_figure(8.4, 2.9, alt, ncols=3, width_ratios=(1, 1.25, 1))
-    for ax, shown, title in ((axes[0, 0], None, "weights"), (axes[0, 2], kept, "pruned")):
-        alive = np.ones_like(kept) if shown is None else shown
+    left, middle, right = axes[0]
+    for ax, alive, name in ((left, np.ones_like(kept), "weights"), (right, kept, "pruned")):
         ax.imshow(np.where(alive, 1.0, 0.0), cmap="gray", vmin=-6, vmax=1)
-        for i, j in np.ndindex(rows, columns):
-            text = f"{values[i, j]:.1f}" if alive[i, j] else "0"
-            ax.text(j, i, text, ha="center", va="center", fontsize=9, color=INK if alive[i, j] else "#8895a1")
-        ax.set_xticks(np.arange(-0.5, columns), [])
+        for (i, j), value in np.ndenumerate(values):
+            text, colour = (f"{value:.1f}", INK) if alive[i, j] else ("0", "#8895a1")
+            ax.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
+        ax.set_xticks(np.arange(-0.5, across), [])
         ax.set_yticks(np.arange(-0.5, rows), [])
         ax.grid(color=GONE), ax.tick_params(length=0)
-        ax.set_title(title, fontsize=10, color=INK)
-    ax = axes[0, 1]
+        title(ax, name, 10)
+    order = np.argsort(np.abs(values).ravel(), kind="stable")
     sizes, alive = np.abs(values).ravel()[order], kept.ravel()[order]
-    ax.bar(range(values.size), sizes, color=np.where(alive, COLOURS[0], "#b3bdc7"), edgecolor=INK, linewidth=0.4)
-    ax.axhline(cut, color=COLOURS[1], linestyle="--", linewidth=1.2, label=f"cut at {cut:g}")
-    ax.set(xlabel="weights in order of size", ylabel="magnitude", xticks=[])
-    ax.legend(fontsize=9, frameon=False, loc="upper left")
+    middle.bar(range(values.size), sizes, color=np.where(alive, COLOURS[0], "#b3bdc7"), edgecolor=INK, linewidth=0.4)
+    middle.axhline(cut, color=COLOURS[1], linestyle="--", linewidth=1.2, label=f"cut at {cut:g}")
+    middle.set(xlabel="weights in order of size", ylabel="magnitude", xticks=[])
+    middle.legend(fontsize=9, frameon=False, loc="upper left")
     return figure
 
 
@@ -68,7 +66,7 @@ def histograms(groups: Mapping[str, Tensor], *, cuts: Mapping[str, float] | None
     for (name, v), ax, colour in zip(values.items(), axes.flat, [*COLOURS, *COLOURS], strict=False):
         ax.hist(np.clip(v, -end, end), bins=np.linspace(-end, end, bins + 1), color=colour)
         ax.set_yscale("log")
-        ax.set_title(f"{name}, {v.size:,}", fontsize=9, color=INK, loc="left")
+        title(ax, f"{name}, {v.size:,}", loc="left")
         for (label, cut), style in zip((cuts or {}).items(), ("--", ":", "-."), strict=False):
             ax.axvline(cut, color=INK, linestyle=style, linewidth=1, label=label)
             ax.axvline(-cut, color=INK, linestyle=style, linewidth=1)
@@ -82,31 +80,26 @@ def histograms(groups: Mapping[str, Tensor], *, cuts: Mapping[str, float] | None
 
 
 def quality_curves(
-    curves: Mapping[str, Sequence[Mapping[str, float]]], *, ylabel: str, marks: Mapping[str, float] | None = None
+    named: Mapping[str, Sequence[Mapping[str, float]]], *, ylabel: str, marks: Mapping[str, float] | None = None
 ) -> Figure:
     """Draw a quality with its interval against sparsity.
 
     Args:
-        curves: name -> points in rising order, each with "sparsity", "value", "low" and "high".
+        named: name -> points in rising order, each with "sparsity", "value", "low" and "high".
         ylabel: name of the quality, with its unit.
         marks: name of a curve -> sparsity at which a vertical line marks it.
     """
     parts = []
-    for name, points in curves.items():
+    for name, points in named.items():
         middle = min(points, key=lambda p: abs(p["sparsity"] - 0.5))
         parts.append(f"{name} {middle['value']:.3g} at {middle['sparsity']:g}, {points[-1]['value']:.3g} at the end")
-    alt = f"{ylabel} against sparsity. {'; '.join(parts)}."
-    figure, axes = new_figure(6.8, 3.8, alt)
-    ax = axes[0, 0]
-    for (name, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-        x = [p["sparsity"] for p in points]
-        ax.fill_between(x, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.18, lw=0)
-        ax.plot(x, [p["value"] for p in points], color=colour, marker=marker, markersize=5, label=name)
+    figure, ax = one_panel(6.8, 3.8, f"{ylabel} against sparsity. {'; '.join(parts)}.")
+    found = {name: ([p["sparsity"] for p in points], *columns(points)) for name, points in named.items()}
+    curves(ax, found, band=0.18, markersize=5)
+    for name, colour in zip(named, COLOURS, strict=False):
         if name in (marks or {}):
             ax.axvline(marks[name], color=colour, linestyle=":", linewidth=1.2)
-    ax.set(xlabel="sparsity", ylabel=ylabel)
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=9, frameon=False)
+    finish(ax, xlabel="sparsity", ylabel=ylabel, legend={})
     return figure
 
 
@@ -122,48 +115,36 @@ def sensitivity_strip(errors: Mapping[str, float], blocks: Mapping[str, str], *,
     most, least = max(errors, key=errors.get), min(errors, key=errors.get)
     alt = f"{len(errors)} layers in {len(names)} blocks, error on a logarithmic axis. "
     alt += f"Most sensitive: {most} with {errors[most]:.2g}; least: {least} with {errors[least]:.2g}."
-    figure, axes = new_figure(8, 3.6, alt)
-    ax = axes[0, 0]
+    figure, ax = one_panel(8, 3.6, alt)
     floor = min((e for e in errors.values() if e > 0), default=1e-9) / 2
-    start = 0
+    start, middles = 0, []
     for index, block in enumerate(names):
         found = [max(e, floor) for layer, e in errors.items() if blocks[layer] == block]
-        ax.plot(
-            range(start, start + len(found)),
-            found,
-            MARKERS[index % len(MARKERS)],
-            markersize=3.5,
-            color=COLOURS[index % len(COLOURS)],
-        )
+        marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
+        ax.plot(range(start, start + len(found)), found, marker, markersize=3.5, color=colour)
         ax.axvline(start - 0.5, color=GONE, linewidth=0.8, zorder=0)
+        middles.append(start + len(found) / 2)
         start += len(found)
-    counts = [sum(b == block for b in blocks.values()) for block in names]
-    middles = np.cumsum(counts) - np.array(counts) / 2
     ax.set_xticks(middles, names, rotation=35, ha="right", fontsize=8)
-    ax.set(yscale="log", ylabel=ylabel)
-    ax.grid(axis="y", alpha=0.25)
+    finish(ax, yscale="log", ylabel=ylabel, grid="y")
     return figure
 
 
 def mask_patterns(masks: Mapping[str, Tensor]) -> Figure:
-    """Draw a corner of some masks, kept weights dark.
+    """Draw a corner of some masks, name -> bool `[rows, columns]`, kept weights dark."""
 
-    Args:
-        masks: name -> bool `[rows, columns]`, True = kept.
-    """
+    def is_regular(mask: Tensor) -> bool:
+        return mask.shape[1] % 4 == 0 and bool((mask.reshape(-1, 4).sum(1) == 2).all())
+
     shares = "; ".join(f"{name}: {100 * mask.float().mean():.0f} % kept" for name, mask in masks.items())
-    regular = [name for name, mask in masks.items() if _is_regular(mask)]
+    regular = [name for name, mask in masks.items() if is_regular(mask)]
     alt = f"Patterns of kept weights, dark squares. {shares}."
     alt += f" Two in every four neighbours: {', '.join(regular)}." if regular else ""
-    rows, columns = next(iter(masks.values())).shape
-    figure, axes = new_figure(2.9 * len(masks), 2.6 * rows / columns + 0.5, alt, ncols=len(masks))
+    rows, across = next(iter(masks.values())).shape
+    figure, axes = new_figure(2.9 * len(masks), 2.6 * rows / across + 0.5, alt, ncols=len(masks))
     for (name, mask), ax in zip(masks.items(), axes[0], strict=True):
         ax.imshow(mask.cpu(), cmap="Blues", vmin=-0.3, vmax=1.1, interpolation="nearest")
-        ax.set_xticks(np.arange(-0.5, columns, 4), []), ax.set_yticks([])
+        ax.set_xticks(np.arange(-0.5, across, 4), []), ax.set_yticks([])
         ax.grid(axis="x", color=COLOURS[1], linewidth=0.8), ax.tick_params(length=0)
-        ax.set_title(name, fontsize=10, color=INK)
+        title(ax, name, 10)
     return figure
-
-
-def _is_regular(mask: Tensor) -> bool:
-    return mask.shape[1] % 4 == 0 and bool((mask.reshape(-1, 4).sum(1) == 2).all())

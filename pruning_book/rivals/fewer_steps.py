@@ -13,8 +13,6 @@ from pruning_lib.steps.schedule import Grid, timesteps_of
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
-__all__ = ["FewerSteps", "fewer_steps"]
-
 
 @dataclass(frozen=True)
 class FewerSteps:
@@ -40,8 +38,7 @@ class FewerSteps:
 
     def macs(self, *, attention: bool = True) -> int:
         """Return the MACs of one sample over all calls."""
-        base = self.grid.base_macs if attention else self.grid.base_macs_without_attention
-        return self.calls * (base + sum(self.grid.macs if attention else self.grid.macs_without_attention))
+        return self.calls * self.grid.full().macs(attention=attention) // self.grid.shape[0]
 
     def macs_ratio(self, *, attention: bool = True) -> float:
         """Return the share of the unpruned generation's MACs."""
@@ -49,46 +46,37 @@ class FewerSteps:
 
     @contextmanager
     def applied(self, pipe: DiffusionPipeline) -> Iterator[FewerSteps]:
-        """Let a pipeline sample so inside a `with` block; the number of steps is the caller's to pass on.
-
-        Example:
-            >>> with rival.applied(pipe):
-            ...     image = pipe("lion", num_inference_steps=rival.steps).images[0]
-        """
-        before = pipe.scheduler
-        if self.scheduler is not None:
-            pipe.scheduler = self.scheduler.from_config(before.config)
-        try:
+        """Let a pipeline sample so inside a `with` block; the number of steps is the caller's to pass on."""
+        with _sampling_with(pipe, self.scheduler):
             yield self
-        finally:
-            pipe.scheduler = before
+
+
+@contextmanager
+def _sampling_with(pipe: DiffusionPipeline, scheduler: type[SchedulerMixin] | None) -> Iterator[None]:
+    before = pipe.scheduler
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(before.config)
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
 
 
 def fewer_steps(
     pipe: DiffusionPipeline, grid: Grid, keep_macs: float, scheduler: type[SchedulerMixin] | None = None
 ) -> FewerSteps:
-    """Take as many steps as the budget pays for.
-
-    Args:
-        pipe: read for the configuration of its scheduler.
-        grid: of the unpruned generation.
-        keep_macs: share of MACs to keep at most.
-        scheduler: a diffusers scheduler class, such as `DPMSolverMultistepScheduler`. Default: the pipeline's own.
+    """Take as many steps as the budget pays for, a share of the MACs of `grid`; arguments as of `FewerSteps`.
 
     Raises:
         ValueError: a budget below one call of this sampler, or not a share.
     """
     allowed = grid.shape[0] * check_budget(grid, keep_macs) // grid.total_macs
-    for steps in range(allowed, 0, -1):
-        before = pipe.scheduler
-        try:  # some samplers call the denoiser more often than they have steps
-            if scheduler is not None:
-                pipe.scheduler = scheduler.from_config(before.config)
-            calls = len(timesteps_of(pipe, steps))
-        except ValueError:  # some cannot do so few steps
-            continue
-        finally:
-            pipe.scheduler = before
-        if calls <= allowed:
-            return FewerSteps(grid, steps, calls, scheduler)
+    with _sampling_with(pipe, scheduler):
+        for steps in range(allowed, 0, -1):
+            try:
+                calls = len(timesteps_of(pipe, steps))
+            except ValueError:  # some samplers cannot do so few steps
+                continue
+            if calls <= allowed:  # some call the denoiser more often than they have steps
+                return FewerSteps(grid, steps, calls, scheduler)
     raise ValueError(f"keep_macs={keep_macs:g} pays for {allowed} calls; this sampler needs more.")

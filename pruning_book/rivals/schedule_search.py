@@ -1,7 +1,4 @@
-"""Schedules by chance, and the best of many of them.
-
-Schedules bred from schedules: a plain genetic search, the rival that DiP-GO's paper compares with.
-"""
+"""Schedules by chance, and bred from schedules: a plain genetic search, the rival that DiP-GO's paper compares with."""
 
 from __future__ import annotations
 
@@ -9,12 +6,11 @@ import torch
 from torch import Tensor
 
 from pruning_lib.steps.budget import threshold_scores
+from pruning_lib.steps.evaluate import BudgetExhausted, Evaluator, SearchBudget
 from pruning_lib.steps.schedule import Grid, Schedule
-from pruning_lib.steps.search import BudgetExhausted, Evaluator, SearchBudget
 
-__all__ = ["genetic_search", "random_schedule", "random_search"]
-
-_TRIES = 200  # draws in a row that bring nothing new: a small grid may hold no other schedule
+# In a row that bring nothing new, for a small grid may hold no other schedule: draws, and generations.
+_DRAWS, _GENERATIONS = 200, 10
 
 
 def random_schedule(grid: Grid, keep_macs: float, generator: torch.Generator) -> Tensor:
@@ -34,33 +30,17 @@ def random_schedule(grid: Grid, keep_macs: float, generator: torch.Generator) ->
 
 
 def random_search(grid: Grid, keep_macs: float, evaluator: Evaluator, *, images: int = 1000, seed: int = 0) -> Schedule:
-    """Draw schedules until the images are used up; return the best.
-
-    Args:
-        grid, keep_macs: the budget, a share of MACs that no draw exceeds.
-        evaluator: compares them with the unpruned generation.
-        images: that may be drawn in all.
-        seed: of the draws.
-
-    Returns:
-        The best, with its loss and the trace of the search in its provenance.
-
-    Raises:
-        ValueError: too few images for one schedule, or a budget below the first call.
-    """
-    tally, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
+    """Draw schedules until the images are used up; arguments and result as in `search.local_search`."""
+    budget, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
     idle = 0
     try:
-        while idle < _TRIES:
-            before = tally.spent
-            tally.ask(random_schedule(grid, keep_macs, generator))
-            idle = idle + 1 if tally.spent == before else 0
+        while idle < _DRAWS:
+            before = budget.spent
+            budget.ask(random_schedule(grid, keep_macs, generator))
+            idle = idle + 1 if budget.spent == before else 0
     except BudgetExhausted:
         pass
-    return tally.schedule("random search", seed)
-
-
-_TRIES_genetic_search = 10  # generations in a row that bring nothing new
+    return budget.schedule("random search", seed)
 
 
 def genetic_search(
@@ -81,40 +61,34 @@ def genetic_search(
     over the budget is switched off again, and what is left of it goes to cells by chance.
 
     Args:
-        grid, keep_macs: the budget, a share of MACs that no schedule exceeds.
-        evaluator: compares them with the unpruned generation.
-        images: that may be drawn in all.
-        seed: of all chance.
+        grid, keep_macs, evaluator, images, seed: as in `search.local_search`, and so is the result.
         population: schedules in a generation, >= 2.
         elite: that live on unchanged, from 1 to population - 1.
         mutations: of a child, on average, >= 0.
-
-    Raises:
-        ValueError: numbers out of range, too few images for one schedule, or a budget below the first call.
     """
     if population < 2 or not 1 <= elite < population or mutations < 0:
         raise ValueError(
             f"population={population}, elite={elite}, mutations={mutations}; needed: population >= 2, elite from 1 "
             "to population - 1, mutations >= 0."
         )
-    tally, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
+    budget, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
     idle = 0
     try:
         alive = []
         for _ in range(population):
             on = random_schedule(grid, keep_macs, generator)
-            alive.append((tally.ask(on), on))
-        while idle < _TRIES_genetic_search:
+            alive.append((budget.ask(on), on))
+        while idle < _GENERATIONS:
             alive = sorted(alive, key=lambda pair: pair[0])[:elite]
-            parents, before = list(alive), tally.spent
+            parents, before = list(alive), budget.spent
             while len(alive) < population:
                 child = _cross(_pick(parents, generator), _pick(parents, generator), generator)
                 child = _within(_mutate(child, mutations, generator), grid, keep_macs, generator)
-                alive.append((tally.ask(child), child))
-            idle = idle + 1 if tally.spent == before else 0
+                alive.append((budget.ask(child), child))
+            idle = idle + 1 if budget.spent == before else 0
     except BudgetExhausted:
         pass
-    return tally.schedule("genetic search", seed)
+    return budget.schedule("genetic search", seed)
 
 
 def _pick(alive: list[tuple[float, Tensor]], generator: torch.Generator) -> Tensor:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from pruning_lib.steps.reuse import HeldPrediction, reusing
-from pruning_lib.steps.schedule import Grid, Schedule
+from pruning_lib.steps.schedule import Grid, Schedule, decode_table
 
 from ..plots.comparison import Cells
 from ..plots.training import recorded_tiles
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["comparison_explorer", "draws", "rival_of"]
 
 
-def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | HeldPrediction | FewerSteps:
-    """Return what a cell of the record was: a schedule, what its skipped calls hold, or fewer steps.
+def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | FewerSteps:
+    """Return what a cell of the record was: a schedule, or fewer steps.
 
     Args:
         cell: of the record `schedule_comparison`.
@@ -33,10 +32,8 @@ def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | HeldPrediction |
     if "rows" not in cell:
         steps = cell["num_inference_steps"]
         return FewerSteps(grid, steps, steps, DPMSolverMultistepScheduler if cell["row"] == "dpm" else None)
-    schedule = Schedule.from_dict(
-        {**grid.full().to_dict(), "rows": cell["rows"], "provenance": {"method": cell["row"]}}
-    )
-    return reusing(schedule, cell.get("reuse", "output"))
+    hold = "prediction" if "prediction" in (cell.get("hold"), cell.get("reuse")) else "value"  # of old it was "reuse"
+    return grid.schedule(decode_table(cell["rows"]), hold=hold, method=cell["row"])
 
 
 def draws(

@@ -14,10 +14,9 @@ from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import Latency, measure_latency
 from pruning_lib.quality import clip_score, ssim
 from pruning_lib.records import load_record
-from pruning_lib.weights.magnitude import SCOPES, prune_magnitude
+from pruning_lib.weights.magnitude import SCOPES, Sensitivity, prune_magnitude
 from pruning_lib.weights.masks import PrunedWeights
 from pruning_lib.weights.select import prunable_weights
-from pruning_lib.weights.sensitivity import Sensitivity
 
 from ..sparse_file import sparse_bytes
 from .histogram import Histogram, WeightBins

@@ -2,7 +2,7 @@
 
 `inspect_checkpoint` reads a file, or every weights file of a diffusers folder, piece by piece, and sorts the tensors
 into parts by their names. Every byte of the file is on one line of the report: a part, bytes of storages that no tensor
-uses, or the container (names, shapes, headers). Nothing of the file is executed; see `inert_pickle`.
+uses, or the container (names, shapes, headers). Nothing of the file is executed; see `pickle.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ from .files import Entry, Source, open_file
 from .folder import list_folder
 from .parts import PARTS, part_of
 
-__all__ = ["CheckpointReport", "PartReport", "Row", "charge", "inspect_checkpoint", "rows_of"]
-
-NEAR_ZERO = 1e-3
-
 
 @dataclass
 class Row:
@@ -34,46 +30,41 @@ class Row:
     name: str
     charged: int = 0
 
+    @property
+    def view(self) -> tuple:
+        """Equal for two rows that are the same tensor under two names."""
+        return id(self.source), self.entry.view
+
 
 def rows_of(source: Source, part: str | None = None) -> list[Row]:
     """Return a source's tensors with their parts; `part` overrules what the names say."""
-    rows = []
-    for entry in source.entries:
-        told, name = part_of(entry.path)
-        rows.append(Row(source, entry, part or told, name))
-    return rows
+    told = [(entry, *part_of(entry.path)) for entry in source.entries]
+    return [Row(source, entry, part or told_part, name) for entry, told_part, name in told]
 
 
 def charge(rows: Sequence[Row]) -> int:
     """Share out the bytes of the storages among the rows, in their order: a tensor under two names is counted once.
 
-    Returns:
-        Bytes of storages that belong to no row.
+    Returns the bytes of storages that belong to no row.
     """
     sources = {id(row.source): row.source for row in rows}
     left = {(which, key): size for which, source in sources.items() for key, size in source.storages.items()}
     seen = set()
     for row in rows:
-        key = id(row.source), row.entry.storage
-        row.charged = 0 if (key, row.entry.view) in seen else min(row.entry.nbytes, left[key])
-        seen.add((key, row.entry.view))
-        left[key] -= row.charged
+        storage = id(row.source), row.entry.storage
+        row.charged = 0 if row.view in seen else min(row.entry.nbytes, left[storage])
+        seen.add(row.view)
+        left[storage] -= row.charged
     return sum(left.values())
 
 
 @dataclass
 class PartReport:
-    """One part of a checkpoint.
+    """One part of a checkpoint; a tensor under two names counts once.
 
-    Attributes:
-        tensors, params: how many tensors and elements; a tensor under two names counts once.
-        nbytes: bytes in the file.
-        dtypes: type -> elements.
-        zeros, near_zero: elements equal to 0, and with magnitude below 0.001 (zeros included); floating types only.
-        nans, infs: elements that are not finite.
-        floats: elements of floating types, the ground of the four counts above. 0 where values were not read.
-        largest: largest finite magnitude.
-        examples: a few names.
+    `nbytes` are those in the file, `dtypes` type -> elements, `examples` a few names. Of the `floats` elements of
+    floating types, 0 where values were not read, some are `zeros`, `near_zero` (below 0.001, zeros included), `nans` or
+    `infs`; `largest` is the largest finite magnitude.
     """
 
     tensors: int = 0
@@ -96,12 +87,10 @@ class PartReport:
 
 @dataclass
 class CheckpointReport:
-    """What `inspect_checkpoint` found.
+    """What `inspect_checkpoint` found in a file, or in all files of a folder.
 
     Attributes:
-        path: the file or folder.
         kind: "safetensors", "torch zip", "torch legacy" or "folder".
-        nbytes: of the file, or of all files of the folder.
         parts: part -> `PartReport`; the names are those of `parts.PARTS`.
         unused: bytes of storages that no tensor uses, as when a slice of a large tensor was saved.
         container: bytes that are no tensor: names, shapes, headers; in a folder, configurations and other files.
@@ -136,16 +125,13 @@ class CheckpointReport:
         lines = [f"{self.path}: {self.kind}, {self.nbytes / 1e6:,.2f} MB", head]
         for name in (name for name in PARTS if name in self.parts):
             part = self.parts[name]
-            read = part.floats > 0
-            zeros = (
-                f"{100 * part.zeros / part.floats:6.2f} %{100 * part.near_zero / part.floats:6.2f} %"
-                if read
-                else " " * 16
-            )
-            broken = f"{part.nans} NaN, {part.infs} Inf" if part.nans or part.infs else "-" if read else ""
+            zeros, broken = "", ""
+            if part.floats:
+                zeros = f"{100 * part.zeros / part.floats:6.2f} %{100 * part.near_zero / part.floats:6.2f} %"
+                broken = f"{part.nans} NaN, {part.infs} Inf" if part.nans or part.infs else "-"
             lines.append(
                 f"{PARTS[name]:32s}{part.tensors:8,}{part.params:14,}{part.nbytes / 1e6:10,.2f}  "
-                f"{', '.join(part.dtypes):18s}{zeros}  {broken}".rstrip()
+                f"{', '.join(part.dtypes):18s}{zeros:16s}  {broken}".rstrip()
             )
         if self.unused:
             lines.append(f"{'bytes no tensor uses':54s}{self.unused / 1e6:10,.2f}")
@@ -164,9 +150,8 @@ def inspect_checkpoint(path: str | Path, *, values: bool = True, allow: Iterable
         allow: names of globals that may stand in a pickle besides the usual; they are skipped, never run.
 
     Raises:
-        FileNotFoundError: there is neither a file nor a folder of that name.
-        UnsafePickleError: a pickle that would run code; nothing of it was run.
-        CheckpointError: a file that is empty, damaged, cut short or no checkpoint.
+        UnsafePickleError: a pickle that would run code; nothing of it was run. A CheckpointError.
+        CheckpointError: a file that is empty, damaged, cut short or no checkpoint. A ValueError.
 
     Example:
         >>> print(inspect_checkpoint("model.ckpt").table())
@@ -174,16 +159,15 @@ def inspect_checkpoint(path: str | Path, *, values: bool = True, allow: Iterable
     path, allow = Path(path), tuple(allow)
     if not path.exists():
         raise FileNotFoundError(f"There is neither a file nor a folder {path}.")
+    rows: list[Row] = []
     if path.is_dir():
         files = list_folder(path)
         report = CheckpointReport(path, "folder", sum(file.nbytes for file in files))
         report.files = [{"file": f.name, "for": f.role, "bytes": f.nbytes} for f in files]
-        rows = []
-        for file in files:
-            if file.weights:
-                source = open_file(path / file.name, allow)
-                rows += rows_of(source, file.part)
-                report.notes += [f"{file.name}: {note}" for note in source.notes if file.suffix != ".pkl"]
+        for file in (file for file in files if file.holds_tensors):
+            source = open_file(path / file.name, allow)
+            rows += rows_of(source, file.part)
+            report.notes += [f"{file.name}: {note}" for note in source.notes if file.suffix != ".pkl"]
     else:
         source = open_file(path, allow)
         report = CheckpointReport(path, source.kind, source.nbytes, others=source.others, names=source.names)
@@ -198,11 +182,10 @@ def _fill(report: CheckpointReport, rows: list[Row], values: bool) -> None:
     counted, again = set(), Counter()
     for row in rows:
         part = report.parts.setdefault(row.part, PartReport())
-        key = id(row.source), row.entry.view
-        if key in counted:
+        if row.view in counted:
             again[row.part] += 1
             continue
-        counted.add(key)
+        counted.add(row.view)
         part.tensors += 1
         part.params += row.entry.numel
         part.nbytes += row.charged
@@ -228,7 +211,7 @@ def _count(part: PartReport, row: Row) -> None:
         finite = torch.isfinite(size)
         part.floats += size.numel()
         part.zeros += int((size == 0).sum())
-        part.near_zero += int((size < NEAR_ZERO).sum())
+        part.near_zero += int((size < 1e-3).sum())
         part.nans += int(torch.isnan(size).sum())
         part.infs += int(torch.isinf(size).sum())
         part.largest = max(part.largest, float(size.where(finite, 0).max()))

@@ -7,7 +7,7 @@ clean (Salimans and Ho 2022, appendix D).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,18 +22,6 @@ from ..quality import as_bytes
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
-
-__all__ = [
-    "DenoisingTask",
-    "NoisyBatch",
-    "denoising_loss",
-    "encode_captions",
-    "encode_images",
-    "noise_schedule",
-    "noisy_batch",
-    "spread_timesteps",
-    "to_model_range",
-]
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -67,17 +55,24 @@ def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
             "Give the pipeline one that has, such as DDIMScheduler or DPMSolverMultistepScheduler."
         )
     schedule = DDPMScheduler.from_config(scheduler.config)
-    _check_prediction(schedule)
+    _target_rule(schedule)
     return schedule
 
 
-def spread_timesteps(batch: int, levels: int, generator: torch.Generator) -> Tensor:
-    """Draw one timestep from each of `batch` equal slices of 0 .. `levels` - 1; int64 `[batch]`, increasing.
+_TARGETS = {
+    "epsilon": lambda schedule, clean, noise, t: noise,
+    "sample": lambda schedule, clean, noise, t: clean,
+    "v_prediction": lambda schedule, clean, noise, t: schedule.get_velocity(clean, noise, t),
+}
 
-    Every level is as likely as with independent draws, but a batch covers all of them: the gradient varies less.
-    """
-    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-    return (u * levels).long()
+
+def _target_rule(schedule: SchedulerMixin) -> Callable[..., Tensor]:
+    kind = schedule.config.prediction_type
+    if kind not in _TARGETS:
+        raise ValueError(
+            f"prediction_type={kind!r} of {type(schedule).__name__}; known: {', '.join(map(repr, _TARGETS))}."
+        )
+    return _TARGETS[kind]
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class NoisyBatch:
         return denoiser(self.noisy.to(kind), self.timesteps, self.text.to(kind)).sample.float()
 
     def loss(self, denoiser: nn.Module) -> Tensor:
-        """Return the mean squared error of its answer."""
+        """Return the mean squared error of its answer, with gradients."""
         return F.mse_loss(self.predict(denoiser), self.target)
 
 
@@ -121,45 +116,31 @@ def noisy_batch(
     caption_dropout: float = 0.1,
     timesteps: Tensor | None = None,
 ) -> NoisyBatch:
-    """Add noise to clean latents and leave out some captions; arguments as in `denoising_loss`."""
-    target_of = _check_prediction(schedule)
-    batch, device = len(clean), clean.device
-    drop = torch.rand(batch, generator=generator) < caption_dropout
-    drawn = spread_timesteps(batch, schedule.config.num_train_timesteps, generator)
-    t = (drawn if timesteps is None else timesteps).to(device)
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    text = torch.where(drop[:, None, None].to(device), nothing, text)
-    return NoisyBatch(schedule.add_noise(clean, noise, t), t, text, target_of(schedule, clean, noise, t))
-
-
-def denoising_loss(
-    unet: nn.Module,
-    schedule: SchedulerMixin,
-    clean: Tensor,
-    text: Tensor,
-    nothing: Tensor,
-    generator: torch.Generator,
-    *,
-    caption_dropout: float = 0.1,
-    timesteps: Tensor | None = None,
-) -> Tensor:
-    """Return the mean squared error of one batch, with gradients.
+    """Add noise to clean latents and leave out some captions.
 
     Args:
-        unet: the denoiser, called as `unet(noisy, timesteps, text)`.
         schedule: with `add_noise` and `get_velocity`, as `noise_schedule` returns it.
         clean: latents `[b, c, h, w]`, on the denoiser's device.
         text: text states `[b, tokens, d]`.
         nothing: the states of the empty caption, `[1, tokens, d]`.
-        generator: on the CPU; draws the dropped captions, the timesteps and the noise, in this order.
+        generator: on the CPU; draws the dropped captions, the timesteps and the noise, in this order. One timestep
+            comes from each of b equal slices of the levels: every level is as likely as with independent draws, but a
+            batch covers all of them, and the gradient varies less.
         caption_dropout: share of captions replaced by `nothing`, in [0, 1], for guidance (Ho and Salimans 2022).
         timesteps: int64 `[b]`, replaces the drawn ones.
 
     Raises:
         ValueError: a schedule that predicts something unknown.
     """
-    more = {"caption_dropout": caption_dropout, "timesteps": timesteps}
-    return noisy_batch(schedule, clean, text, nothing, generator, **more).loss(unet)
+    target_of = _target_rule(schedule)
+    batch, device = len(clean), clean.device
+    drop = torch.rand(batch, generator=generator) < caption_dropout
+    slices = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    drawn = (slices * schedule.config.num_train_timesteps).long()
+    t = (drawn if timesteps is None else timesteps).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    text = torch.where(drop[:, None, None].to(device), nothing, text)
+    return NoisyBatch(schedule.add_noise(clean, noise, t), t, text, target_of(schedule, clean, noise, t))
 
 
 @dataclass(frozen=True)
@@ -193,72 +174,48 @@ class DenoisingTask:
             TypeError: another kind of pipeline, or other images.
             ValueError: not one caption per image, another size, or a scheduler without noise levels.
         """
-        pixels, captions = _checked(pipe, images, captions)
+        needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        missing = [name for name in needed if not hasattr(pipe, name)]
+        if missing or hasattr(pipe, "text_encoder_2") or pipe.unet.config.get("addition_embed_type"):
+            raise TypeError(
+                "Expected a Stable Diffusion pipeline with one text encoder, such as pl.load('emoji-sd'); got "
+                f"{type(pipe).__name__}{', which lacks ' + ', '.join(missing) if missing else ''}."
+            )
+        pixels = as_bytes(images)
+        if isinstance(captions, str) or len(captions) != len(pixels):
+            given = "one string" if isinstance(captions, str) else f"{len(captions)} captions"
+            raise ValueError(f"{len(pixels)} images and {given} were given; expected one caption per image.")
+        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        if tuple(pixels.shape[-2:]) != (side, side):
+            raise ValueError(
+                f"The images are {pixels.shape[-1]} x {pixels.shape[-2]} pixels; this pipeline draws {side} x {side}. "
+                "Resize them first."
+            )
+        schedule = noise_schedule(pipe.scheduler)
         latents = encode_images(pipe.vae, pixels).float()
         states = encode_captions(pipe.text_encoder, pipe.tokenizer, [*captions, ""]).float()
-        return cls(latents, states[:-1], states[-1:], noise_schedule(pipe.scheduler))
+        return cls(latents, states[:-1], states[-1:], schedule)
 
     @property
     def levels(self) -> int:
         """Number of noise levels; timesteps run from 0 to `levels` - 1."""
         return self.schedule.config.num_train_timesteps
 
-    def draw(self, generator: torch.Generator, batch: int, caption_dropout: float = 0.1) -> NoisyBatch:
-        """Draw a batch with replacement and add noise to it; arguments as in `denoising_loss`."""
+    def draw(
+        self, generator: torch.Generator, batch: int, caption_dropout: float = 0.1, timesteps: Tensor | None = None
+    ) -> NoisyBatch:
+        """Draw `batch` images with replacement and add noise to them; other arguments as in `noisy_batch`."""
         index = torch.randint(len(self.latents), (batch,), generator=generator)
         clean, text = self.latents[index], self.states[index]
-        more = {"caption_dropout": caption_dropout}
+        more = {"caption_dropout": caption_dropout, "timesteps": timesteps}
         return noisy_batch(self.schedule, clean, text, self.nothing, generator, **more)
 
     def loss(self, unet: nn.Module, generator: torch.Generator, batch: int, caption_dropout: float = 0.1) -> Tensor:
-        """Return the denoising loss of a batch drawn with replacement; arguments as in `denoising_loss`."""
+        """Return the denoising loss of a batch as `draw` returns it."""
         return self.draw(generator, batch, caption_dropout).loss(unet)
 
     def loss_at(self, unet: nn.Module, timestep: int, generator: torch.Generator, batch: int) -> Tensor:
-        """Return the denoising loss of a batch at one timestep, with every caption in place.
-
-        Raises:
-            ValueError: a timestep that is not in 0 .. `levels` - 1.
-        """
+        """Return the denoising loss of a batch at one timestep, 0 to `levels` - 1, with every caption in place."""
         if not 0 <= timestep < self.levels:
             raise ValueError(f"timestep={timestep}; allowed: 0 to {self.levels - 1}.")
-        index = torch.randint(len(self.latents), (batch,), generator=generator)
-        clean, text, t = self.latents[index], self.states[index], torch.full((batch,), timestep)
-        return denoising_loss(unet, self.schedule, clean, text, self.nothing, generator, caption_dropout=0, timesteps=t)
-
-
-_TARGETS = {
-    "epsilon": lambda schedule, clean, noise, t: noise,
-    "sample": lambda schedule, clean, noise, t: clean,
-    "v_prediction": lambda schedule, clean, noise, t: schedule.get_velocity(clean, noise, t),
-}
-
-
-def _check_prediction(schedule: SchedulerMixin):
-    kind = schedule.config.prediction_type
-    if kind not in _TARGETS:
-        raise ValueError(
-            f"prediction_type={kind!r} of {type(schedule).__name__}; known: {', '.join(map(repr, _TARGETS))}."
-        )
-    return _TARGETS[kind]
-
-
-def _checked(pipe, images, captions) -> tuple[Tensor, list[str]]:
-    needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    missing = [name for name in needed if not hasattr(pipe, name)]
-    if missing or hasattr(pipe, "text_encoder_2") or pipe.unet.config.get("addition_embed_type"):
-        raise TypeError(
-            "Expected a Stable Diffusion pipeline with one text encoder, such as pl.load('emoji-sd'); got "
-            f"{type(pipe).__name__}{', which lacks ' + ', '.join(missing) if missing else ''}."
-        )
-    pixels = as_bytes(images)
-    if isinstance(captions, str) or len(captions) != len(pixels):
-        given = "one string" if isinstance(captions, str) else f"{len(captions)} captions"
-        raise ValueError(f"{len(pixels)} images and {given} were given; expected one caption per image.")
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    if tuple(pixels.shape[-2:]) != (side, side):
-        raise ValueError(
-            f"The images are {pixels.shape[-1]} x {pixels.shape[-2]} pixels; this pipeline draws {side} x {side}. "
-            "Resize them first."
-        )
-    return pixels, list(captions)
+        return self.draw(generator, batch, 0, torch.full((batch,), timestep)).loss(unet)

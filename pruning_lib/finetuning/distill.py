@@ -1,13 +1,7 @@
 """Learning from the model as it was before it was pruned, beside learning from data.
 
-Three losses are added up, each on the same noise, timesteps and captions, as BK-SDM does (Kim et al. 2023):
-
-    denoising   mean square of (student's answer - target)
-    output      mean square of (student's answer - teacher's answer)
-    features    sum over blocks of the mean square of (student's block output - teacher's block output)
-
-Blocks are compared where both models have one under the same path and the outputs have the same shape, so the student
-may lack any number of layers inside them.
+Three losses are added up, each on the same noise, timesteps and captions, as BK-SDM does (Kim et al. 2023): the
+student's answer against the target, against the teacher's answer, and the outputs of its blocks against the teacher's.
 """
 
 from __future__ import annotations
@@ -20,27 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_number
 from .denoising import NoisyBatch
 
-__all__ = ["Distillation", "block_outputs", "block_paths", "frozen"]
-
-# Where diffusers keeps the blocks of a denoiser: lists, and one block on its own.
+# Where diffusers keeps the blocks of a denoiser, beside one block on its own.
 _LISTS = ("down_blocks", "up_blocks", "transformer_blocks", "single_transformer_blocks")
-_SINGLE = ("mid_block",)
 
 
 def block_paths(denoiser: nn.Module) -> list[str]:
-    """Return the paths of a denoiser's blocks: down, mid and up blocks of a UNet, blocks of a transformer."""
+    """Return the paths of a denoiser's blocks: down, up and mid blocks of a UNet, blocks of a transformer."""
     found = [f"{name}.{i}" for name in _LISTS for i in range(len(getattr(denoiser, name, None) or ()))]
-    return found + [name for name in _SINGLE if isinstance(getattr(denoiser, name, None), nn.Module)]
+    if isinstance(getattr(denoiser, "mid_block", None), nn.Module):
+        found.append("mid_block")
+    return found
 
 
 @contextmanager
 def block_outputs(denoiser: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what the modules at `paths` return in a forward call; of several tensors, the first.
+    """Yield path -> what the module there returned in the last call, filled while the denoiser runs.
 
-    Yields:
-        path -> output of the last call, filled while the denoiser runs.  The hooks are gone when the block is left.
+    Of several tensors, the first.
     """
     found: dict[str, Tensor] = {}
 
@@ -66,8 +59,9 @@ class Distillation:
 
     Attributes:
         teacher: the denoiser before pruning; called without gradients. None: only the data teach.
-        output: weight of the output loss, >= 0.
-        features: weight of the feature loss, >= 0.
+        output: weight of the mean square of (student's answer - teacher's answer), >= 0.
+        features: weight of the same for the outputs of blocks, summed over the blocks that both have under the same
+            path and in the same shape, >= 0; the student may lack any number of layers inside them.
     """
 
     teacher: nn.Module | None = None
@@ -76,8 +70,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         for name, weight in (("distill_output", self.output), ("distill_features", self.features)):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}={weight}; it is the weight of a loss and must be a number >= 0.")
+            check_number(name, weight, "[0, inf)")
         if self.teacher is None and self.on:
             raise ValueError(
                 "distill_output and distill_features need a teacher: pass teacher=, the pipeline before pruning."
@@ -101,7 +94,8 @@ class Distillation:
         """
         if not self.on:
             return batch.loss(student), {}
-        paths = self._paths(student)
+        known = set(block_paths(self.teacher)) if self.features else ()
+        paths = [path for path in block_paths(student) if path in known]
         with torch.no_grad(), block_outputs(self.teacher, paths) as theirs:
             wanted = batch.predict(self.teacher)
         with block_outputs(student, paths) as ours:
@@ -120,12 +114,6 @@ class Distillation:
             parts["features"] = _feature_loss(ours, theirs)
             total = total + self.features * parts["features"]
         return total, {f"{name}_loss": part.item() for name, part in parts.items()}
-
-    def _paths(self, student: nn.Module) -> list[str]:
-        if not self.features:
-            return []
-        known = set(block_paths(self.teacher))
-        return [path for path in block_paths(student) if path in known]
 
 
 def _feature_loss(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:

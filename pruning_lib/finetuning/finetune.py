@@ -1,10 +1,8 @@
-"""Gradient checkpointing for the time of a training run: less memory, one more forward pass.
+"""Train a pipeline's denoiser further on images with captions: a new concept, or what pruning has cost.
 
-Train a pipeline's denoiser further on images with captions: a new concept, or what pruning has cost.
-
-The data teach, and where a teacher is given, the model before it was pruned teaches too (`distill`).
-Latents and text states are computed once, before the first step; the autoencoder and the text encoder stay as they are.
-Nothing here knows how a denoiser was pruned.  Where zeros must stay zeros, pass what holds them as `after_step`.
+The data teach, and where a teacher is given, the model before it was pruned teaches too (`distill`).  Latents and text
+states are computed once, before the first step.  Nothing here knows how a denoiser was pruned: where zeros must stay
+zeros, pass what holds them as `after_step`.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number, check_whole
 from ..processes import Processes
 from .denoising import DenoisingTask, noise_schedule
 from .distill import Distillation, frozen
@@ -29,43 +28,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
-__all__ = ["FinetuneLog", "checkpointed", "finetune"]
-
-
-@contextmanager
-def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
-    """Switch on diffusers' gradient checkpointing (Chen et al. 2016), and restore what was set before.
-
-    Raises:
-        TypeError: the model has none.
-    """
-    if not on:
-        yield
-        return
-    if not hasattr(model, "enable_gradient_checkpointing"):
-        raise TypeError(
-            f"{type(model).__name__} has no enable_gradient_checkpointing, as the models of diffusers do. "
-            "Leave checkpointing=True out."
-        )
-    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    before = {
-        module: {name: vars(module)[name] for name in names if name in vars(module)}
-        for module in model.modules()
-        if hasattr(module, "gradient_checkpointing")
-    }
-    try:
-        model.enable_gradient_checkpointing()
-        yield
-    finally:
-        for module, values in before.items():
-            for name in names:
-                vars(module).pop(name, None)
-            vars(module).update(values)
-
-
 _DIFFERS = "other captions, batch or dropout, another teacher's weight or number of processes"
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -84,12 +47,11 @@ class FinetuneLog:
         Raises:
             KeyError: it was never noted.
         """
-        found = [(line["step"], line[name]) for line in self.lines if name in line]
-        if not found:
+        noted = [line for line in self.lines if name in line]
+        if not noted:
             known = sorted({key for line in self.lines for key in line} - {"step"})
             raise KeyError(f"The log has no {name!r}. It has: {', '.join(known)}.")
-        steps, values = zip(*found, strict=True)
-        return list(steps), list(values)
+        return [line["step"] for line in noted], [line[name] for line in noted]
 
 
 def finetune(
@@ -145,9 +107,8 @@ def finetune(
         The log. `pipe.unet` holds the averaged weights (unless ema=0) and is in evaluation mode.
 
     Raises:
-        TypeError: no Stable Diffusion pipeline with one text encoder, or an unknown option.
-        ValueError: images and captions that do not match, another size, weights of half precision, a scheduler without
-            noise levels, numbers out of range, a teacher that does not fit, or a loss that became NaN.
+        TypeError, ValueError: what `DenoisingTask.of` refuses, options that are unknown or out of range, weights of
+            half precision, a teacher that does not fit, a folder of another run, or a loss that became NaN.
 
     Example:
         >>> pruned = pl.prune_magnitude(pipe.unet, sparsity=0.5)
@@ -157,7 +118,15 @@ def finetune(
     processes = Processes.of(accelerator)
     device = processes.device or getattr(pipe, "device", "cpu")
     config = _config(steps, lr, seed, device, options)
-    _check_numbers(pipe, batch, caption_dropout, half_weights)
+    check_whole("batch", batch, 1)
+    check_number("caption_dropout", caption_dropout, "[0, 1]")
+    kind = getattr(getattr(pipe, "unet", None), "dtype", None)
+    if kind in (torch.float16, torch.bfloat16) and not half_weights:
+        raise ValueError(
+            f"The denoiser's weights are {str(kind).removeprefix('torch.')}: most updates would round to nothing. "
+            "Call pipe.unet.float() first (bf16=True still computes in half precision), or pass half_weights=True "
+            "to see it happen."
+        )
     distillation = Distillation(_denoiser(teacher, pipe), distill_output, distill_features)
     if processes.device:
         pipe.to(processes.device)
@@ -173,14 +142,14 @@ def finetune(
             fit(pipe.unet, loss, config, place, "finetune", **more)
         return FinetuneLog(processes.from_main(read_log(place) if processes.is_main else None))
 
+    if folder is None:
+        with tempfile.TemporaryDirectory() as place:
+            return run(Path(place))
     note = {"captions": list(captions), "batch": batch, "caption_dropout": caption_dropout}
     if distillation.on:
         note |= {"distill_output": distill_output, "distill_features": distill_features}
     if processes.count > 1:
         note["processes"] = processes.count
-    if folder is None:
-        with tempfile.TemporaryDirectory() as place:
-            return run(Path(place))
     return run(note_run(Path(folder) / "finetune.json", note, _DIFFERS, processes))
 
 
@@ -188,9 +157,7 @@ def _config(steps: int, lr: float, seed: int, device: object, options: dict) -> 
     known = set(FitConfig.__dataclass_fields__) - {"steps", "lr", "seed", "device"}
     if wrong := sorted(set(options) - known):
         raise TypeError(f"finetune() does not know {', '.join(wrong)}. Options: {', '.join(sorted(known))}.")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}; it must be a whole number >= 1.")
-    options = {"warmup": min(100, max(1, steps // 10)), **options}
+    options = {"warmup": min(100, max(1, check_whole("steps", steps, 1) // 10)), **options}
     return FitConfig(steps=steps, lr=lr, seed=seed, device=str(device), **options)
 
 
@@ -209,15 +176,29 @@ def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | Non
     return teacher.unet
 
 
-def _check_numbers(pipe, batch: int, dropout: float, half_weights: bool) -> None:
-    if not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch={batch!r}; it must be a whole number >= 1.")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"caption_dropout={dropout}; it is a share and must lie in [0, 1].")
-    kind = getattr(getattr(pipe, "unet", None), "dtype", None)
-    if kind in _HALF and not half_weights:
-        raise ValueError(
-            f"The denoiser's weights are {str(kind).removeprefix('torch.')}: most updates would round to nothing. "
-            "Call pipe.unet.float() first (bf16=True still computes in half precision), or pass half_weights=True "
-            "to see it happen."
+@contextmanager
+def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
+    """Switch on diffusers' gradient checkpointing (Chen et al. 2016), and restore what was set before.
+
+    Raises:
+        TypeError: the model has none.
+    """
+    if not on:
+        yield
+        return
+    if not hasattr(model, "enable_gradient_checkpointing"):
+        raise TypeError(
+            f"{type(model).__name__} has no enable_gradient_checkpointing, as the models of diffusers do. "
+            "Leave checkpointing=True out."
         )
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    modules = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    before = [{name: value for name, value in vars(module).items() if name in names} for module in modules]
+    try:
+        model.enable_gradient_checkpointing()
+        yield
+    finally:
+        for module, values in zip(modules, before, strict=True):
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(values)

@@ -1,23 +1,18 @@
-"""How to train: steps, rates and intervals of a run.
-
-What a run leaves in its folder: a checkpoint to go on from, and a log with one line of JSON per logged step.
-
-One resumable training loop for every model.
+"""One resumable training loop for every model.
 
 Each step draws its batch from a generator seeded by (seed, step), so a run that was interrupted and resumed sees the
-same data as one that never stopped.  Checkpoints are written to a temporary name and moved into place, so a crash
-while writing costs nothing.  The learning rate warms up, stays constant and decays over the last part of the run
-("warm-up, stable, decay"): a run can be made longer later without having decayed too early.
+same data as one that never stopped.  Its folder holds a checkpoint to go on from, and a log with one line of JSON per
+logged step.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,21 +21,13 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..checks import check_device
+from ..checks import check_device, check_number, check_whole
+from ..files import write_whole
 from ..processes import Processes
 
-__all__ = [
-    "FitConfig",
-    "add_line",
-    "end_line",
-    "fit",
-    "lr_factor",
-    "note_run",
-    "read_checkpoint",
-    "read_log",
-    "restore",
-    "save_checkpoint",
-]
+Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
+AfterStep = Callable[[], object]
+Validate = Callable[[int], "dict[str, object]"]
 
 
 @dataclass(frozen=True)
@@ -79,31 +66,29 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
-            raise ValueError("steps, checkpoint_every and log_every must be at least 1.")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} must be greater than 0.")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay={self.decay} must lie in [0, 1]: it is a share of the steps.")
+        for name in ("steps", "checkpoint_every", "log_every"):
+            check_whole(name, getattr(self, name), 1)
+        check_number("lr", self.lr, "(0, inf)")
+        check_number("decay", self.decay, "[0, 1]")
 
 
 def lr_factor(step: int, config: FitConfig) -> float:
-    """Return what the peak learning rate is multiplied by at `step` (counted from 0)."""
+    """Return what the peak rate is multiplied by at `step`, from 0: warm-up, stable, decay.
+
+    A run can be made longer later without having decayed too early.
+    """
     up = min(1.0, (step + 1) / max(1, config.warmup))
     down = (config.steps - step) / max(1.0, config.decay * config.steps)
     return up * min(1.0, down)
 
 
 def note_run(path: Path, told: dict[str, object], differs: str, processes: Processes) -> Path:
-    """Note in a file what a run is about, and refuse to go on from another one; each process has to call this.
+    """Note in a file what a run is about, in a folder that is made and returned; each process has to call this.
 
     Args:
-        path: the note, in the run's folder, which is made.
+        path: the note.
         told: what makes it this run; plain values.
         differs: what a run with another note was about, for the message: "other captions, or another teacher".
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: the folder holds another run; in every process.
@@ -117,74 +102,13 @@ def note_run(path: Path, told: dict[str, object], differs: str, processes: Proce
     return folder
 
 
-def read_checkpoint(path: Path) -> dict:
-    """Return what a checkpoint holds, on the CPU.
-
-    Raises:
-        ValueError: the file is damaged; it is left as it is.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{path} is damaged or cut short: {reason} Restore it, or move it away to train this part anew."
-        ) from error
-
-
-def _state(model, optimizer, ema, config, step, seconds) -> dict:
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.state_dict() if ema else None,
-        "config": asdict(config),
-        "step": step,
-        "seconds": seconds,
-    }
-
-
-def save_checkpoint(folder: Path, *parts) -> None:
-    """Write the model, the optimiser, the average, the configuration, the step and the seconds, in this order."""
-    temporary = folder / "checkpoint.pt.part"
-    torch.save(_state(*parts), temporary)
-    os.replace(temporary, folder / "checkpoint.pt")
-
-
-def restore(folder: Path, model, optimizer, ema, config: FitConfig) -> tuple[int, float]:
-    """Load what `save_checkpoint` wrote into the parts, and return the step and the seconds; zeros without a file.
-
-    Raises:
-        ValueError: the file is damaged or belongs to another configuration.
-    """
-    path = folder / "checkpoint.pt"
-    if not path.is_file():
-        return 0, 0.0
-    saved = read_checkpoint(path)  # on the CPU, where the optimiser counts its steps; the rest is copied over
-    may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every", "validate_every"}
-    now = asdict(config)
-    wrong = {k: (saved["config"][k], now[k]) for k in now if k not in may_differ and saved["config"].get(k) != now[k]}
-    if wrong:
-        raise ValueError(f"{path} was made with other settings (saved, asked): {wrong}. Use them, or another folder.")
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    if ema:
-        ema.load_state_dict(saved["ema"])
-        ema.to(config.device)
-    return saved["step"], saved["seconds"]
-
-
 def read_log(folder: str | Path) -> list[dict[str, object]]:
-    """Return the lines of a run's log; where a resumed run repeated steps, the later ones count.
-
-    A line that a crash cut short is left out: it belongs to steps that the resumed run repeated.
-    """
+    """Return the lines of a run's log; of repeated steps the later ones, and none that a crash cut short."""
     found = {}
     for text in (Path(folder) / "log.jsonl").read_text("utf-8", errors="replace").splitlines():
-        try:
+        with suppress(ValueError, TypeError, KeyError):
             line = json.loads(text)
             found[line["step"]] = line
-        except (ValueError, TypeError, KeyError):
-            continue
     return list(found.values())
 
 
@@ -202,9 +126,48 @@ def end_line(folder: Path) -> None:
             file.write("\n")
 
 
-Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
-AfterStep = Callable[[], object]
-Validate = Callable[[int], "dict[str, object]"]
+def save_checkpoint(folder: Path, model, optimizer, ema: EMAModel | None, config, step: int, seconds: float) -> None:
+    """Write all that a run needs to go on; a crash while writing leaves the checkpoint before."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+        "config": asdict(config),
+        "step": step,
+        "seconds": seconds,
+    }
+    with write_whole(folder / "checkpoint.pt") as part:
+        torch.save(state, part)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Return what a checkpoint holds, on the CPU; a damaged one is a ValueError, and left as it is."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path} is damaged or cut short: {reason} Restore it, or move it away to train this part anew."
+        ) from error
+
+
+def restore(folder: Path, model, optimizer, ema: EMAModel | None, config) -> tuple[int, float]:
+    """Load what `save_checkpoint` wrote into the parts, and return the step and the seconds; zeros without a file."""
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        return 0, 0.0
+    saved = read_checkpoint(path)  # on the CPU, where the optimiser counts its steps; the rest is copied over
+    may_differ = {"steps", "decay", "device", "checkpoint_every", "log_every", "validate_every"}
+    now = asdict(config)
+    wrong = {k: (saved["config"][k], now[k]) for k in now if k not in may_differ and saved["config"].get(k) != now[k]}
+    if wrong:
+        raise ValueError(f"{path} was made with other settings (saved, asked): {wrong}. Use them, or another folder.")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if ema:
+        ema.load_state_dict(saved["ema"])
+        ema.to(config.device)
+    return saved["step"], saved["seconds"]
 
 
 def fit(
@@ -233,12 +196,10 @@ def fit(
             evaluation mode; what it returns goes into the log.
         progress: False for no bar.
         processes: those that share the run; default: this one alone. Every one calls this, with a folder that all can
-            read; each computes the loss of its own share, and the gradients are averaged. The main one gives the
-            others its weights to start from, and it alone validates and writes.
+            read, and with the loss of its own share. The main one alone validates and writes.
 
     Raises:
-        ValueError: the checkpoint belongs to another configuration, the processes go on from different steps, or
-            the loss became NaN.
+        ValueError: a checkpoint that is damaged or of another configuration, or a loss that became NaN.
         KeyboardInterrupt: passed on, after a checkpoint was written.
     """
     folder, processes = Path(folder), processes or Processes()
@@ -251,30 +212,30 @@ def fit(
     processes.check_same(step, "the step they go on from")
     if processes.is_main:
         end_line(folder)
-    started, stop, halt = time.time() - seconds, [], False
+    started, halt = time.time() - seconds, False
+
+    def is_due(every: int) -> bool:
+        return bool(every) and step % every == 0
+
+    def note(figures: dict) -> None:
+        """Validate where that is due, and write a line of the log."""
+        if not processes.is_main:
+            return
+        if validate and is_due(config.validate_every):
+            with _averaged(model, ema):
+                figures = {**figures, **validate(step)}
+        if figures:
+            add_line(folder, {"step": step, "seconds": round(time.time() - started, 1), **figures})
+
+    if step == 0:
+        note({})
     bar = tqdm(total=config.steps, initial=step, desc=name, disable=not (progress and processes.is_main))
-
-    def note(line: dict) -> None:
-        if processes.is_main:
-            add_line(folder, {"step": step, "seconds": round(time.time() - started, 1), **line})
-
-    def asked() -> bool:
-        return bool(validate and config.validate_every and step % config.validate_every == 0)
-
-    def validation() -> dict[str, object]:
-        if not (asked() and processes.is_main):
-            return {}
-        return _with_average(model, ema, lambda: validate(step))
-
-    if step == 0 and (figures := validation()):
-        note(figures)
-    with _on_interrupt(lambda: stop.append(True)), bar:
+    with _interrupts() as interrupts, bar:
         while step < config.steps and not halt:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(step, config)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            kind = torch.device(config.device).type
-            with torch.autocast(kind, torch.bfloat16, enabled=config.bf16):
+            with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16):
                 value, figures = loss(generator)
             shown = processes.mean(value)
             if not torch.isfinite(shown):
@@ -290,12 +251,11 @@ def fit(
                 ema.step(model.parameters())
             step += 1
             bar.update()
-            halt = processes.any(stop)
-            if asked() or step % config.log_every == 0 or step == config.steps:
-                note({"loss": shown.item(), **processes.mean_figures(figures), **validation()})
+            halt, last = processes.any(interrupts), step == config.steps
+            if last or is_due(config.log_every) or (validate and is_due(config.validate_every)):
+                note({"loss": shown.item(), **processes.mean_figures(figures)})
                 bar.set_postfix(loss=f"{shown.item():.4f}")
-            due = step % config.checkpoint_every == 0 or step == config.steps or halt
-            if due and processes.is_main:
+            if processes.is_main and (last or halt or is_due(config.checkpoint_every)):
                 save_checkpoint(folder, model, optimizer, ema, config, step, time.time() - started)
     if halt:
         raise KeyboardInterrupt(f"Stopped at step {step}; run the same command to go on from there.")
@@ -304,32 +264,31 @@ def fit(
     return model.eval()
 
 
-def _with_average(model: nn.Module, ema: EMAModel | None, call: Callable[[], dict[str, object]]) -> dict[str, object]:
+@contextmanager
+def _averaged(model: nn.Module, ema: EMAModel | None) -> Iterator[None]:
+    """Let the model hold its averaged weights, in evaluation mode."""
     if ema:
         ema.store(model.parameters())
         ema.copy_to(model.parameters())
     model.eval()
     try:
-        return call()
+        yield
     finally:
         model.train()
         if ema:
             ema.restore(model.parameters())
 
 
-class _on_interrupt:
-    """Let Ctrl-C and SIGTERM finish the running step, so that it can be saved."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call, self.old = call, {}
-
-    def __enter__(self) -> None:
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM, so that the running step can be finished and saved."""
+    seen: list[int] = []
+    handlers = {}
+    with suppress(ValueError):  # not the main thread: leave signals alone
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.old[number] = signal.signal(number, lambda *_: self.call())
-            except ValueError:  # not the main thread: leave signals alone
-                break
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.old.items():
+            handlers[number] = signal.signal(number, lambda number, _: seen.append(number))
+    try:
+        yield seen
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)

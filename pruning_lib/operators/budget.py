@@ -5,23 +5,20 @@ Sizes are counted on the pruned structure itself, on the meta device, so what op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from ..checks import nearest
-from ..denoisers import example_inputs, skeleton
+from ..checks import check_whole, nearest
+from ..denoisers import example_inputs, meta_copy
 from ..latency import measure_latency, ratio
 from ..macs import MacsReport, count_macs
 from .find import Operators
 from .plan import Plan, plan_for
 from .remove import change_operators, pruned_copy
 
-__all__ = ["choose", "reductions"]
-
 _ROUNDS = 15  # timed calls of each model per plan that is tried
-_RATIOS = ("macs_ratio", "params_ratio", "latency_ratio")
 
 
 def choose(
@@ -46,47 +43,63 @@ def choose(
         operators: those of the denoiser, of which the ranking names some.
         denoiser: the model the plan is for; only read, but for `latency_ratio` it runs.
         count: operators to change, >= 0.
-        macs_ratio: share of the MACs to remove, in (0, 1).
-        params_ratio: share of the parameters to remove, in (0, 1).
-        latency_ratio: share of the time of a call to remove, measured on the denoiser's device, in (0, 1).
+        macs_ratio, params_ratio, latency_ratio: share of the MACs, of the parameters, or of the time of a call on the
+            denoiser's device, in (0, 1); at least as much is removed.
         sample_size: side of the latent or (height, width) at which MACs and time count. Default: the configuration's.
         batch: at which time is measured.
-
-    Returns:
-        A plan. At least as much as the ratio is removed.
 
     Raises:
         KeyError: the ranking names an unknown operator.
         ValueError: not exactly one budget, one out of range, or one that the whole ranking does not meet.
     """
-    asked = {"count": count, "macs_ratio": macs_ratio, "params_ratio": params_ratio, "latency_ratio": latency_ratio}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    ratios = {"macs_ratio": macs_ratio, "params_ratio": params_ratio, "latency_ratio": latency_ratio}
+    asked = {name: value for name, value in {"count": count, **ratios}.items() if value is not None}
     if len(asked) != 1:
         given = ", ".join(asked) or "none"
-        raise ValueError(f"Give exactly one of count, {', '.join(_RATIOS)}; given: {given}.")
+        raise ValueError(f"Give exactly one of count, {', '.join(ratios)}; given: {given}.")
     (name, value), steps = *asked.items(), _steps(ranking, operators)
     if name == "count":
-        return plan_for(_of_count(steps, value), operators)
+        check_whole("count", count, 0)
+        # An outer operator takes the place of inner ones, so a later step may hold fewer; the first that fits is taken.
+        fits = [taken for taken in steps if len(taken) == count]
+        if not fits:
+            most = max(map(len, steps))
+            raise ValueError(
+                f"count={count}, but the ranking offers at most {most} operators that do not lie inside one another."
+            )
+        return plan_for(fits[0], operators)
     if not 0 < value < 1:
         raise ValueError(f"{name}={value}; it is the share to remove and must lie between 0 and 1.")
+
     whole = count_macs(denoiser, sample_size=sample_size)
-    removed = {
-        "macs_ratio": lambda paths: _less(denoiser, plan_for(paths, operators), whole, sample_size)[0],
-        "params_ratio": lambda paths: _less(denoiser, plan_for(paths, operators), whole, sample_size)[1],
-        "latency_ratio": lambda paths: _time_saved(denoiser, plan_for(paths, operators), sample_size, batch),
-    }[name]
-    return plan_for(_shortest(steps, removed, value, name), operators)
+
+    def removed(paths: list[str]) -> float:
+        plan = plan_for(paths, operators)
+        if name == "latency_ratio":
+            return _time_saved(denoiser, plan, sample_size, batch)
+        return reductions(denoiser, plan, sample_size, whole)[name == "params_ratio"]
+
+    low, high = 0, len(steps) - 1
+    most = removed(steps[high])
+    if most < value:
+        raise ValueError(
+            f"{name}={value}, but changing all {len(steps[high])} operators of the ranking removes {most:.3f}."
+        )
+    while high - low > 1:  # what is removed grows along the ranking
+        middle = (low + high) // 2
+        low, high = (low, middle) if removed(steps[middle]) >= value else (middle, high)
+    return plan_for(steps[high], operators)
 
 
 def reductions(
-    denoiser: nn.Module, plan: Plan, sample_size: int | tuple[int, int] | None = None
+    denoiser: nn.Module, plan: Plan, sample_size: int | tuple[int, int] | None = None, whole: MacsReport | None = None
 ) -> tuple[float, float]:
-    """Return the shares of MACs (batch 1, with attention products) and of parameters that a plan removes."""
-    return _less(denoiser, plan, count_macs(denoiser, sample_size=sample_size), sample_size)
+    """Return the shares of MACs (batch 1, with attention products) and of parameters that a plan removes.
 
-
-def _less(denoiser: nn.Module, plan: Plan, whole: MacsReport, sample_size) -> tuple[float, float]:
-    copy = skeleton(denoiser)
+    `whole` is the count of the denoiser itself, where it is known already.
+    """
+    whole = whole or count_macs(denoiser, sample_size=sample_size)
+    copy = meta_copy(denoiser)
     change_operators(copy, plan)
     less = count_macs(copy, sample_size=sample_size)
     return 1 - less.macs / whole.macs, 1 - less.params / whole.params
@@ -98,37 +111,10 @@ def _steps(ranking: Sequence[str], operators: Operators) -> list[list[str]]:
     for path in ranking:
         if path not in known:
             raise KeyError(f"The ranking names {path!r}, which is no operator here. {nearest(path, known)}")
-        if any(path == other or path.startswith(f"{other}.") for other in taken):
-            continue
-        taken = [other for other in taken if not other.startswith(f"{path}.")] + [path]
-        steps.append(taken)
+        if not any(f"{path}.".startswith(f"{other}.") for other in taken):
+            taken = [other for other in taken if not other.startswith(f"{path}.")] + [path]
+            steps.append(taken)
     return steps
-
-
-def _of_count(steps: list[list[str]], count: int) -> list[str]:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError(f"count={count!r}; it must be a whole number >= 0.")
-    # An outer operator takes the place of inner ones, so a later step may hold fewer; the first that fits is taken.
-    for taken in steps:
-        if len(taken) == count:
-            return taken
-    most = max(map(len, steps))
-    raise ValueError(
-        f"count={count}, but the ranking offers at most {most} operators that do not lie inside one another."
-    )
-
-
-def _shortest(steps: list[list[str]], removed: Callable[[list[str]], float], ratio: float, name: str) -> list[str]:
-    low, high = 0, len(steps) - 1
-    most = removed(steps[high])
-    if most < ratio:
-        raise ValueError(
-            f"{name}={ratio}, but changing all {len(steps[high])} operators of the ranking removes {most:.3f}."
-        )
-    while high - low > 1:  # what is removed grows along the ranking
-        middle = (low + high) // 2
-        low, high = (low, middle) if removed(steps[middle]) >= ratio else (middle, high)
-    return steps[high]
 
 
 def _time_saved(denoiser: nn.Module, plan: Plan, sample_size, batch: int) -> float:
@@ -136,10 +122,7 @@ def _time_saved(denoiser: nn.Module, plan: Plan, sample_size, batch: int) -> flo
     weight = next(denoiser.parameters())
     inputs = example_inputs(denoiser, sample_size=sample_size, batch=batch, device=weight.device, dtype=weight.dtype)
     pruned = pruned_copy(denoiser, plan)
-
-    def call(model: nn.Module) -> Callable[[], object]:
-        return torch.no_grad()(lambda: model(**inputs))
-
-    calls = {"whole": call(denoiser), "pruned": call(pruned)}
-    times = measure_latency(calls, repeats=_ROUNDS, device=weight.device)
+    calls = {"whole": lambda: denoiser(**inputs), "pruned": lambda: pruned(**inputs)}
+    with torch.no_grad():
+        times = measure_latency(calls, repeats=_ROUNDS, device=weight.device)
     return 1 - 1 / ratio(times["whole"], times["pruned"]).value

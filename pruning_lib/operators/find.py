@@ -1,9 +1,4 @@
-"""What the operators of each architecture are called: one small table per architecture.
-
-A *family* maps the class of a module to the kind of operator it is.  For another architecture write such a table and
-add it to `FAMILIES` under the class name of the denoiser; `measure/inputs.py` must know how to call it.
-
-Every operator of a denoiser that can be changed alone.
+"""Every operator of a denoiser that can be changed alone.
 
 An operator is a module with one stream in and one out: a residual block, a transformer, an attention, a single layer.
 Operators lie inside one another, so a plan never holds both a block and a layer of it.  The list is made from one
@@ -12,19 +7,16 @@ forward call on the meta device, without weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import overload
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import nearest
-from ..denoisers import Fingerprint, example_inputs, skeleton
+from ..denoisers import Fingerprint, example_inputs, meta_copy
 from ..macs import count_macs
 from .replace import allowed
-
-__all__ = ["DEFAULT_KINDS", "FAMILIES", "Family", "KINDS", "Operator", "Operators", "family_of", "find_operators"]
 
 # What each kind is; the order is that of tables and legends.
 KINDS: dict[str, str] = {
@@ -48,50 +40,15 @@ _UNET = {"ResnetBlock2D": "resnet", "Downsample2D": "downsampler", "Upsample2D":
 _BLOCK = {"BasicTransformerBlock": "transformer block", "Attention": "self-attention", "FeedForward": "feed-forward"}
 
 
-@dataclass(frozen=True)
-class Family:
-    """What is known about an architecture.
-
-    Attributes:
-        kinds: class name of a module -> kind. An `Attention` over text counts as cross-attention by itself.
-        indivisible: kinds whose inner layers are not operators of their own.
-        needed: path -> why it must stay, although its shapes would allow to remove it.
-    """
-
-    kinds: Mapping[str, str]
-    indivisible: tuple[str, ...] = ("downsampler", "upsampler")
-    needed: Mapping[str, str] = field(default_factory=dict)
-
-
-FAMILIES: dict[str, Family] = {
-    "UNet2DModel": Family({**_LAYERS, **_UNET, "Attention": "self-attention"}),
-    "UNet2DConditionModel": Family({**_LAYERS, **_UNET, **_BLOCK, "Transformer2DModel": "transformer"}),
-    "DiTTransformer2DModel": Family(
-        {**_LAYERS, **_BLOCK},
-        needed={"transformer_blocks.0": "its first norm holds the embedding that the output layer uses too"},
-    ),
-    "PixArtTransformer2DModel": Family({**_LAYERS, **_BLOCK}),
+# Class of a denoiser -> class of a module in it -> kind; attention over text is told apart by itself.
+FAMILIES: dict[str, dict[str, str]] = {
+    "UNet2DModel": {**_LAYERS, **_UNET, "Attention": "self-attention"},
+    "UNet2DConditionModel": {**_LAYERS, **_UNET, **_BLOCK, "Transformer2DModel": "transformer"},
+    "DiTTransformer2DModel": {**_LAYERS, **_BLOCK},
+    "PixArtTransformer2DModel": {**_LAYERS, **_BLOCK},
 }
-
-
-def family_of(denoiser: nn.Module) -> Family:
-    """Return the table of a denoiser's architecture; subclasses count as their parent.
-
-    Raises:
-        TypeError: not a module, or an unknown architecture.
-    """
-    if not isinstance(denoiser, nn.Module):
-        hint = " Pass its denoiser: pipe.unet or pipe.transformer." if hasattr(denoiser, "components") else ""
-        raise TypeError(f"Expected a diffusers denoiser (an nn.Module), got {type(denoiser).__name__}.{hint}")
-    for cls in type(denoiser).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__]
-    name = type(denoiser).__name__
-    raise TypeError(
-        f"{name} is not of a known family. {nearest(name, FAMILIES)} A family needs two things: a table from the class "
-        "names of its modules to kinds of operators (FAMILIES in pruning_lib/operators/find.py), and a function "
-        "that builds the inputs of its forward from its configuration (_FAMILIES in pruning_lib/denoisers.py)."
-    )
+# Its first norm holds the embedding that the output layer uses too, so it stays.
+_NEEDED = {("DiTTransformer2DModel", "transformer_blocks.0")}
 
 
 @dataclass(frozen=True)
@@ -135,17 +92,10 @@ class Operators(Sequence[Operator]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Operator]:
-        return iter(self._items)
-
     def __contains__(self, item: object) -> bool:
         return item in self._by_path or item in self._items
 
-    @overload
-    def __getitem__(self, key: int | str) -> Operator: ...
-    @overload
-    def __getitem__(self, key: slice) -> Operators: ...
-    def __getitem__(self, key):
+    def __getitem__(self, key: int | str | slice) -> Operator | Operators:
         if isinstance(key, slice):
             return Operators(self._items[key], self.base)
         if isinstance(key, str):
@@ -163,11 +113,7 @@ class Operators(Sequence[Operator]):
         return list(self._by_path)
 
     def of(self, *kinds: str) -> Operators:
-        """Return those of these kinds.
-
-        Raises:
-            ValueError: an unknown kind.
-        """
+        """Return those of these kinds; ValueError for an unknown one."""
         _check_kinds(kinds)
         return Operators([op for op in self if op.kind in kinds], self.base)
 
@@ -175,8 +121,8 @@ class Operators(Sequence[Operator]):
         """Return one line per operator: path, kind, shapes, parameters, MACs, default modification."""
         head = f"{'operator':<52} {'kind':<17} {'in':>15} {'out':>15} {'params':>12} {'MMACs':>9}  modification"
         lines = [
-            f"{op.path:<52} {op.kind:<17} {_times(op.in_shape):>15} {_times(op.out_shape):>15} {op.params:>12,} "
-            f"{op.macs / 1e6:>9,.2f}  {op.modifications[0]}"
+            f"{op.path:<52} {op.kind:<17} {'x'.join(map(str, op.in_shape)):>15} {'x'.join(map(str, op.out_shape)):>15} "
+            f"{op.params:>12,} {op.macs / 1e6:>9,.2f}  {op.modifications[0]}"
             for op in self
         ]
         return "\n".join([head, *lines])
@@ -205,27 +151,45 @@ def find_operators(
     """
     kinds = DEFAULT_KINDS if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     _check_kinds(kinds)
-    family, base = family_of(denoiser), Fingerprint.of(denoiser)
+    family, base = _family_of(denoiser), Fingerprint.of(denoiser)
+    names = FAMILIES[family]
     costs = count_macs(denoiser, sample_size=sample_size).modules
     found, order = [], 0
-    for path, (module, shapes) in _streams(denoiser, sample_size, family).items():
-        kind = _kind(module, family)
-        how = allowed(module, kind, *shapes) if path not in family.needed else ()
-        if not how:
-            continue
-        if kind in kinds:
+    for path, (module, *shapes) in _streams(denoiser, sample_size, names).items():
+        kind = names[type(module).__name__]
+        if kind == "self-attention" and getattr(module, "is_cross_attention", False):
+            kind = "cross-attention"
+        elif kind == "convolution" and set(module.kernel_size) == {1}:
+            kind = "linear"
+        how = allowed(module, kind, *shapes) if (family, path) not in _NEEDED else ()
+        if how and kind in kinds:
             cost = costs[path]
             found.append(Operator(path, kind, type(module).__name__, *shapes, cost.params, cost.macs, order, how))
-        order += 1
+        order += bool(how)
     return Operators(found, base)
 
 
-def _streams(denoiser: nn.Module, sample_size, family: Family) -> dict[str, tuple[nn.Module, tuple]]:
-    """Return path -> module, (in shape, out shape) of all candidates, in the order of their first calls."""
-    copy, seen = skeleton(denoiser), {}
-    closed = [p for p, m in copy.named_modules() if family.kinds.get(type(m).__name__) in family.indivisible]
+def _family_of(denoiser: nn.Module) -> str:
+    """Return which of `FAMILIES` a denoiser is of; subclasses count as their parent."""
+    if not isinstance(denoiser, nn.Module):
+        hint = " Pass its denoiser: pipe.unet or pipe.transformer." if hasattr(denoiser, "components") else ""
+        raise TypeError(f"Expected a diffusers denoiser (an nn.Module), got {type(denoiser).__name__}.{hint}")
+    for cls in type(denoiser).__mro__:
+        if cls.__name__ in FAMILIES:
+            return cls.__name__
+    name = type(denoiser).__name__
+    raise TypeError(
+        f"{name} is not of a known family. {nearest(name, FAMILIES)} A family needs two things: a table from the class "
+        "names of its modules to kinds of operators (FAMILIES in pruning_lib/operators/find.py), and a function "
+        "that builds the inputs of its forward from its configuration (_FAMILIES in pruning_lib/denoisers.py)."
+    )
 
-    def watch(path: str):
+
+def _streams(denoiser: nn.Module, sample_size, names: dict[str, str]) -> dict[str, list]:
+    """Return path -> [module, in shape, out shape] of all candidates, in the order of their first calls."""
+    copy, seen = meta_copy(denoiser), {}
+
+    def watch(path: str, module: nn.Module) -> None:
         def enter(module, args, kwargs):
             stream = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_tensor"))
             if isinstance(stream, Tensor):
@@ -233,36 +197,25 @@ def _streams(denoiser: nn.Module, sample_size, family: Family) -> dict[str, tupl
 
         def leave(module, args, output):
             output = output[0] if isinstance(output, tuple) else output
-            if path in seen and isinstance(output, Tensor):
+            if len(seen.get(path, ())) == 2 and isinstance(output, Tensor):
                 seen[path].append(tuple(output.shape))
 
-        return enter, leave
+        module.register_forward_pre_hook(enter, with_kwargs=True)
+        module.register_forward_hook(leave)
 
+    whole = ()  # samplers, whose inner layers are no operators of their own
     for path, module in copy.named_modules():
-        inside = any(path.startswith(f"{outer}.") for outer in closed)
-        if type(module).__name__ in family.kinds and not inside:
-            enter, leave = watch(path)
-            module.register_forward_pre_hook(enter, with_kwargs=True)
-            module.register_forward_hook(leave)
+        kind = names.get(type(module).__name__)
+        if kind and not path.startswith(whole):
+            watch(path, module)
+            if kind in ("downsampler", "upsampler"):
+                whole += (f"{path}.",)
     with torch.no_grad():
         copy(**example_inputs(copy, sample_size=sample_size))
-    return {path: (entry[0], (entry[1], entry[2])) for path, entry in seen.items() if len(entry) > 2}
-
-
-def _kind(module: nn.Module, family: Family) -> str:
-    kind = family.kinds[type(module).__name__]
-    if kind == "self-attention" and getattr(module, "is_cross_attention", False):
-        return "cross-attention"
-    if kind == "convolution" and set(module.kernel_size) == {1}:
-        return "linear"
-    return kind
+    return {path: entry for path, entry in seen.items() if len(entry) == 3}
 
 
 def _check_kinds(kinds: Iterable[str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is unknown. {nearest(str(kind), KINDS)}")
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from torch import nn
 
 from ..checks import nearest
 from ..denoisers import Fingerprint
-from ..files import check_place
-from .find import KINDS, Operators, find_operators
-
-__all__ = ["Plan", "as_plan"]
+from ..files import check_format, load_json, reading, save_json
+from .find import Operators
 
 _VERSION = 1
 
@@ -44,11 +41,7 @@ class Plan:
         return [path for path, _ in self.changes]
 
     def check(self, denoiser: nn.Module) -> None:
-        """Raise unless the plan was made for a denoiser of this structure.
-
-        Raises:
-            ValueError: it was not, or the denoiser was changed since.
-        """
+        """Raise ValueError unless the plan was made for a denoiser of this structure."""
         here = Fingerprint.of(denoiser)
         if here == self.base:
             return
@@ -63,30 +56,16 @@ class Plan:
         return {"version": _VERSION, "base": self.base.to_dict(), "changes": [list(pair) for pair in self.changes]}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Plan:
-        """Make a plan from what `to_dict` gave.
-
-        Raises:
-            ValueError: it is not that, or of a newer version.
-        """
-        try:
-            version, base = data["version"], Fingerprint(**data["base"])
+    def from_dict(cls, data: Mapping[str, object], source: str = "this") -> Plan:
+        """Make a plan from what `to_dict` gave; ValueError if it is not that, or of a newer version."""
+        data = check_format(data, "plan", (_VERSION,), source=source)
+        with reading("plan", source):
             changes = tuple((str(path), str(how)) for path, how in data["changes"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"This is no plan: {error!r}. Expected version, base (class_name, params, structure) and changes "
-                "([path, modification] pairs), as Plan.save writes them."
-            ) from error
-        if version != _VERSION:
-            raise ValueError(f"This plan has version {version}; this package reads version {_VERSION}. Update it.")
-        return cls(changes, base)
+            return cls(changes, Fingerprint(**data["base"]))
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON."""
-        path = Path(path)
-        check_place(path)
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        return path
+        return save_json(path, "plan", _VERSION, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -96,34 +75,17 @@ class Plan:
             OSError: no such file.
             ValueError: it holds no plan.
         """
-        try:
-            data = json.loads(Path(path).read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}). Expected a file that Plan.save wrote.") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} holds a {type(data).__name__}, not a plan that Plan.save wrote.")
-        return cls.from_dict(data)
-
-
-def as_plan(changes: Plan | Iterable[str] | Mapping[str, str], denoiser: nn.Module) -> Plan:
-    """Turn paths, or path -> modification, into a plan for `denoiser`; a plan is checked against it.
-
-    An operator inside another one that is changed is dropped.
-
-    Raises:
-        KeyError: no such operator.
-        ValueError: a modification that the operator does not allow, or a plan for another denoiser.
-    """
-    if isinstance(changes, Plan):
-        changes.check(denoiser)
-        return changes
-    if isinstance(changes, str):
-        changes = [changes]
-    return plan_for(changes, find_operators(denoiser, tuple(KINDS)))
+        return cls.from_dict(load_json(path, "plan", (_VERSION,)), str(path))
 
 
 def plan_for(changes: Iterable[str] | Mapping[str, str], operators: Operators) -> Plan:
-    """Turn paths, or path -> modification, into a plan for the denoiser of `operators`; see `as_plan`."""
+    """Return a plan for the denoiser of `operators`; an operator inside another one that is changed is dropped.
+
+    Args:
+        changes: paths, each to get its default modification; or path -> modification, None for the default.
+        operators: among which they are.
+    """
+    changes = [changes] if isinstance(changes, str) else changes
     asked = dict(changes) if isinstance(changes, Mapping) else dict.fromkeys(changes)
     pairs = {}
     for path, how in asked.items():

@@ -1,12 +1,9 @@
 """Carry out a plan: on a live denoiser, reversibly; or on a copy, which becomes the pruned pipeline.
 
 What is replaced leaves the module tree, so its parameters and MACs are gone, and everything that counts, saves, moves
-or trains the model sees the smaller one.
-
-Load a pruned pipeline again: build the base without weights, carry out its plans, then read the weights.
-
-Saving is diffusers' own `save_pretrained`: the plans lie in the denoiser's config.json, beside the weights.  diffusers
-alone cannot load such a folder: it warns that weights are missing and fills them with random numbers.
+or trains the model sees the smaller one.  Saving is diffusers' own `save_pretrained`: the plans lie in the denoiser's
+config.json, beside the weights.  diffusers alone cannot load such a folder: it warns that weights are missing and fills
+them with random numbers.  Here the base is built without weights, its plans are carried out, and the weights are read.
 """
 
 from __future__ import annotations
@@ -22,21 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..denoisers import denoiser_of
-from .plan import Plan, as_plan
+from .find import KINDS, find_operators
+from .plan import Plan, plan_for
 from .replace import Identity, replacement
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-__all__ = [
-    "CONFIG_KEY",
-    "Replacement",
-    "change_operators",
-    "load_pruned",
-    "load_pruned_denoiser",
-    "pruned_copy",
-    "remove_operators",
-]
 
 CONFIG_KEY = "pruning_lib"  # where the configuration of a pruned denoiser keeps its plans
 # Norms that serve one branch only: without it they would run for nothing.
@@ -48,17 +36,25 @@ class Replacement:
 
     Args:
         denoiser: the model.
-        plan: what was done.
+        plan: for it, which is not checked again.
     """
 
     def __init__(self, denoiser: nn.Module, plan: Plan):
         self.plan, self._denoiser = plan, denoiser
-        self._originals: dict[str, nn.Module] = {}
         self._config = getattr(denoiser, "_internal_dict", None)
+        # Made before anything is swapped, so that an error changes nothing.
+        made = {path: _stand_in(denoiser, path, how) for path, how in plan.changes}
+        for path, how in plan.changes:
+            parent, _, name = path.rpartition(".")
+            norm = getattr(denoiser.get_submodule(parent), _NORM_OF.get(name, ""), None)
+            if how == "zero" and type(norm) is nn.LayerNorm:
+                made[f"{parent}.{_NORM_OF[name]}"] = Identity()
+        self._originals = {path: denoiser.get_submodule(path) for path in made}
+        self._put(made)
 
     def __repr__(self) -> str:
         state = "in place" if self._originals else "taken back"
-        return f"<Cut of {len(self.plan)} operators, {state}: {', '.join(self.plan.paths)}>"
+        return f"<Replacement of {len(self.plan)} operators, {state}: {', '.join(self.plan.paths)}>"
 
     def __enter__(self) -> Replacement:
         return self
@@ -66,18 +62,29 @@ class Replacement:
     def __exit__(self, *error) -> None:
         self.restore()
 
-    def swap(self, path: str, new: nn.Module) -> None:
-        """Put `new` where the module `path` is, and remember what was there."""
-        self._originals.setdefault(path, self._denoiser.get_submodule(path))
-        _put(self._denoiser, path, new)
-
     def restore(self) -> None:
         """Put everything back; the model is bit for bit what it was. Doing it twice does no harm."""
-        for path, module in reversed(self._originals.items()):
-            _put(self._denoiser, path, module)
-        if self._originals and self._config is not None:
+        self._put(self._originals)
+        if self._config is not None:
             self._denoiser._internal_dict = self._config
-        self._originals = {}
+        self._originals, self._config = {}, None
+
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        for path, module in modules.items():
+            parent, _, name = path.rpartition(".")
+            # Through _modules, so that lists work too and the order of modules, hence of weights, stays.
+            self._denoiser.get_submodule(parent)._modules[name] = module
+
+
+def _stand_in(denoiser: nn.Module, path: str, how: str) -> nn.Module:
+    module = denoiser.get_submodule(path)
+    gone = any(weight.is_meta for weight in module.parameters()) and hasattr(module, "_hf_hook")
+    if gone and how not in ("identity", "zero"):
+        raise ValueError(
+            f"The weights of {path} are offloaded at the moment, so {how!r} cannot be made from them. Call "
+            "pipe.remove_all_hooks() first, and enable offloading afterwards."
+        )
+    return replacement(module, how)
 
 
 def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[str, str]) -> Replacement:
@@ -99,27 +106,22 @@ def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[s
         >>> with change_operators(pipe.unet, ["mid_block.attentions.0"]):
         ...     image = pipe("lion").images[0]
     """
-    plan = as_plan(plan, denoiser)
-    cut = Replacement(denoiser, plan)
-    # Made before anything is swapped, so that an error changes nothing.
-    made = {path: _replace(denoiser, path, how) for path, how in plan.changes}
-    for path, new in made.items():
-        cut.swap(path, new)
-        parent, name = path.rpartition(".")[::2]
-        norm = f"{parent}.{_NORM_OF.get(name, '')}"
-        if dict(plan.changes)[path] == "zero" and type(_get(denoiser, norm)) is nn.LayerNorm:
-            cut.swap(norm, Identity())
+    if isinstance(plan, Plan):
+        plan.check(denoiser)
+    else:
+        plan = plan_for(plan, find_operators(denoiser, tuple(KINDS)))
+    handle = Replacement(denoiser, plan)
     if hasattr(denoiser, "register_to_config"):
         before = (denoiser.config.get(CONFIG_KEY) or {}).get("plans", [])
         denoiser.register_to_config(**{CONFIG_KEY: {"plans": [*before, plan.to_dict()]}})
-    return cut
+    return handle
 
 
 def remove_operators(pipe: DiffusionPipeline, plan: Plan | Iterable[str] | Mapping[str, str]) -> DiffusionPipeline:
     """Return a pipeline without some operators; the given one stays as it is.
 
     The denoiser is a copy, in which the operators are gone; the other components are shared. `save_pretrained` of the
-    result writes what was done beside the weights, and `load_pruned` reads it.
+    result writes what was done beside the weights, so that it can be loaded again.
 
     Args:
         pipe: a diffusers pipeline whose denoiser is of a known family.
@@ -149,65 +151,22 @@ def pruned_copy(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[str, s
         return copy.deepcopy(denoiser)
 
 
-def _replace(denoiser: nn.Module, path: str, how: str) -> nn.Module:
-    module = denoiser.get_submodule(path)
-    weights = list(module.parameters())
-    if how not in ("identity", "zero") and any(w.is_meta for w in weights) and hasattr(module, "_hf_hook"):
-        raise ValueError(
-            f"The weights of {path} are offloaded at the moment, so {how!r} cannot be made from them. Call "
-            "pipe.remove_all_hooks() first, and enable offloading afterwards."
-        )
-    return replacement(module, how)
-
-
-def _get(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _put(model: nn.Module, path: str, new: nn.Module) -> None:
-    parent, name = path.rpartition(".")[::2]
-    # Through _modules, so that lists work too and the order of modules, hence of weights, stays.
-    model.get_submodule(parent)._modules[name] = new
-
-
 def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32, **options) -> DiffusionPipeline:
     """Load a pipeline that `remove_operators` made and `save_pretrained` wrote.
 
-    Args:
-        folder: of the pipeline, with a model_index.json.
-        dtype: of the weights of all components.
-        options: passed on to diffusers' `from_pretrained`.
-
-    Returns:
-        The pipeline, bit for bit as it was saved, in evaluation mode, on the CPU.
+    It is bit for bit as it was saved, in evaluation mode, on the CPU; `options` go to diffusers' `from_pretrained`.
 
     Raises:
         OSError: no such folder or files.
-        ValueError: the denoiser there was not pruned by this package, or the plans, the configuration and the weights
-            do not fit one another.
-
-    Example:
-        >>> small.save_pretrained("small-sd")
-        >>> small = pl.load_pruned("small-sd")
+        ValueError: the denoiser there was not pruned by this package, or plans, configuration and weights do not fit.
     """
     from diffusers import DiffusionPipeline  # here: it brings half of diffusers and transformers
 
     from ..sampling import quietly
 
-    folder = Path(folder)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise OSError(
-            f"{folder} has no model_index.json, so it is no saved pipeline. Give the folder save_pretrained wrote."
-        )
-    parts = json.loads(index.read_text("utf-8"))
-    name = next((n for n in ("unet", "transformer") if parts.get(n, [None])[0]), None)
-    if name is None:
-        raise ValueError(f"The pipeline in {folder} has neither unet nor transformer.")
-    denoiser = load_pruned_denoiser(folder / name, dtype=dtype)
+    parts = json.loads((Path(folder) / "model_index.json").read_text("utf-8"))
+    name = "unet" if parts.get("unet", [None])[0] else "transformer"
+    denoiser = load_pruned_denoiser(Path(folder) / name, dtype=dtype)
     with quietly():
         return DiffusionPipeline.from_pretrained(folder, **{name: denoiser}, torch_dtype=dtype, **options)
 
@@ -219,46 +178,36 @@ def load_pruned_denoiser(folder: str | Path, *, dtype: torch.dtype = torch.float
 
     folder = Path(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        raise OSError(f"{folder} has no config.json.")
     config = json.loads(path.read_text("utf-8"))
     done = config.pop(CONFIG_KEY, None)
     if done is None:
         raise ValueError(f"{path} holds no plan: this denoiser was not pruned here. Load it with from_pretrained.")
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
-    if cls is None:
-        raise ValueError(f"{path} names the class {config.get('_class_name')!r}, which diffusers does not have.")
-    with init_empty_weights(include_buffers=False):  # tables of positions are computed, not saved
-        denoiser = cls.from_config(config).eval()
     try:
+        with init_empty_weights(include_buffers=False):  # tables of positions are computed, not saved
+            denoiser = getattr(diffusers, config["_class_name"]).from_config(config).eval()
         for plan in done["plans"]:
             change_operators(denoiser, Plan.from_dict(plan))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The plans in {path} do not fit the configuration there: {error}") from error
-    weights = _weights(folder)
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
+        raise OSError(f"{folder} has no diffusion_pytorch_model*.safetensors. Save with safe_serialization=True.")
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     _check_weights(denoiser, weights, folder)
     denoiser.load_state_dict(weights, strict=False, assign=True)
     denoiser.register_to_config(_name_or_path=str(folder))
     return nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns about half precision on a CPU
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        raise OSError(f"{folder} has no diffusion_pytorch_model*.safetensors. Save with safe_serialization=True.")
-    found = {}
-    for file in files:  # one, or the shards of one
-        found.update(load_file(file))
-    return found
-
-
 def _check_weights(denoiser: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     wanted = denoiser.state_dict()
-    extra = [name for name in weights if name not in wanted]
-    wrong = [n for n, w in weights.items() if n in wanted and w.shape != wanted[n].shape]
     tied = {id(p) for n, p in denoiser.named_parameters(remove_duplicate=False) if n in weights}
-    missing = [n for n, p in denoiser.named_parameters() if n not in weights and id(p) not in tied]
-    for what, names in (("unknown", extra), ("of another shape", wrong), ("missing", missing)):
+    wrong = {
+        "unknown": [n for n in weights if n not in wanted],
+        "of another shape": [n for n, w in weights.items() if n in wanted and w.shape != wanted[n].shape],
+        "missing": [n for n, p in denoiser.named_parameters() if n not in weights and id(p) not in tied],
+    }
+    for what, names in wrong.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(

@@ -1,9 +1,8 @@
-"""Modules that stand where an operator stood: they take its arguments, and give its shapes.
-
-What can be done to an operator while all shapes stay valid (LD-Pruner, arXiv 2404.11936: remove, or make cheaper).
+"""What can be done to an operator while all shapes stay valid (LD-Pruner, arXiv 2404.11936: remove, or make cheaper).
 
 Whole blocks and branches are removed; bare layers, which nothing leads around, are made cheaper.  Both choices are
-defaults: each operator lists what it allows, and any entry may be asked for.
+defaults: each operator lists what it allows, and any entry may be asked for.  The modules here stand where an operator
+stood: they take its arguments, and give its shapes.
 """
 
 from __future__ import annotations
@@ -16,136 +15,6 @@ from torch.nn import functional as F
 
 from ..checks import nearest
 
-__all__ = [
-    "Identity",
-    "MODIFICATIONS",
-    "Pool",
-    "Shortcut",
-    "Stretch",
-    "Zero",
-    "allowed",
-    "low_rank",
-    "modifications",
-    "pointwise",
-    "replacement",
-]
-
-
-def _first(args: tuple, kwargs: dict) -> Tensor:
-    # Operators are called with the stream first, or by this name.
-    return args[0] if args else kwargs["hidden_states"]
-
-
-class Identity(nn.Module):
-    """Pass on what came in."""
-
-    def forward(self, *args, return_dict: bool | None = None, **kwargs) -> Tensor | tuple[Tensor]:
-        """Return the first argument; as a tuple where the caller says `return_dict=False`, as diffusers' modules do."""
-        stream = _first(args, kwargs)
-        return stream if return_dict is None else (stream,)
-
-
-class Zero(nn.Module):
-    """A residual branch that adds nothing."""
-
-    def forward(self, *args, **kwargs) -> Tensor:
-        """Return zeros of the shape of the first argument; they take no memory."""
-        stream = _first(args, kwargs)
-        return stream.new_zeros(()).expand(stream.shape)
-
-
-class Shortcut(nn.Module):
-    """A residual block without its branch: only the way around it is left.
-
-    Args:
-        block: a `ResnetBlock2D`; its 1x1 projection and its resampling are kept, with their weights.
-    """
-
-    def __init__(self, block: nn.Module):
-        super().__init__()
-        self.upsample, self.downsample = block.upsample, block.downsample
-        self.conv_shortcut, self.scale = block.conv_shortcut, block.output_scale_factor
-
-    def forward(self, *args, **kwargs) -> Tensor:
-        """Return what the block would, were its branch zero."""
-        stream = args[0] if args else kwargs["input_tensor"]
-        for part in (self.upsample, self.downsample, self.conv_shortcut):
-            stream = stream if part is None else part(stream)
-        return stream / self.scale if self.scale != 1 else stream
-
-
-class Pool(nn.Module):
-    """Halve height and width by the mean of 2 x 2 positions.
-
-    Args:
-        ceil: round odd sizes up, as a convolution that pads on all sides does.
-    """
-
-    def __init__(self, ceil: bool = True):
-        super().__init__()
-        self.ceil = ceil
-
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
-        """Return `[b, c, h / 2, w / 2]`."""
-        return F.avg_pool2d(hidden_states, 2, ceil_mode=self.ceil)
-
-
-class Stretch(nn.Module):
-    """Double height and width by repeating each position."""
-
-    def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
-        """Return `[b, c, 2 h, 2 w]`, or of `output_size`."""
-        size = tuple(output_size) if output_size is not None else [2 * n for n in hidden_states.shape[-2:]]
-        return F.interpolate(hidden_states, size=size, mode="nearest")
-
-
-@torch.no_grad()
-def pointwise(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return the 1x1 convolution whose weights are the sums over the window: the same where the input is flat."""
-    small = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        1,
-        conv.stride,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
-    if not conv.weight.is_meta:
-        small.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
-        if conv.bias is not None:
-            small.bias.copy_(conv.bias)
-    return small.requires_grad_(conv.weight.requires_grad)
-
-
-@torch.no_grad()
-def low_rank(layer: nn.Linear | nn.Conv2d) -> nn.Sequential:
-    """Return two layers, together the best approximation of `layer` with half its weights (Eckart and Young 1936)."""
-    weight = layer.weight
-    out, inner = weight.shape[:2]
-    rank = half_rank(out, inner)
-    kind = {"device": weight.device, "dtype": weight.dtype}
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Conv2d):
-        pair = (nn.Conv2d(inner, rank, 1, bias=False, **kind), nn.Conv2d(rank, out, 1, layer.stride, bias=bias, **kind))
-    else:
-        pair = nn.Linear(inner, rank, bias=False, **kind), nn.Linear(rank, out, bias=bias, **kind)
-    if not weight.is_meta:
-        u, s, v = torch.linalg.svd(weight.reshape(out, inner).float(), full_matrices=False)
-        root = s[:rank].sqrt()
-        pair[0].weight.copy_((root[:, None] * v[:rank]).reshape(pair[0].weight.shape))
-        pair[1].weight.copy_((u[:, :rank] * root).reshape(pair[1].weight.shape))
-        if bias:
-            pair[1].bias.copy_(layer.bias)
-    return nn.Sequential(*pair).requires_grad_(weight.requires_grad)
-
-
-def half_rank(out: int, inner: int) -> int:
-    """Return the largest rank at which two factors hold at most half the weights of an `out` x `inner` matrix, or 0."""
-    return out * inner // 2 // (out + inner)
-
-
 MODIFICATIONS: dict[str, str] = {
     "identity": "what comes in goes out",
     "zero": "the branch adds nothing to the stream",
@@ -154,15 +23,6 @@ MODIFICATIONS: dict[str, str] = {
     "pointwise": "a 1x1 convolution whose weights are the sums over the window",
     "low rank": "two thin layers with half the weights, from the singular value decomposition",
 }
-
-
-def modifications(operator) -> dict[str, str]:
-    """Return what can be done to an operator: name -> one line. The first is the default.
-
-    Args:
-        operator: an `Operator`, as `find_operators` lists them.
-    """
-    return {name: MODIFICATIONS[name] for name in operator.modifications}
 
 
 def allowed(module: nn.Module, kind: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -186,23 +46,16 @@ def allowed(module: nn.Module, kind: str, in_shape: tuple[int, ...], out_shape: 
         whole = getattr(module, "residual_connection", False)
         return ("identity",) * bool(whole and same) or ("zero",) * same
     if kind in ("downsampler", "upsampler"):
-        return _of_sampler(module)
+        if getattr(module, "use_conv_transpose", False) or getattr(module, "norm", None) is not None:
+            return ()
+        if not isinstance(getattr(module, "conv", None), nn.Conv2d) or not getattr(module, "interpolate", True):
+            return ()  # nothing is cheaper than resampling alone
+        return ("resample",) * (module.channels == module.out_channels) + ("pointwise",)
     if kind == "convolution":
         flat = module.stride == (1, 1) or all(k > 1 for k in module.kernel_size)
         return ("pointwise",) * flat + ("identity",) * same
-    if kind == "linear":
-        fits = half_rank(*module.weight.shape[:2]) > 0 and getattr(module, "groups", 1) == 1
-        return ("low rank",) * fits + ("identity",) * same
-    raise ValueError(f"kind={kind!r} is unknown.")
-
-
-def _of_sampler(module: nn.Module) -> tuple[str, ...]:
-    if getattr(module, "use_conv_transpose", False) or getattr(module, "norm", None) is not None:
-        return ()
-    if not isinstance(getattr(module, "conv", None), nn.Conv2d) or not getattr(module, "interpolate", True):
-        return ()  # nothing is cheaper than resampling alone
-    same = module.channels == module.out_channels
-    return ("resample",) * same + ("pointwise",)
+    fits = _half_rank(module.weight) > 0 and getattr(module, "groups", 1) == 1  # a linear layer
+    return ("low rank",) * fits + ("identity",) * same
 
 
 def replacement(module: nn.Module, how: str) -> nn.Module:
@@ -220,22 +73,110 @@ def replacement(module: nn.Module, how: str) -> nn.Module:
     return _MAKE[how](module).train(module.training)
 
 
+class Identity(nn.Module):
+    """Pass on what came in; as a tuple where the caller says `return_dict=False`, as diffusers' modules do."""
+
+    def forward(self, *args, return_dict: bool | None = None, **kwargs) -> Tensor | tuple[Tensor]:
+        stream = args[0] if args else kwargs["hidden_states"]
+        return stream if return_dict is None else (stream,)
+
+
+class Zero(nn.Module):
+    """A residual branch that adds nothing: zeros that take no memory."""
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        stream = args[0] if args else kwargs["hidden_states"]
+        return stream.new_zeros(()).expand(stream.shape)
+
+
+class Shortcut(nn.Module):
+    """A `ResnetBlock2D` without its branch; its 1x1 projection and its resampling are kept, with their weights."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.upsample, self.downsample = block.upsample, block.downsample
+        self.conv_shortcut, self.scale = block.conv_shortcut, block.output_scale_factor
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        stream = args[0] if args else kwargs["input_tensor"]
+        for part in (self.upsample, self.downsample, self.conv_shortcut):
+            stream = stream if part is None else part(stream)
+        return stream / self.scale if self.scale != 1 else stream
+
+
+class Pool(nn.Module):
+    """Halve height and width by the mean of 2 x 2 positions; `ceil` rounds odd sizes up."""
+
+    def __init__(self, ceil: bool):
+        super().__init__()
+        self.ceil = ceil
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        return F.avg_pool2d(hidden_states, 2, ceil_mode=self.ceil)
+
+
+class Stretch(nn.Module):
+    """Double height and width, or go to `output_size`, by repeating each position."""
+
+    def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
+        size = tuple(output_size) if output_size is not None else [2 * n for n in hidden_states.shape[-2:]]
+        return F.interpolate(hidden_states, size=size, mode="nearest")
+
+
 def _resample(module: nn.Module) -> nn.Module:
-    if "Down" in type(module).__name__:
-        return Pool(ceil=module.padding != 0)
-    return Stretch()
+    # A convolution that pads on all sides rounds odd sizes up.
+    return Pool(ceil=module.padding != 0) if "Down" in type(module).__name__ else Stretch()
 
 
 def _pointwise(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Conv2d):
-        return pointwise(module)
+        return _summed(module)
     small = copy.copy(module)  # a down- or upsampler: the same module around a smaller convolution
-    conv = pointwise(module.conv)
+    conv = _summed(module.conv)
     # Some hold the same convolution under two names.
     small._modules = {name: conv if child is module.conv else child for name, child in module._modules.items()}
     if "Down" in type(module).__name__ and module.padding == 0:
         small.padding = 1  # the convolution no longer looks past the edge
     return small
+
+
+@torch.no_grad()
+def _summed(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return the 1x1 convolution whose weights are the sums over the window: the same where the input is flat."""
+    weight, bias = conv.weight, conv.bias is not None
+    kind = {"groups": conv.groups, "bias": bias, "device": weight.device, "dtype": weight.dtype}
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, **kind)
+    if not weight.is_meta:
+        small.weight.copy_(weight.sum((2, 3), keepdim=True))
+        if bias:
+            small.bias.copy_(conv.bias)
+    return small.requires_grad_(weight.requires_grad)
+
+
+@torch.no_grad()
+def _low_rank(layer: nn.Linear | nn.Conv2d) -> nn.Sequential:
+    """Return two layers, together the best approximation of `layer` with half its weights (Eckart and Young 1936)."""
+    weight, rank, bias = layer.weight, _half_rank(layer.weight), layer.bias is not None
+    out, inner = weight.shape[:2]
+    kind = {"device": weight.device, "dtype": weight.dtype}
+    if isinstance(layer, nn.Conv2d):
+        pair = (nn.Conv2d(inner, rank, 1, bias=False, **kind), nn.Conv2d(rank, out, 1, layer.stride, bias=bias, **kind))
+    else:
+        pair = nn.Linear(inner, rank, bias=False, **kind), nn.Linear(rank, out, bias=bias, **kind)
+    if not weight.is_meta:
+        u, s, v = torch.linalg.svd(weight.reshape(out, inner).float(), full_matrices=False)
+        root = s[:rank].sqrt()
+        pair[0].weight.copy_((root[:, None] * v[:rank]).reshape(pair[0].weight.shape))
+        pair[1].weight.copy_((u[:, :rank] * root).reshape(pair[1].weight.shape))
+        if bias:
+            pair[1].bias.copy_(layer.bias)
+    return nn.Sequential(*pair).requires_grad_(weight.requires_grad)
+
+
+def _half_rank(weight: Tensor) -> int:
+    """Return the largest rank at which two factors hold at most half the weights of a matrix, or 0."""
+    out, inner = weight.shape[:2]
+    return out * inner // 2 // (out + inner)
 
 
 _MAKE = {
@@ -244,5 +185,5 @@ _MAKE = {
     "shortcut": Shortcut,
     "resample": _resample,
     "pointwise": _pointwise,
-    "low rank": low_rank,
+    "low rank": _low_rank,
 }

@@ -1,18 +1,7 @@
-"""A budget of MACs: how many it allows, and whole calls that keep within it.
+"""Schedules within a budget of MACs: of scores, of whole calls at equal distances, and DeepCache's pattern.
 
-What open gates cost: the sparsity loss of DiP-GO, and a threshold that meets a budget (Section 3.3 and 3.4).
-
-A unit costs its own multiply-accumulates and those of the units that only work for it.  Shutting one at the output end
-therefore saves a whole cascade; the published code counts that inside one call, and so does `cell_shares`.
-
-From scores to a schedule: the cells with the best scores, as many as a budget of MACs allows.
-
-DiP-GO's post-processing (arXiv 2410.16942) lowers a threshold until the asked share of MACs is gone.  Here
+DiP-GO's post-processing (arXiv 2410.16942, Section 3.4) lowers a threshold until the asked share of MACs is gone.  Here
 the threshold is searched, dead work is never counted, and the budget is never exceeded.
-
-Rivals without training: whole calls at equal distances, and DeepCache's pattern.
-
-Both are schedules like any other, so they are counted, applied, saved and drawn in the same way.
 """
 
 from __future__ import annotations
@@ -22,20 +11,8 @@ import re
 import torch
 from torch import Tensor
 
-from .schedule import Grid, Schedule, paper_cascade
-
-__all__ = [
-    "cell_shares",
-    "check_budget",
-    "deepcache",
-    "evenly",
-    "every",
-    "threshold_scores",
-    "own_shares",
-    "sparsity_loss",
-    "uniform",
-    "within_budget",
-]
+from ..checks import check_whole
+from .schedule import Grid, Schedule
 
 
 def check_budget(grid: Grid, keep_macs: float) -> int:
@@ -52,9 +29,7 @@ def check_budget(grid: Grid, keep_macs: float) -> int:
     allowed = int(keep_macs * grid.total_macs)
     if (allowed + 1) / grid.total_macs <= keep_macs:  # 0.15 of 20 calls are three, not 2.9999999996
         allowed += 1
-    first = torch.zeros(grid.shape, dtype=torch.bool)
-    first[0] = True
-    least = grid.macs_of(first)
+    least = grid.macs_of(_whole_calls(grid, [0]))
     if allowed < least:
         raise ValueError(
             f"keep_macs={keep_macs:g} is less than the first of {grid.shape[0]} calls, which is always computed "
@@ -63,104 +38,44 @@ def check_budget(grid: Grid, keep_macs: float) -> int:
     return allowed
 
 
-def evenly(grid: Grid, keep_macs: float) -> Tensor:
-    """Open whole calls at equal distances, as many as a budget allows.
+def _whole_calls(grid: Grid, rows: list[int] | slice) -> Tensor:
+    on = torch.zeros(grid.shape, dtype=torch.bool)
+    on[rows] = True
+    return on
 
-    With k calls of T, those are floor(i T / k) for i = 0 ... k - 1.
+
+def evenly(grid: Grid, keep_macs: float) -> Tensor:
+    """Open whole calls at equal distances, as many as a budget allows: with k of T, floor(i T / k) for i < k.
 
     Args:
         grid: of the calls and units.
-        keep_macs: largest share of the MACs to keep.
+        keep_macs: largest share of the MACs to keep, in (0, 1]; not below one call.
 
     Returns:
         bool `[T, N]`; the first row is open.
-
-    Raises:
-        ValueError: a budget below one call, or not a share.
     """
     calls, allowed = grid.shape[0], check_budget(grid, keep_macs)
-    for count in range(calls, 0, -1):
-        on = torch.zeros(grid.shape, dtype=torch.bool)
-        on[[i * calls // count for i in range(count)]] = True
-        if grid.macs_of(on) <= allowed:
-            return on
-    raise AssertionError("the budget was checked")
-
-
-def own_shares(grid: Grid) -> Tensor:
-    """Return each unit's share of the MACs of all units in one call, float32 `[N]`; they add up to 1."""
-    macs = torch.tensor(grid.macs, dtype=torch.float64)
-    return (macs / macs.sum()).float()
-
-
-def cell_shares(on: Tensor, grid: Grid) -> Tensor:
-    """Return what each cell costs together with its cascade, as shares of one call's units.
-
-    For an open cell: what would fall with it if it were shut. For a shut one: what would run if it were opened. All
-    other cells stay as they are.
-
-    Args:
-        on: bool `[T, N]`.
-        grid: of the calls and units.
-
-    Returns:
-        float32 `[T, N]`, in [0, 1]; 0 where opening or shutting changes nothing, as behind a shut gate.
-    """
-    own, count = own_shares(grid), len(grid.names)
-    known: dict[tuple, Tensor] = {}
-
-    def row_shares(row: Tensor) -> Tensor:
-        key = tuple(row.tolist())
-        if key not in known:
-            eye = torch.eye(count, dtype=torch.bool)
-            open_, shut = paper_cascade(row | eye, grid.wiring), paper_cascade(row & ~eye, grid.wiring)
-            known[key] = (open_.float() - shut.float()) @ own
-        return known[key]
-
-    return torch.stack([row_shares(row) for row in on])
-
-
-def sparsity_loss(gates: Tensor, shares: Tensor) -> Tensor:
-    """Return the sparsity loss: the mean over calls of the sum of gate times share.
-
-    Args:
-        gates: `[T, N]`, differentiable.
-        shares: `[T, N]` or `[N]`, as `cell_shares` or `own_shares` gives them.
-
-    Returns:
-        A number >= 0: with `own_shares` and all gates open, 1; with cascades counted, more, because a unit's MACs count
-        for every unit they fall with.
-    """
-    return (gates * shares.to(gates.device)).sum(dim=1).mean()
+    tables = (_whole_calls(grid, [i * calls // k for i in range(k)]) for k in range(calls, 0, -1))
+    return next(on for on in tables if grid.macs_of(on) <= allowed)
 
 
 def within_budget(scores: Tensor, grid: Grid, keep_macs: float) -> Tensor:
     """Open the cells of the highest scores, as many as a budget allows; dead work is not counted.
 
     Args:
-        scores: `[T, N]`; ties go to the earlier call and unit.
-        grid: of the calls and units.
-        keep_macs: largest share of the MACs to keep, in (0, 1].
+        scores: `[T, N]`, finite; ties go to the earlier call and unit. Row 0 is not looked at: it is always open.
+        grid, keep_macs: as for `evenly`.
 
     Returns:
         bool `[T, N]`; the first row is open.
-
-    Raises:
-        ValueError: scores of another shape, not finite, or a budget below the first row, which always runs.
     """
-    calls, units = grid.shape
     allowed = check_budget(grid, keep_macs)
-    if tuple(scores.shape) != grid.shape:
-        raise ValueError(f"scores has shape {tuple(scores.shape)}; this grid needs {calls} x {units} numbers.")
-    if not torch.isfinite(scores).all():
-        raise ValueError(f"scores holds {int((~torch.isfinite(scores)).sum())} values that are not finite numbers.")
-    order = scores[1:].flatten().argsort(descending=True, stable=True)
+    order = _order(scores, grid)
 
     def highest(count: int) -> Tensor:
-        on = torch.ones(calls * units, dtype=torch.bool)
-        on[units:] = False
-        on[units + order[:count]] = True
-        return on.view(calls, units)
+        on = _whole_calls(grid, [0])
+        on.view(-1)[order[:count]] = True
+        return on
 
     # MACs grow with the count, but for the rare cell that makes an earlier one dead; what is returned is checked.
     low, high = 0, len(order)
@@ -173,21 +88,24 @@ def within_budget(scores: Tensor, grid: Grid, keep_macs: float) -> Tensor:
     return highest(low)
 
 
-def threshold_scores(scores: object, grid: Grid, keep_macs: float, **provenance: object) -> Schedule:
-    """Keep the cells with the highest scores.
+def _order(scores: Tensor, grid: Grid) -> Tensor:
+    """Return the places of all cells but those of the first row, best first, in the flattened table."""
+    if tuple(scores.shape) != grid.shape:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; this grid needs {grid.shape[0]} x {grid.shape[1]}.")
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"scores holds {int((~torch.isfinite(scores)).sum())} values that are not finite numbers.")
+    return scores[1:].flatten().argsort(descending=True, stable=True) + grid.shape[1]
 
-    A threshold is found by bisection; what it leaves of the budget goes to the next cells in order that still fit.
-    Cells whose work would reach no picture are left off.
+
+def threshold_scores(scores: object, grid: Grid, keep_macs: float, **provenance: object) -> Schedule:
+    """Keep the cells with the highest scores: those `within_budget`, then the next ones that fit in what it leaves.
 
     Args:
-        scores: `[T, N]`, higher is more important; row 0 is not looked at, because it is always computed. Equal scores
-            are taken in order of rows, then units.
-        grid: the calls and units that the scores are of.
-        keep_macs: share of MACs to keep at most, up to 1, attention products included.
+        scores, grid, keep_macs: as for `within_budget`; MACs are counted with attention products.
         provenance: noted in the schedule.
 
     Returns:
-        A `Schedule` with `macs_ratio() <= keep_macs`.
+        A `Schedule` with `macs_ratio() <= keep_macs` and without dead work.
 
     Raises:
         ValueError: scores of another shape or not finite, or a budget below the first call alone.
@@ -199,56 +117,30 @@ def threshold_scores(scores: object, grid: Grid, keep_macs: float, **provenance:
     scores = torch.as_tensor(scores).detach().double().cpu()
     allowed = check_budget(grid, keep_macs)
     on = within_budget(scores, grid, keep_macs)
-    units = grid.shape[1]
-    order = [units + int(i) for i in scores[1:].flatten().argsort(descending=True, stable=True)]
-    on = _fill(on, [place for place in order if not on.view(-1)[place]], grid, allowed)
-    provenance = {"method": "scores", "keep_macs": keep_macs, **provenance}
-    return grid.schedule(grid.live(on), **provenance)
-
-
-def _fill(on: Tensor, order: list[int], grid: Grid, allowed: int) -> Tensor:
-    """Switch on, in order, the cells that still fit; `order` is of positions in the flattened table."""
-    left = allowed - grid.macs_of(on)
-    units = grid.shape[1]
-    for position in order:
+    cells, left = on.view(-1), allowed - grid.macs_of(on)
+    for place in _order(scores, grid).tolist():
         if left < min(grid.macs):
             break
-        if grid.macs[position % units] > left:
+        if cells[place] or grid.macs[place % len(grid.macs)] > left:
             continue
-        on.view(-1)[position] = True
+        cells[place] = True
         left_then = allowed - grid.macs_of(on)
-        if left_then < 0:
-            on.view(-1)[position] = False
+        if left_then < 0:  # with what works for it, it is too much
+            cells[place] = False
         else:
             left = left_then
-    return on
+    return grid.schedule(grid.live(on), **{"method": "scores", "keep_macs": keep_macs, **provenance})
 
 
 def uniform(grid: Grid, keep_macs: float) -> Schedule:
-    """Compute the whole denoiser at equal distances, and reuse its output in between.
-
-    With k the calls that the budget pays for, call floor(i T / k) is computed for i = 0 ... k - 1.
-
-    Args:
-        grid: of any denoiser.
-        keep_macs: share of MACs to keep at most.
-
-    Raises:
-        ValueError: a budget below one call, or not a share.
-    """
+    """Compute the whole denoiser at equal distances, and reuse its output in between; arguments as `evenly`."""
     return grid.schedule(evenly(grid, keep_macs), method="uniform", keep_macs=keep_macs)
 
 
 def every(grid: Grid, interval: int) -> Schedule:
-    """Compute the whole denoiser at every `interval`-th call.
-
-    Raises:
-        ValueError: interval < 1.
-    """
-    _check_interval(interval)
-    on = torch.zeros(grid.shape, dtype=torch.bool)
-    on[::interval] = True
-    return grid.schedule(on, method="uniform", interval=interval)
+    """Compute the whole denoiser at every `interval`-th call, from 1."""
+    rows = slice(None, None, check_whole("interval", interval, 1))
+    return grid.schedule(_whole_calls(grid, rows), method="uniform", interval=interval)
 
 
 def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_macs: float | None = None) -> Schedule:
@@ -275,11 +167,17 @@ def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_
     if (interval is None) == (keep_macs is None):
         raise ValueError(f"interval={interval!r}, keep_macs={keep_macs!r}; give one of them.")
     shallow = _shallow(grid, branch)
+
+    def pattern(interval: int, **more: object) -> Schedule:
+        on = every(grid, interval).on
+        on[:, shallow] = True
+        return grid.schedule(on, method="DeepCache", interval=interval, branch=branch, **more)
+
     if interval is not None:
-        return _pattern(grid, interval, branch, shallow)
+        return pattern(interval)
     allowed = check_budget(grid, keep_macs)
     for distance in range(1, grid.shape[0] + 1):
-        found = _pattern(grid, distance, branch, shallow, keep_macs=keep_macs)
+        found = pattern(distance, keep_macs=keep_macs)
         if found.macs() <= allowed:
             return found
     raise ValueError(
@@ -288,49 +186,31 @@ def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_
     )
 
 
-def _pattern(grid: Grid, interval: int, branch: int, shallow: list[int], **more: object) -> Schedule:
-    _check_interval(interval)
-    on = torch.zeros(grid.shape, dtype=torch.bool)
-    on[:, shallow] = True
-    on[::interval] = True
-    return grid.schedule(on, method="DeepCache", interval=interval, branch=branch, **more)
-
-
 def _shallow(grid: Grid, branch: int) -> list[int]:
     """Return the units that a call in between computes."""
-    if not isinstance(branch, int) or isinstance(branch, bool) or branch < 0:
-        raise ValueError(f"branch={branch!r}; it must be a whole number >= 0.")
+    check_whole("branch", branch, 0)
     parsed = [re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)$", name) for name in grid.names]
-    levels = [int(m[2]) for m in parsed if m and m[1] == "up"]
-    if not levels:
+    parts = [(i, m[1], int(m[2]), m[3], int(m[4])) for i, m in enumerate(parsed) if m]
+    blocks = [block for _, way, block, _, _ in parts if way == "up"]
+    if not blocks:
         raise ValueError(
             f"DeepCache needs the layers of a UNet, but the units are such as {grid.names[0]!r} (grain "
             f"{grid.grain!r}). Use a UNet, and grain 'layers' or 'modules'."
         )
-    level, layer = divmod(branch, 3)
-    if level > max(levels):
-        raise ValueError(f"branch={branch} lies {level} levels deep, but this UNet has {max(levels) + 1}.")
-    numbers: dict[int, int] = {}  # layers of each up block
-    for match in parsed:
-        if match and match[1] == "up" and match[3] in ("layers", "resnets"):
-            numbers[int(match[2])] = max(numbers.get(int(match[2]), 0), int(match[4]) + 1)
-    found = []
-    for unit, match in enumerate(parsed):
-        if not match:
-            continue
-        way, block, kind, number = match[1], int(match[2]), match[3], int(match[4])
-        depth = block if way == "down" else max(levels) - block
-        if kind in ("downsamplers", "upsamplers"):
-            inside = depth < level or (way == "up" and depth == level)
-        elif way == "down":
-            inside = depth < level or (depth == level and number < layer)
+    level, layers = divmod(branch, 3)
+    if level > max(blocks):
+        raise ValueError(f"branch={branch} lies {level} levels deep, but this UNet has {max(blocks) + 1}.")
+    at = max(blocks) - level  # the up block of that level
+    last = max(n for _, way, block, kind, n in parts if (way, block) == ("up", at) and not kind.endswith("samplers"))
+    inside = []
+    for unit, way, block, kind, number in parts:
+        depth = block if way == "down" else max(blocks) - block
+        if depth == level and way == "down":
+            shallow = number < layers and not kind.endswith("samplers")
+        elif depth == level:
+            shallow = kind == "upsamplers" or number >= last - layers
         else:
-            inside = depth < level or (depth == level and numbers[block] - 1 - number <= layer)
-        if inside:
-            found.append(unit)
-    return found
-
-
-def _check_interval(interval: object) -> None:
-    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-        raise ValueError(f"interval={interval!r}; it must be a whole number >= 1.")
+            shallow = depth < level
+        if shallow:
+            inside.append(unit)
+    return inside

@@ -1,10 +1,8 @@
-"""The pruner network of DiP-GO (arXiv 2410.16942, Section 3.3), and the gates that its logits open and shut.
+"""The pruner of DiP-GO (arXiv 2410.16942, Section 3.3): logits, the gates they open and shut, and what open gates cost.
 
 One learned query for each call and unit; self-attention among the queries of a call; then an MLP per query, whose two
 logits say "reuse" and "keep".  The network has no input: its weights are a way of writing down T x N numbers that
 share what they learn.  After training only the numbers are kept.
-
-From logits to gates, and from the gates' gradient back to logits: the part of training that differs by recipe.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .budget import cell_shares, evenly, own_shares, sparsity_loss, within_budget
+from ..checks import check_whole
+from .budget import evenly, within_budget
 from .config import PrunerConfig
-from .schedule import Grid, encode_table
-
-__all__ = ["GateTable", "GatePruner", "GateSample", "PrunerNetwork", "keep_probability", "straight_through"]
+from .schedule import Grid, encode_table, paper_cascade
 
 _KEEP = (0.0, 1.0)  # first logits, "reuse" and "keep": the probability to keep begins at 0.73
 
@@ -31,7 +28,7 @@ class PrunerNetwork(nn.Module):
     Args:
         calls: T, calls of the denoiser, >= 1.
         units: N, >= 1.
-        width: of a query; the published code has 512.
+        width: of a query, >= 4; the published code has 512.
         heads: of the attention; must divide the width.
 
     Raises:
@@ -40,9 +37,8 @@ class PrunerNetwork(nn.Module):
 
     def __init__(self, calls: int, units: int, *, width: int = 512, heads: int = 8):
         super().__init__()
-        for name, value in (("calls", calls), ("units", units), ("width", width), ("heads", heads)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}; it must be a whole number >= 1.")
+        for name, value in {"calls": calls, "units": units, "width": width, "heads": heads}.items():
+            check_whole(name, value, 1)
         if width % heads or width < 4:
             raise ValueError(f"width={width} must be at least 4 and a multiple of heads={heads}.")
         self.queries = nn.Parameter(torch.randn(calls, units, width))
@@ -106,6 +102,50 @@ def straight_through(probability: Tensor, on: Tensor | None = None, leak: float 
     return hard + probability - probability.detach()
 
 
+def own_shares(grid: Grid) -> Tensor:
+    """Return each unit's share of the MACs of all units in one call, float32 `[N]`; they add up to 1."""
+    macs = torch.tensor(grid.macs, dtype=torch.float64)
+    return (macs / macs.sum()).float()
+
+
+def cell_shares(on: Tensor, grid: Grid) -> Tensor:
+    """Return what each cell costs together with its cascade, as shares of one call's units (Section 3.3).
+
+    A unit costs its own MACs and those of the units that only work for it. For an open cell: what would fall with it if
+    it were shut. For a shut one: what would run if it were opened. All other cells stay as they are. Cascades end with
+    the call, as in the published code.
+
+    Args:
+        on: bool `[T, N]`.
+        grid: of the calls and units.
+
+    Returns:
+        float32 `[T, N]`, in [0, 1]; 0 where opening or shutting changes nothing, as behind a shut gate.
+    """
+    own, eye = own_shares(grid), torch.eye(len(grid.names), dtype=torch.bool)
+    known: dict[tuple, Tensor] = {}
+    for row in on:
+        key = tuple(row.tolist())
+        if key not in known:
+            opened, shut = paper_cascade(row | eye, grid.wiring), paper_cascade(row & ~eye, grid.wiring)
+            known[key] = (opened.float() - shut.float()) @ own
+    return torch.stack([known[tuple(row.tolist())] for row in on])
+
+
+def sparsity_loss(gates: Tensor, shares: Tensor) -> Tensor:
+    """Return the sparsity loss: the mean over calls of the sum of gate times share.
+
+    Args:
+        gates: `[T, N]`, differentiable.
+        shares: `[T, N]` or `[N]`, as `cell_shares` or `own_shares` gives them.
+
+    Returns:
+        A number >= 0: with `own_shares` and all gates open, 1; with cascades counted, more, because a unit's MACs count
+        for every unit they fall with.
+    """
+    return (gates * shares.to(gates.device)).sum(dim=1).mean()
+
+
 @dataclass(frozen=True)
 class GateSample:
     """The gates of one iteration.
@@ -124,7 +164,7 @@ class GateSample:
 
 
 class GatePruner(nn.Module):
-    """A pruner with its budget.
+    """A pruner with its budget: from logits to gates, and from the gates' gradient back to logits.
 
     Args:
         grid: of calls and units.
@@ -134,16 +174,12 @@ class GatePruner(nn.Module):
     def __init__(self, grid: Grid, config: PrunerConfig):
         super().__init__()
         self.grid, self.config = grid, config
-        calls, units = grid.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.pruner = (
-                PrunerNetwork(calls, units, width=config.width)
-                if config.network == "attention"
-                else GateTable(calls, units)
-            )
+            attention = config.network == "attention"
+            self.pruner = PrunerNetwork(*grid.shape, width=config.width) if attention else GateTable(*grid.shape)
         count = max(1, len(config.keep_macs))
-        self.register_buffer("kept_tables", torch.zeros(count, calls, units, dtype=torch.float64))
+        self.register_buffer("kept_tables", torch.zeros(count, *grid.shape, dtype=torch.float64))
 
     def open(self, iteration: int) -> GateSample:
         """Say which gates are open at an iteration, from 0."""
@@ -178,7 +214,7 @@ class GatePruner(nn.Module):
         drawn = torch.Generator().manual_seed(self.config.seed)
         return within_budget(torch.rand(self.grid.shape, generator=drawn), self.grid, budget)
 
-    def backward(self, open_: GateSample, gradient: Tensor) -> float | None:
+    def backward(self, sample: GateSample, gradient: Tensor) -> float | None:
         """Hand the gradient of the consistency loss, `[T, N]`, and that of the sparsity loss on to the parameters.
 
         Returns:
@@ -188,10 +224,10 @@ class GatePruner(nn.Module):
             # What a cell gains per MAC decides which cells a budget should buy; the mean size sets the unit.
             gradient = gradient / own_shares(self.grid).clamp_min(1e-9)
             gradient = gradient / gradient.abs().mean().clamp_min(1e-30)
-        if open_.sparsity is not None:
-            gradient = gradient + torch.autograd.grad(open_.sparsity, open_.gates, retain_graph=True)[0]
-        open_.gates.backward(gradient)
-        return None if open_.sparsity is None else open_.sparsity.item()
+        if sample.sparsity is not None:
+            gradient = gradient + torch.autograd.grad(sample.sparsity, sample.gates, retain_graph=True)[0]
+        sample.gates.backward(gradient)
+        return None if sample.sparsity is None else sample.sparsity.item()
 
     @torch.no_grad()
     def keep_table(self, iteration: int) -> None:

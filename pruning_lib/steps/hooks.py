@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -18,10 +17,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from .units import Unit
-
-__all__ = ["HOOK", "Attached", "Control", "attach"]
+from .units import Unit
 
 HOOK = "pruning_lib_steps"
 Values = list[Tensor]
@@ -35,12 +31,9 @@ class Control:
     """
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
-        """Run one call of the denoiser: `forward()` runs it as it was called, `forward(*args, **kwargs)` otherwise.
+        """Run one call of the denoiser, made with `args` and `kwargs`: `forward()`, or `forward` of other arguments.
 
-        Args:
-            forward: the call. Without arguments, those of the caller.
-            args, kwargs: what the denoiser was called with.
-            context: name of the call where a pipeline makes several per step (`cache_context`), or None.
+        Where a pipeline makes several calls per step, `context` is the name of this one (`cache_context`), else None.
         """
         return forward()
 
@@ -93,15 +86,7 @@ class Attached:
 
 
 def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Attached:
-    """Hook a denoiser and its units, so that `control` decides.
-
-    Args:
-        denoiser: a diffusers model.
-        units: as `units_of` gives them for this denoiser.
-        control: asked at every call.
-
-    Returns:
-        A handle, also a context manager, that takes the hooks off.
+    """Hook a denoiser and its units, as `units_of` lists them, so that `control` decides; the handle takes hooks off.
 
     Raises:
         RuntimeError: hooks of this package are in place already.
@@ -139,13 +124,10 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Atta
 
 @contextmanager
 def _inside_offloading(module: nn.Module) -> Iterator[bool]:
-    """Put hooks on, or take them off, below accelerate's.
+    """Put hooks on, or take them off, below accelerate's; yields whether the module is offloaded.
 
     Offloading keeps the forward that it found and puts that back, and a pipeline does so after every run, to offload
     anew. A hook above it would be thrown away with it, and from the second run on nobody would ask the control.
-
-    Yields:
-        Whether the module is offloaded.
     """
     if "_old_forward" not in vars(module):
         yield False
@@ -231,36 +213,36 @@ class _LastHook(ModelHook):
 class _Form:
     """How a module's output is put together from a unit's values."""
 
-    def __init__(self, spec: pytree.TreeSpec, places: list[int | None], constants: list[object], added: bool):
-        self.spec, self.places, self.constants, self.added = spec, places, constants, added
+    def __init__(self, spec: pytree.TreeSpec, leaves: list[tuple[int | None, object]], added: bool):
+        # For each leaf of the output: the number of its value, or None and what stands there instead of a tensor.
+        self.spec, self.leaves, self.added = spec, leaves, added
 
     @classmethod
     def of(cls, output: object, entered: tuple | None) -> tuple[_Form, Values]:
         """Take an output apart: the form, and its tensors, each once (a UNet block returns its last state twice)."""
-        leaves, spec = pytree.tree_flatten(output)
+        found, spec = pytree.tree_flatten(output)
         numbers: dict[int, int] = {}
-        places: list[int | None] = []
+        leaves: list[tuple[int | None, object]] = []
         values: Values = []
-        for position, leaf in enumerate(leaves):
+        for position, leaf in enumerate(found):
             if not isinstance(leaf, Tensor):
-                places.append(None)
+                leaves.append((None, leaf))
                 continue
             if id(leaf) not in numbers:
                 numbers[id(leaf)] = len(values)
-                values.append(leaf if entered is None else leaf - _beside(entered, position, len(leaves)))
-            places.append(numbers[id(leaf)])
-        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return cls(spec, places, constants, entered is not None), values
+                values.append(leaf if entered is None else leaf - _beside(entered, position, len(found)))
+            leaves.append((numbers[id(leaf)], None))
+        return cls(spec, leaves, entered is not None), values
 
     def rebuild(self, values: Values, entered: tuple | None) -> object:
         """Put an output together."""
-        leaves = []
-        for position, (place, constant) in enumerate(zip(self.places, self.constants, strict=True)):
-            value = constant if place is None else values[place]
-            if place is not None and self.added:
-                value = _beside(entered, position, len(self.places)) + value
-            leaves.append(value)
-        return pytree.tree_unflatten(leaves, self.spec)
+        rebuilt = []
+        for position, (number, constant) in enumerate(self.leaves):
+            value = constant if number is None else values[number]
+            if number is not None and self.added:
+                value = _beside(entered, position, len(self.leaves)) + value
+            rebuilt.append(value)
+        return pytree.tree_unflatten(rebuilt, self.spec)
 
 
 def _stream(module: nn.Module, args: tuple, kwargs: dict) -> tuple:

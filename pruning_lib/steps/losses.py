@@ -6,19 +6,18 @@ needs no decoder, neither forward nor backward.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from ..checks import nearest
 from ..quality import ssim
 
-if TYPE_CHECKING:
-    from .supernet import SuperNet
-
-__all__ = ["LOSSES", "check_loss", "consistency", "picture_loss"]
-
 LOSSES = ("ssim", "l1", "l2", "ssim+l1", "latent")
+
+_PARTS = {
+    "ssim": lambda a, b: 1 - ssim(a, b, check_range=False),  # decoded pictures are clamped
+    "l1": lambda a, b: (a - b).abs().mean((1, 2, 3)),
+    "l2": lambda a, b: (a - b).square().mean((1, 2, 3)),
+}
 
 
 def check_loss(name: str) -> str:
@@ -45,30 +44,7 @@ def picture_loss(name: str, pictures: Tensor, wanted: Tensor) -> Tensor:
     Raises:
         ValueError: another name or other shapes.
     """
-    if name == "latent" or name not in LOSSES:
+    if check_loss(name) == "latent":
         raise ValueError(f"{name!r} does not compare pictures. Allowed: {', '.join(LOSSES[:-1])}.")
     pictures, wanted = pictures.float(), wanted.float()
     return sum(_PARTS[part](pictures, wanted) for part in name.split("+"))
-
-
-_PARTS = {
-    "ssim": lambda a, b: 1 - ssim(a, b),
-    "l1": lambda a, b: (a - b).abs().mean((1, 2, 3)),
-    "l2": lambda a, b: (a - b).square().mean((1, 2, 3)),
-}
-
-
-def consistency(name: str, net: SuperNet, latents: Tensor, wanted: Tensor) -> Tensor:
-    """Compare the latents of a gated generation with the unpruned ones.
-
-    Args:
-        name: one of `LOSSES`; all but "latent" decode both.
-        net: whose autoencoder decodes.
-        latents, wanted: `[n, ...]`.
-
-    Returns:
-        One number per generation, `[n]`.
-    """
-    if check_loss(name) == "latent":
-        return (latents.float() - wanted.float()).square().flatten(1).mean(1)
-    return picture_loss(name, net.pictures(latents), net.pictures(wanted))

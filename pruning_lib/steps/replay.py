@@ -1,9 +1,16 @@
-"""Running a pipeline by a schedule: the control that computes the live cells and passes on kept values elsewhere."""
+"""Running a pipeline by a schedule: live cells are computed, and everything else answers with what was kept.
+
+Where a whole call is skipped, a *hold* answers in place of the denoiser.  `LastValue` repeats the last output.  That
+suits a network that predicts the noise: while DDIM walks on with the same noise, the clean sample that goes with it
+stays the same too.  A velocity v = alpha e - sigma x0 is another matter: it turns with the noise level even while x0
+and the noise e stand still, so `LastPrediction` turns it.  A new hold is a class with the same two methods.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,74 +19,153 @@ from torch import Tensor, nn
 
 from ..denoisers import denoiser_of
 from .hooks import Control, attach
-from .units import list_units, structure_of
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
-    from .schedule import Schedule
+    from .units import Unit
 
-__all__ = ["Replay", "applied", "sample_and_timestep"]
+HOLDS = ("value", "prediction")
+
+
+class LastValue:
+    """Answers skipped calls with the output of the last call. One object serves one stream of calls."""
+
+    def update(self, sample: Tensor, timestep: object, output: object) -> None:
+        """Take note of a call: what the denoiser was given, and what it returned."""
+        self._output = output
+
+    def predict(self, timestep: object) -> object:
+        """Return what the denoiser is taken to answer at a timestep."""
+        return self._output
+
+
+class LastPrediction(LastValue):
+    """Answers skipped calls with the velocity of the same clean sample and the same noise.
+
+    With alpha = cos f and sigma = sin f (Salimans and Ho, arXiv 2202.00512, Appendix D), the sample x_f and output v_f
+    of the last call give, at a later angle g, v_g = sin(f - g) x_f + cos(f - g) v_f. It costs no MACs.
+
+    Args:
+        levels: alpha-bar of every training timestep.
+    """
+
+    def __init__(self, levels: Sequence[float]):
+        self.levels = levels
+
+    def angle(self, timestep: object) -> float:
+        """Return the angle of a timestep, in radians: 0 without noise, pi/2 without signal."""
+        last = len(self.levels) - 1
+        t = min(max(_number(timestep), 0.0), last)
+        below = self.levels[int(t)]
+        level = below + (self.levels[min(int(t) + 1, last)] - below) * (t - int(t))
+        return math.atan2(math.sqrt(1 - level), math.sqrt(level))
+
+    def update(self, sample: Tensor, timestep: object, output: object) -> None:
+        self._sample, self._angle, self._output = sample, self.angle(timestep), output
+
+    def predict(self, timestep: object) -> object:
+        by = self._angle - self.angle(timestep)
+        velocity = math.sin(by) * self._sample + math.cos(by) * self._output[0]
+        if isinstance(self._output, tuple):
+            return (velocity, *self._output[1:])
+        return type(self._output)(velocity)
+
+
+def check_hold(name: str) -> str:
+    """Return `name` if it is one of `HOLDS`."""
+    if name not in HOLDS:
+        raise ValueError(f"hold={name!r}; allowed: {', '.join(map(repr, HOLDS))}.")
+    return name
+
+
+def hold_of(name: str, scheduler: SchedulerMixin) -> Callable[[], LastValue]:
+    """Return what makes a hold, for each stream of calls a new one.
+
+    Args:
+        name: "value", the last output again; or "prediction", the clean sample and the noise of the last call. The two
+            differ for networks that predict velocities of a diffusion.
+        scheduler: read for what the network predicts, and for its noise levels.
+
+    Raises:
+        ValueError: another name; or "prediction", where the scheduler does not tell what that means.
+    """
+    if check_hold(name) == "value":
+        return LastValue
+    kind, scheduler_name = scheduler.config.get("prediction_type"), type(scheduler).__name__
+    scaled = "sigma_data" in scheduler.config  # EDM predicts mixtures that change with the noise level
+    if scheduler_name.startswith("FlowMatch") or (kind in ("epsilon", "sample", "flow_prediction") and not scaled):
+        return LastValue  # the same x0 and noise give the same output at every noise level
+    if kind != "v_prediction" or scaled:
+        raise ValueError(
+            f"hold='prediction' needs to know what the network predicts, and no rule here covers {scheduler_name} with "
+            f"prediction_type={kind!r}. Use hold='value', or a scheduler such as DDIMScheduler."
+        )
+    levels = getattr(scheduler, "alphas_cumprod", None)
+    if levels is None:
+        raise ValueError(
+            f"hold='prediction' turns velocities with the noise level, and {scheduler_name} has no alphas_cumprod, so "
+            "its noise levels are not known. Use hold='value', or a scheduler such as DDIMScheduler."
+        )
+    return functools.partial(LastPrediction, levels.tolist())
 
 
 @dataclass
-class _Kept:
+class _Stream:
     """What one stream of calls keeps: a pipeline that calls the denoiser twice a step has two such streams."""
 
     row: int | None = None
     batch: int | None = None
     values: dict[int, list[Tensor]] = field(default_factory=dict)
-    output: object = None
-    asked: tuple[Tensor, float] | None = None  # sample and timestep of the call that gave the output
+    hold: LastValue | None = None  # None until a call was made
 
 
 class Replay(Control):
     """Follows a schedule.
 
     Args:
-        schedule: which cells are computed.
-        turn: of a skipped call; makes the output to return out of the last call's sample, timestep and output, and the
-            present timestep (see `reuse`). Default: the last output again.
+        live: bool `[T, N]`, the cells that are computed.
+        calls: bool `[T]`, the rows at which the denoiser is called at all.
+        timesteps: of the T rows.
+        hold: makes what answers skipped calls, one for each stream.
 
     Attributes:
         computed: number of (call, unit) cells computed since the last run began, for checks.
         called: number of calls in which the denoiser ran since the last run began.
     """
 
-    def __init__(self, schedule: Schedule, turn: Callable[..., object] | None = None):
-        self.schedule, self.turn, grid = schedule, turn, schedule.grid
-        self.timesteps = grid.timesteps
-        live = schedule.live()
-        self.live, self.calls = live.tolist(), grid.calls(schedule.on).tolist()
+    def __init__(self, live: Tensor, calls: Tensor, timesteps: Sequence[float], hold: Callable = LastValue):
+        self.live, self.calls = live.tolist(), calls.tolist()
+        self.timesteps, self.hold = timesteps, hold
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: a new run begins."""
-        self._streams: dict[str | None, _Kept] = {}
-        self._now, self._off = _Kept(), [False] * len(self.schedule.grid.names)
+        self._streams: dict[str | None, _Stream] = {}
+        self._now, self._off = _Stream(), [False] * len(self.live[0])
         self.computed = self.called = 0
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
         """Run, or skip, one call."""
         sample, timestep = sample_and_timestep(args, kwargs)
-        kept = self._streams.setdefault(context, _Kept())
-        row = self._row(kept.row, timestep)
-        begins = kept.row is None or row != kept.row + 1
-        kept.row = row
-        if begins or kept.batch != len(sample):  # nothing kept fits: compute all, as at a first call
-            kept.values, kept.output, kept.batch = {}, None, len(sample)
-        if not self.calls[kept.row] and kept.output is not None:
-            if self.turn is None:
-                return kept.output
-            return self.turn(*kept.asked, kept.output, self.timesteps[row])
-        self._now = kept
-        self._off = [not is_live and unit in kept.values for unit, is_live in enumerate(self.live[kept.row])]
+        stream = self._streams.setdefault(context, _Stream())
+        row = self._row(stream.row, timestep)
+        if stream.row is None or row != stream.row + 1 or stream.batch != len(sample):
+            # Nothing that is kept fits: compute all, as at a first call.
+            self._streams[context] = stream = _Stream(batch=len(sample))
+        stream.row = row
+        # Holds are told the number, not the tensor: reading that would make an accelerator wait.
+        at = self.timesteps[row]
+        if not self.calls[row] and stream.hold is not None:
+            return stream.hold.predict(at)
+        self._now = stream
+        self._off = [not live and unit in stream.values for unit, live in enumerate(self.live[row])]
         self.called += 1
-        kept.output = forward()
-        if self.turn is not None:
-            # The number, not the tensor: reading that would make an accelerator wait.
-            kept.asked = sample, self.timesteps[row]
-        return kept.output
+        output = forward()
+        if stream.hold is None:
+            stream.hold = self.hold()
+        stream.hold.update(sample, at, output)
+        return output
 
     def skips(self, index: int) -> bool:
         """A unit is passed over where the schedule says so and something is kept to pass on."""
@@ -87,10 +173,9 @@ class Replay(Control):
 
     def unit(self, index: int, compute: Callable[[], list[Tensor]] | None) -> list[Tensor]:
         """Return what is kept, or compute it and keep it."""
-        if self._off[index]:
-            return self._now.values[index]
-        self.computed += 1
-        self._now.values[index] = compute()
+        if not self._off[index]:
+            self.computed += 1
+            self._now.values[index] = compute()
         return self._now.values[index]
 
     def _row(self, last: int | None, timestep: object) -> int:
@@ -99,7 +184,7 @@ class Replay(Control):
         on_cpu = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
         if last is not None and following < len(self.timesteps) and not on_cpu:
             return following  # reading a number from an accelerator would make it wait
-        t = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        t = _number(timestep)
         nearest = [self._nearest(t * unit) for unit in (1, 1000)]  # some transformers want fractions of 1000
         if any(following in rows for rows in nearest):
             return following
@@ -107,9 +192,8 @@ class Replay(Control):
             if rows:  # image to image begins in the middle; a loop written by hand may start over
                 return rows[0]
         raise ValueError(
-            f"The denoiser is called at timestep {t:g}, which this schedule does not have. It was made for "
-            f"{self.schedule.steps} steps of {self.schedule.grid.scheduler}, at timesteps "
-            f"{', '.join(f'{t:g}' for t in self.timesteps[:4])}, ..."
+            f"The denoiser is called at timestep {t:g}, which this schedule does not have: its {len(self.timesteps)} "
+            f"calls are at timesteps {_few(self.timesteps)}. Sample with the scheduler and steps that it was made for."
         )
 
     def _nearest(self, t: float) -> list[int]:
@@ -121,92 +205,62 @@ class Replay(Control):
 
 
 @contextmanager
-def applied(
-    schedule: Schedule, pipe: DiffusionPipeline, *, turn: Callable[..., object] | None = None
-) -> Iterator[Replay]:
-    """Let a pipeline follow a schedule inside a `with` block; see `Schedule.applied`, and `Replay` for `turn`."""
-    _, denoiser = denoiser_of(pipe)
-    grid = schedule.grid
-    if (type(denoiser).__name__, structure_of(denoiser)) != (grid.class_name, grid.structure):
-        raise ValueError(
-            f"This schedule was made for another denoiser: a {grid.class_name} of structure {grid.structure}, while "
-            f"the pipeline holds a {type(denoiser).__name__} of structure {structure_of(denoiser)}. Make a schedule "
-            "for this one; weights may differ (fine-tuned, LoRA), the configuration may not."
-        )
-    _check_scheduler(schedule, pipe)
+def following(pipe: DiffusionPipeline, units: Sequence[Unit], control: Replay, steps: int) -> Iterator[Replay]:
+    """Let a control decide what a pipeline's denoiser does, inside a `with` block; see `Schedule.applied`.
+
+    A run of other timesteps than the control's, those of so many `steps`, is refused when it begins.
+    """
+    scheduler, denoiser = pipe.scheduler, denoiser_of(pipe)[1]
+    set_timesteps = scheduler.set_timesteps
     _check_alone(denoiser)
-    units = list_units(denoiser, grid.grain)
-    if tuple(unit.name for unit in units) != grid.names:
-        raise ValueError(
-            f"This schedule has {len(grid.names)} units, the denoiser has {len(units)} at grain {grid.grain!r}, and "
-            "their names differ. Make the schedule anew for this denoiser."
-        )
-    control = Replay(schedule, turn)
-    with attach(denoiser, units, control), _announced(schedule, pipe, control):
+
+    @functools.wraps(set_timesteps)  # pipelines read its signature
+    def begin(*args, **kwargs):
+        _check_alone(denoiser)
+        result = set_timesteps(*args, **kwargs)
+        control.reset()
+        asked = [float(t) for t in scheduler.timesteps.tolist()]
+        if not _close(asked, control.timesteps):
+            raise ValueError(
+                f"This schedule is for {steps} steps of {type(scheduler).__name__} ({len(control.timesteps)} calls at "
+                f"timesteps {_few(control.timesteps)}), but the run asks for {scheduler.num_inference_steps} "
+                f"({len(asked)} calls at {_few(asked)}). Call the pipeline with num_inference_steps={steps} and the "
+                "scheduler's settings as they were, or make a schedule for this run."
+            )
+        return result
+
+    with attach(denoiser, units, control):
+        scheduler.set_timesteps = begin
         try:
             yield control
         finally:
+            del scheduler.set_timesteps
             control.reset()
-
-
-def _check_scheduler(schedule: Schedule, pipe: DiffusionPipeline) -> None:
-    name = type(pipe.scheduler).__name__
-    if name != schedule.grid.scheduler:
-        raise ValueError(
-            f"This schedule was made for {schedule.grid.scheduler}, while the pipeline samples with {name}. Other "
-            f"samplers stop at other noise levels: set pipe.scheduler to a {schedule.grid.scheduler}, or make a "
-            "schedule for this one."
-        )
 
 
 def _check_alone(denoiser: nn.Module) -> None:
     if str(getattr(vars(denoiser).get("forward"), "__module__", "")).startswith("DeepCache"):
         raise RuntimeError(
             "DeepCache is enabled on this pipeline, and it would skip what a schedule computes. Call disable() of its "
-            "helper first. Its pattern is a schedule too: pruning_lib.steps.deepcache."
+            "helper first. Its pattern is a schedule too: pruning_lib.steps.budget.deepcache."
         )
 
 
-@contextmanager
-def _announced(schedule: Schedule, pipe: DiffusionPipeline, control: Replay) -> Iterator[None]:
-    """Notice the begin of every run, and refuse one of other timesteps before any work is done."""
-    scheduler = pipe.scheduler
-    set_timesteps = scheduler.set_timesteps
-
-    @functools.wraps(set_timesteps)  # pipelines read its signature
-    def begin(*args, **kwargs):
-        _check_alone(denoiser_of(pipe)[1])
-        result = set_timesteps(*args, **kwargs)
-        control.reset()
-        asked = [float(t) for t in scheduler.timesteps.tolist()]
-        if not _close(asked, schedule.grid.timesteps):
-            raise ValueError(
-                f"This schedule is for {schedule.steps} steps of {schedule.grid.scheduler} "
-                f"({len(schedule.grid.timesteps)} calls at timesteps {_few(schedule.grid.timesteps)}), but the run "
-                f"asks for {scheduler.num_inference_steps} ({len(asked)} calls at {_few(asked)}). Call the pipeline "
-                f"with num_inference_steps={schedule.steps} and the scheduler's settings as they were, or make a "
-                "schedule for this run."
-            )
-        return result
-
-    scheduler.set_timesteps = begin
-    try:
-        yield
-    finally:
-        del scheduler.set_timesteps
-
-
-def _close(mine: list[float], theirs: tuple[float, ...]) -> bool:
+def _close(mine: Sequence[float], theirs: Sequence[float]) -> bool:
     return len(mine) == len(theirs) and all(
         abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in zip(mine, theirs, strict=True)
     )
 
 
-def _few(timesteps) -> str:
-    return ", ".join(f"{t:g}" for t in list(timesteps)[:3]) + (", ..." if len(timesteps) > 3 else "")
+def _few(timesteps: Sequence[float]) -> str:
+    return ", ".join(f"{t:g}" for t in timesteps[:3]) + (", ..." if len(timesteps) > 3 else "")
 
 
 def sample_and_timestep(args: tuple, kwargs: dict) -> tuple[Tensor, object]:
     """Return what a denoiser was called with."""
     sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
     return sample, args[1] if len(args) > 1 else kwargs.get("timestep")
+
+
+def _number(timestep: object) -> float:
+    return float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)

@@ -1,27 +1,18 @@
-"""Tables of cells as text, one string per call: how records and histories keep them.
+"""The grid of DiP-GO, calls of the denoiser times its units, and a schedule: which of its cells are computed.
 
-Dead work: cells of the grid that are switched on, but whose result nobody ever reads.
-
-A value is read by a unit that runs in the same call, by the denoiser's output, or later: a unit that is off passes on
-its last value, so a value computed now may be read many steps from now.  Walking back from the last step, through both
-the wiring and the steps, finds every cell whose value matters.  Leaving the others out changes no bit of the picture.
-
-The grid of DiP-GO: the calls of the denoiser in one generation, times its units.
-
-A grid is plain data.  It knows what every cell costs and which cells depend on which, so schedules can be made, counted
-and checked without the model.
-
-A schedule: which unit is computed at which call, and what has to fit before a pipeline may follow it.
+A grid is plain data: it knows what every cell costs and which cells depend on which, so schedules can be made, counted
+and checked without the model.  *Dead work* is a cell that is switched on, but whose value nobody ever reads.  A unit
+that is off passes on its last value, so a value computed now may be read many steps from now; walking back from the
+last step, through wiring and steps, finds every cell that matters.  Leaving out the others changes no bit.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,21 +20,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checks import check_whole
 from ..denoisers import denoiser_of
-from ..files import check_place
-from .replay import Replay, applied
-from .units import GRAINS, Units, units_of
-from .wiring import Wiring
+from ..files import check_format, load_json, reading, save_json
+from ..macs import count_macs
+from .replay import Replay, check_hold, following, hold_of
+from .units import GRAINS, Unit, structure_of, units_of
+from .wiring import Wiring, trace_wiring
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from matplotlib.figure import Figure
-
-__all__ = ["Grid", "Schedule", "grid_of", "live_cells", "paper_cascade", "timesteps_of", "encode_table", "decode_table"]
 
 
 def encode_table(on: Tensor) -> list[str]:
-    """Return a boolean table `[T, N]` as strings of "1" and "0", one per step."""
+    """Return a boolean table `[T, N]` as strings of "1" and "0", one per call: how files and records keep it."""
     return ["".join("1" if cell else "0" for cell in row) for row in on.tolist()]
 
 
@@ -59,29 +49,8 @@ def decode_table(rows: Sequence[str]) -> Tensor:
 
 
 def live_cells(on: Tensor, wiring: Wiring) -> Tensor:
-    """Return which of the cells that are on do work that reaches the picture.
-
-    Args:
-        on: bool `[T, N]`, True where a unit is to be computed.
-        wiring: who reads whom within a call.
-
-    Returns:
-        bool `[T, N]`, a subset of `on`.
-    """
-    readers = [_bits(units) for units in wiring.consumers()]
-    output = _bits(wiring.output)
-    alive = []
-    needed_later = 0  # units whose value at this row some later row reads, before they are computed again
-    for row in reversed(_rows(on)):
-        live = needed = 0
-        for unit in reversed(range(len(readers))):
-            bit = 1 << unit
-            if (output | needed_later) & bit or readers[unit] & live:
-                needed |= bit
-                live |= row & bit
-        alive.append(live)
-        needed_later = needed & ~live  # not computed here, so read from the row before
-    return _table(alive[::-1], on)
+    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture."""
+    return _read_cells(on, wiring, later=True)
 
 
 def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
@@ -89,38 +58,28 @@ def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
 
     That is the rule of the authors' public code. It forgets readers at later steps: a unit computed now for a later
     one loses its fresh value, so the picture may change.
-
-    Args:
-        on: bool `[T, N]`.
-        wiring: who reads whom within a call.
-
-    Returns:
-        bool `[T, N]`, a subset of `on`.
     """
-    readers = [_bits(units) for units in wiring.consumers()]
-    output = _bits(wiring.output)
-    kept = []
-    for row in _rows(on):
-        live = 0
+    return _read_cells(on, wiring, later=False)
+
+
+def _read_cells(on: Tensor, wiring: Wiring, *, later: bool) -> Tensor:
+    # Sets of units are the bits of whole numbers: searches ask for live cells thousands of times.
+    readers = [sum(1 << unit for unit in units) for units in wiring.consumers()]
+    output = sum(1 << unit for unit in wiring.output)
+    rows = [sum(1 << unit for unit, is_on in enumerate(row) if is_on) for row in on.tolist()]
+    found = []
+    needed_later = 0  # units whose value at this row some later row reads, before they are computed again
+    for row in reversed(rows):
+        live = needed = 0
         for unit in reversed(range(len(readers))):
-            if output & (1 << unit) or readers[unit] & live:
-                live |= row & (1 << unit)
-        kept.append(live)
-    return _table(kept, on)
-
-
-# Sets of units as the bits of one whole number: searches ask for live cells thousands of times.
-def _bits(units: frozenset[int]) -> int:
-    return sum(1 << unit for unit in units)
-
-
-def _rows(on: Tensor) -> list[int]:
-    return [sum(1 << unit for unit, is_on in enumerate(row) if is_on) for row in on.tolist()]
-
-
-def _table(rows: list[int], like: Tensor) -> Tensor:
-    units = range(like.shape[1])
-    return torch.tensor([[bool(row >> unit & 1) for unit in units] for row in rows]).reshape(like.shape)
+            bit = 1 << unit
+            if (output | needed_later) & bit or readers[unit] & live:
+                needed |= bit
+                live |= row & bit
+        found.append([bool(live >> unit & 1) for unit in range(len(readers))])
+        if later:
+            needed_later = needed & ~live  # not computed here, so read from the row before
+    return torch.tensor(found[::-1]).reshape(on.shape)
 
 
 @dataclass(frozen=True)
@@ -168,23 +127,23 @@ class Grid:
         Raises:
             ValueError: not T x N truth values, or a first row that is not all on.
         """
-        if not isinstance(on, Tensor):
-            on = torch.as_tensor(on)
+        on = torch.as_tensor(on)
         if on.dtype != torch.bool:
             wrong = on[(on != 0) & (on != 1)]
             if wrong.numel():
                 raise ValueError(f"A schedule holds truth values (True: computed), got {wrong[0].item()}.")
             on = on != 0
+        calls, units = self.shape
         if tuple(on.shape) != self.shape:
             raise ValueError(
-                f"The table has shape {tuple(on.shape)}, but this grid has {self.shape[0]} calls of {self.shape[1]} "
-                "units. Give one row per call and one column per unit."
+                f"The table has shape {tuple(on.shape)}, but this grid has {calls} calls of {units} units. Give one "
+                "row per call and one column per unit."
             )
-        if not on[0].all():
-            off = [name for name, is_on in zip(self.names, on[0].tolist(), strict=True) if not is_on]
+        off = (~on[0]).nonzero().flatten().tolist()
+        if off:
             raise ValueError(
-                f"In the first row {len(off)} of {len(self.names)} units are off, such as {off[0]}. At the first call "
-                "there is nothing to reuse yet: the first row must be all on."
+                f"In the first row {len(off)} of {units} units are off, such as {self.names[off[0]]}. At the first "
+                "call there is nothing to reuse yet: the first row must be all on."
             )
         return on.detach().cpu().clone()
 
@@ -203,12 +162,9 @@ class Grid:
         return live.any(dim=1) | torch.tensor(self.wiring.output_reads_input)
 
     def macs_of(self, on: Tensor, *, attention: bool = True) -> int:
-        """Count the MACs of one sample over all rows, without dead work.
+        """Count the MACs of one sample over all rows of a table, without dead work.
 
-        Args:
-            on: bool `[T, N]`.
-            attention: count the products of attention (the default), or leave them out, as DiP-GO's tables of Stable
-                Diffusion do.
+        With attention=False the products of attention are left out, as in DiP-GO's tables of Stable Diffusion.
         """
         live = self.live(on)
         units = self.macs if attention else self.macs_without_attention
@@ -225,17 +181,18 @@ class Grid:
         """Return the schedule that computes everything."""
         return self.schedule(torch.ones(self.shape, dtype=torch.bool), method="full")
 
-    def schedule(self, on: object, **provenance: object) -> Schedule:
+    def schedule(self, on: object, *, hold: str = "value", **provenance: object) -> Schedule:
         """Make a schedule of a table; `provenance` says where it comes from."""
-
-        return Schedule(self, on, provenance)
+        return Schedule(self, on, provenance, hold)
 
     def difference(self, other: Grid) -> str:
         """Say in words what differs between two grids, or return ""."""
         for name, what in _COMPARED.items():
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                return f"{what}: {_short(mine)} here, {_short(theirs)} there"
+            here, there = getattr(self, name), getattr(other, name)
+            if here != there:
+                if isinstance(here, tuple):
+                    here, there = (f"{len(x)} ({', '.join(map(str, x[:3]))}, ...)" for x in (here, there))
+                return f"{what}: {here} here, {there} there"
         return ""
 
     def to_dict(self) -> dict[str, object]:
@@ -258,42 +215,34 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: dict) -> Grid:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: something is missing or does not fit together.
-        """
-        units = data["units"]
+        """Read what `to_dict` wrote; where something is missing or does not fit, KeyError, TypeError or ValueError."""
+        units, denoiser = data["units"], data["denoiser"]
         grid = cls(
-            names=tuple(_checked(name, str) for name in units["names"]),
-            grain=_checked(units["grain"], str),
-            macs=tuple(_checked(macs, int) for macs in units["macs"]),
-            macs_without_attention=tuple(_checked(macs, int) for macs in units["macs_without_attention"]),
-            base_macs=_checked(data["base_macs"], int),
-            base_macs_without_attention=_checked(data["base_macs_without_attention"], int),
+            names=tuple(units["names"]),
+            grain=units["grain"],
+            macs=tuple(units["macs"]),
+            macs_without_attention=tuple(units["macs_without_attention"]),
+            base_macs=data["base_macs"],
+            base_macs_without_attention=data["base_macs_without_attention"],
             wiring=Wiring.from_dict(data["wiring"]),
-            class_name=_checked(data["denoiser"]["class"], str),
-            structure=_checked(data["denoiser"]["structure"], str),
-            scheduler=_checked(data["scheduler"], str),
-            steps=_checked(data["steps"], int),
+            class_name=denoiser["class"],
+            structure=denoiser["structure"],
+            scheduler=data["scheduler"],
+            steps=data["steps"],
             timesteps=tuple(map(float, data["timesteps"])),
         )
+        for text in (*grid.names, grid.class_name, grid.structure, grid.scheduler):
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r} stands where a name belongs")
+        for macs in (*grid.macs, *grid.macs_without_attention, grid.base_macs, grid.base_macs_without_attention):
+            check_whole("MACs", macs, 0)
+        check_whole("steps", grid.steps, 1)
         if grid.grain not in GRAINS:
             raise ValueError(f"there is no grain {grid.grain!r}")
-        numbers = (*grid.macs, *grid.macs_without_attention, grid.base_macs, grid.base_macs_without_attention)
-        if grid.steps < 1 or min(numbers) < 0:
-            raise ValueError("MACs below zero, or less than one step")
         lengths = {len(grid.names), len(grid.macs), len(grid.macs_without_attention), len(grid.wiring.inputs)}
         if len(lengths) != 1 or not grid.timesteps or not grid.names:
-            raise ValueError(f"Names, MACs and wiring are of {sorted(lengths)} units; they must be of the same.")
+            raise ValueError(f"names, MACs and wiring are of {sorted(lengths)} units; they must be of the same")
         return grid
-
-
-def _checked(value: object, kind: type) -> object:
-    """Return a value of a file if it is of this type; a truth value is no number."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r} stands where a {kind.__name__} belongs")
-    return value
 
 
 _COMPARED = {
@@ -306,26 +255,20 @@ _COMPARED = {
 }
 
 
-def _short(value: object) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)"
-
-
 def grid_of(
     pipe: DiffusionPipeline,
     steps: int,
-    grain: str | Units = "layers",
+    grain: str = "layers",
     *,
     timesteps: Sequence[float] | None = None,
     sample_size: int | tuple[int, int] | None = None,
 ) -> Grid:
-    """Lay out the units of a pipeline's denoiser over the steps of its scheduler.
+    """Lay out the units of a pipeline's denoiser over the steps of its scheduler: costs, wiring and timesteps.
 
     Args:
         pipe: a diffusers pipeline; only its denoiser's structure and its scheduler's configuration are read.
         steps: `num_inference_steps` of the generation, >= 1.
-        grain: of the units, one of `GRAINS`; or units that were found before.
+        grain: of the units, one of `GRAINS`.
         timesteps: of every call of the denoiser, for pipelines that compute their own; default: the scheduler's.
         sample_size: side of the latent, or (height, width), that MACs are counted at. Default: the configuration's.
 
@@ -333,22 +276,25 @@ def grid_of(
         TypeError: not a pipeline with a denoiser and a scheduler.
         ValueError: numbers out of range, or a scheduler that needs to be told its timesteps.
     """
-    _, denoiser = denoiser_of(pipe)
-    units = grain if isinstance(grain, Units) else units_of(denoiser, grain, sample_size=sample_size)
-    found = timesteps_of(pipe, steps) if timesteps is None else tuple(float(t) for t in timesteps)
+    denoiser = denoiser_of(pipe)[1]
+    timesteps = timesteps_of(pipe, steps) if timesteps is None else tuple(map(float, timesteps))
+    units = units_of(denoiser, grain)
+    costs = count_macs(denoiser, sample_size=sample_size).modules
+    macs = [sum(costs[path].macs for path in unit.modules) for unit in units]
+    without = [sum(costs[path].macs_without_attention for path in unit.modules) for unit in units]
     return Grid(
-        names=units.names,
-        macs=units.macs,
-        macs_without_attention=units.macs_without_attention,
-        base_macs=units.base_macs,
-        base_macs_without_attention=units.base_macs_without_attention,
-        wiring=units.wiring,
-        grain=units.grain,
-        class_name=units.class_name,
-        structure=units.structure,
+        names=tuple(unit.name for unit in units),
+        macs=tuple(macs),
+        macs_without_attention=tuple(without),
+        base_macs=costs[""].macs - sum(macs),
+        base_macs_without_attention=costs[""].macs_without_attention - sum(without),
+        wiring=trace_wiring(denoiser, units, sample_size=sample_size),
+        grain=grain,
+        class_name=type(denoiser).__name__,
+        structure=structure_of(denoiser),
         scheduler=type(pipe.scheduler).__name__,
         steps=steps,
-        timesteps=found,
+        timesteps=timesteps,
     )
 
 
@@ -358,8 +304,7 @@ def timesteps_of(pipe: DiffusionPipeline, steps: int) -> tuple[float, ...]:
     Raises:
         ValueError: steps out of range, or a scheduler whose timesteps depend on the picture's size.
     """
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps={steps!r}; it must be a whole number >= 1.")
+    check_whole("steps", steps, 1)
     scheduler = copy.deepcopy(pipe.scheduler)
     vars(scheduler).pop("set_timesteps", None)  # what an applied schedule put around it
     try:
@@ -372,9 +317,6 @@ def timesteps_of(pipe: DiffusionPipeline, steps: int) -> tuple[float, ...]:
     return tuple(float(t) for t in scheduler.timesteps.tolist())
 
 
-_FORMAT = "pruning_lib.schedule/1"
-
-
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """A table of T calls by N units, True where a unit is computed, False where its last value is used again.
@@ -383,9 +325,11 @@ class Schedule:
         grid: what the rows and columns are.
         on: bool `[T, N]`; the first row is all True.
         provenance: where it comes from: method, budget, seeds; plain values.
+        hold: what a call that is skipped altogether answers, one of `replay.HOLDS`: "value", the last output again; or
+            "prediction", the clean sample and the noise of the last output, for networks that predict velocities.
 
     Raises:
-        ValueError: a table that does not fit the grid, or a first row that is not all on.
+        ValueError: a table that does not fit the grid, a first row that is not all on, or another hold.
 
     Example:
         >>> schedule = Schedule.load("lion.schedule.json")
@@ -396,9 +340,11 @@ class Schedule:
     grid: Grid
     on: Tensor
     provenance: dict[str, object] = field(default_factory=dict)
+    hold: str = "value"
 
     def __post_init__(self):
         object.__setattr__(self, "on", self.grid.check(self.on))
+        check_hold(self.hold)
 
     @property
     def steps(self) -> int:
@@ -409,6 +355,10 @@ class Schedule:
     def label(self) -> str:
         """A short name: the method it comes from."""
         return str(self.provenance.get("method", "schedule"))
+
+    def holding(self, hold: str) -> Schedule:
+        """Return the same schedule with another hold."""
+        return replace(self, hold=hold)
 
     def live(self) -> Tensor:
         """Return the cells that are on and whose work reaches the picture, bool `[T, N]`."""
@@ -422,43 +372,32 @@ class Schedule:
         """Return the share of MACs kept, in (0, 1]."""
         return self.grid.macs_ratio(self.on, attention=attention)
 
-    def applied(self, pipe: DiffusionPipeline) -> AbstractContextManager[Replay]:
-        """Let a pipeline follow this schedule inside a `with` block.
+    @contextmanager
+    def applied(self, pipe: DiffusionPipeline) -> Iterator[Replay]:
+        """Let a pipeline follow this schedule inside a `with` block; on leaving, it is as it was.
 
-        Only live cells are computed; a call with nothing to compute is skipped. On leaving, the pipeline is as it was.
-        Image to image, which begins at a later row, computes everything at its first call.
-
-        Args:
-            pipe: a pipeline with the denoiser and scheduler this schedule was made for. Its denoiser may be offloaded,
-                compiled, or carry LoRA.
+        Only live cells are computed; a call with nothing to compute is skipped. The denoiser may be offloaded,
+        compiled, or carry LoRA. Image to image, which begins at a later row, computes everything at its first call.
 
         Raises:
-            ValueError: another denoiser or scheduler; inside the block, a run with another number of steps. All of
-                them before the denoiser is called.
+            ValueError: another denoiser or scheduler, or one that this hold cannot work with; inside the block, a run
+                with another number of steps. All of them before the denoiser is called.
             RuntimeError: a schedule is applied already.
         """
-        return applied(self, pipe)
-
-    def plot(self, *, title: str | None = None) -> Figure:
-        """Draw the table: computed, dead and reused cells, one row per unit, time to the right."""
-        from pruning_book.plots.drawing import draw_schedule
-
-        return draw_schedule(self, title=title)
+        units = _units_for(self.grid, pipe)
+        hold = hold_of(self.hold, pipe.scheduler)
+        control = Replay(self.live(), self.grid.calls(self.on), self.grid.timesteps, hold)
+        with following(pipe, units, control, self.steps):
+            yield control
 
     def save(self, path: str | Path) -> Path:
-        """Write the schedule as JSON, with all that is needed to check and count it.
-
-        Raises:
-            FileNotFoundError, IsADirectoryError: no such folder, or a folder of that name.
-        """
-        path = Path(path)
-        check_place(path)
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
-        return path
+        """Write the schedule as JSON, with all that is needed to check, count and apply it."""
+        return save_json(path, "schedule", _VERSIONS[-1], self.to_dict())
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values; rows as texts of 1 (computed) and 0 (reused)."""
-        return {"format": _FORMAT, **self.grid.to_dict(), "rows": encode_table(self.on), "provenance": self.provenance}
+        own = {"rows": encode_table(self.on), "hold": self.hold, "provenance": self.provenance}
+        return {"format": f"pruning_lib.schedule/{_VERSIONS[-1]}", **self.grid.to_dict(), **own}
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
@@ -468,38 +407,53 @@ class Schedule:
             FileNotFoundError: no such file.
             ValueError: not a schedule, or a damaged one, with what is wrong.
         """
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}. Save the schedule anew.") from error
-        return cls.from_dict(data, source=str(path))
+        return cls.from_dict(load_json(path, "schedule", _VERSIONS), source=str(path))
 
     @classmethod
-    def from_dict(cls, data: object, *, source: str = "this") -> Schedule:
+    def from_dict(cls, data: dict, *, source: str = "this") -> Schedule:
         """Read what `to_dict` wrote; errors as `load`."""
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(
-                f"{source} is not a schedule: its format is {found!r}, expected {_FORMAT!r}. "
-                "Schedule.save() writes one."
-            )
-        try:
-            grid = Grid.from_dict(data)
-            rows = data["rows"]
-            if any(not isinstance(row, str) or set(row) - {"0", "1"} for row in rows):
-                raise ValueError("a row holds something besides 0 and 1")
-            if len({len(row) for row in rows}) > 1:
-                raise ValueError("its rows are of different lengths")
-            on = torch.tensor([[cell == "1" for cell in row] for row in rows], dtype=torch.bool)
-            return cls(grid, on, dict(data.get("provenance") or {}))
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{source} is a damaged schedule: {what}. Save it anew.") from error
+        data = check_format(data, "schedule", _VERSIONS, source=source)
+        with reading("schedule", source):
+            provenance = dict(data.get("provenance") or {})
+            if data["version"] == 1:  # held values, but where a search noted something else
+                hold = "prediction" if provenance.get("reuse") == "prediction" else "value"
+            else:
+                hold = data["hold"]
+            return cls(Grid.from_dict(data), decode_table(data["rows"]), provenance, hold)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Schedule) and self.grid == other.grid and bool(torch.equal(self.on, other.on))
+        if not isinstance(other, Schedule):
+            return False
+        return (self.grid, self.hold) == (other.grid, other.hold) and torch.equal(self.on, other.on)
 
     def __repr__(self) -> str:
         calls, units = self.grid.shape
-        return f"<Schedule {self.label!r}: {calls} calls x {units} units, {self.macs_ratio():.1%} of the MACs>"
+        kept = f"{self.macs_ratio():.1%} of the MACs"
+        return f"<Schedule {self.label!r}: {calls} calls x {units} units, {kept}, hold={self.hold!r}>"
+
+
+_VERSIONS = (1, 2)
+
+
+def _units_for(grid: Grid, pipe: DiffusionPipeline) -> tuple[Unit, ...]:
+    """Return the units of a pipeline's denoiser, if a schedule of this grid fits them; else raise ValueError."""
+    denoiser, scheduler = denoiser_of(pipe)[1], type(pipe.scheduler).__name__
+    found = type(denoiser).__name__, structure_of(denoiser)
+    if found != (grid.class_name, grid.structure):
+        raise ValueError(
+            f"This schedule was made for another denoiser: a {grid.class_name} of structure {grid.structure}, while "
+            f"the pipeline holds a {found[0]} of structure {found[1]}. Make a schedule for this one; weights may "
+            "differ (fine-tuned, LoRA), the configuration may not."
+        )
+    if scheduler != grid.scheduler:
+        raise ValueError(
+            f"This schedule was made for {grid.scheduler}, while the pipeline samples with {scheduler}. Other samplers "
+            f"stop at other noise levels: set pipe.scheduler to a {grid.scheduler}, or make a schedule for this one."
+        )
+    units = units_of(denoiser, grid.grain)
+    if tuple(unit.name for unit in units) != grid.names:
+        raise ValueError(
+            f"This schedule has {len(grid.names)} units, the denoiser has {len(units)} at grain {grid.grain!r}, and "
+            "their names differ. Make the schedule anew for this denoiser."
+        )
+    return units

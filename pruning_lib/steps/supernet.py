@@ -1,19 +1,10 @@
-"""Out of memory, in words that help.
-
-The SuperNet of DiP-GO (arXiv 2410.16942, Section 3.2): a whole generation, with a gate in front of every unit.
+"""The SuperNet of DiP-GO (arXiv 2410.16942, Section 3.2): a whole generation, with a gate in front of every unit.
 
     value[t, i] = g[t, i] * new[t, i] + (1 - g[t, i]) * value[t - 1, i]
 
-A unit is computed at every step, and its gate mixes what is new with what it had at the step before.  At g = 1 this is
-the unpruned model, at g = 0 the unit is reused.  The values are handed from call to call as arguments, never hidden in
-modules, so a call can be checkpointed as a whole: then memory holds the activations of one call, plus the values that
-pass from call to call, whatever the number of steps (Chen et al. 2016).
-
-First-order scores: how the loss would change if a gate moved a little, for all T x N gates in one backward pass.
-
-At an open gate, minus the gradient says what shutting it would cost; at a shut one, what opening it would gain.  Both
-only to first order, and with all other gates as they are: a unit behind a shut gate seems worthless.  `leak` helps:
-shut gates then let a little of the new value through, and what lies behind them is seen.
+At g = 1 this is the unpruned model, at g = 0 the unit is reused.  The values are handed from call to call as arguments,
+never hidden in modules, so a call can be checkpointed as a whole: then memory holds the activations of one call, plus
+the values that pass from call to call, whatever the number of steps (Chen et al. 2016).
 """
 
 from __future__ import annotations
@@ -26,49 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import check_number, check_whole
 from ..denoisers import denoiser_of
+from ..processes import is_out_of_memory
 from ..sampling import Unroll
 from .hooks import Control, attach
-from .losses import check_loss, consistency
+from .losses import check_loss, picture_loss
+from .replay import LastValue, hold_of, sample_and_timestep
 from .schedule import Grid, grid_of
-from .units import list_units, structure_of
+from .units import structure_of, units_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-__all__ = ["SoftGates", "SuperNet", "explains_out_of_memory", "gate_gradients", "loss_and_gradient"]
-
-# What PyTorch says when memory is short on a CPU; on a GPU it raises its own kind of error.
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
-
-
-@contextmanager
-def explains_out_of_memory(batch: int, checkpointing: bool, bf16: bool) -> Iterator[None]:
-    """Turn running out of memory into a MemoryError that says what to lower.
-
-    Args:
-        batch: prompts that were run together.
-        checkpointing: whether a call's activations were computed again instead of kept.
-        bf16: whether half precision was used.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not short and not any(sign in str(error).lower() for sign in _SIGNS):
-            raise
-        advice = []
-        if not checkpointing:
-            advice.append("checkpointing=True, so that one call's activations are kept instead of all calls'")
-        if batch > 1:
-            advice.append(f"a smaller batch, such as batch={batch // 2} (with accumulation=2 for the same step)")
-        if not bf16:
-            advice.append("bf16=True")
-        advice.append("loss='latent', which decodes no picture, or a smaller picture")
-        raise MemoryError(
-            f"Out of memory with batch={batch}, checkpointing={checkpointing}. Try {'; or '.join(advice)}."
-        ) from error
-
 
 Values = list[Tensor]
 
@@ -127,6 +87,38 @@ class SoftGates(Control):
         return values
 
 
+class HardGates(SoftGates):
+    """Gates at the rows of a schedule that call the denoiser; at the others a hold answers, as in the schedule's run.
+
+    Args:
+        grid: of the calls and units.
+        on: bool `[T, N]`, the schedule's table.
+        hold: makes what answers, as `replay.hold_of` returns it.
+    """
+
+    def __init__(self, grid: Grid, on: Tensor, hold: Callable = LastValue):
+        super().__init__()
+        self.calls, self.timesteps, self.hold = grid.calls(on).tolist(), grid.timesteps, hold
+
+    def begin(self, gates: Tensor | None) -> None:
+        """Begin a run."""
+        super().begin(gates)
+        self._holds: dict[str | None, object] = {}
+
+    def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
+        """Run one call, or let the hold answer."""
+        row = self._rows.get(context, 0)
+        if self.gates is None or row >= len(self.calls):
+            return super().denoiser(forward, args, kwargs, context)
+        if not self.calls[row]:
+            self._rows[context] = row + 1
+            return self._holds[context].predict(self.timesteps[row])
+        output = super().denoiser(forward, args, kwargs, context)
+        hold = self._holds.setdefault(context, self.hold())
+        hold.update(sample_and_timestep(args, kwargs)[0], self.timesteps[row], output)
+        return output
+
+
 class SuperNet:
     """A pipeline's generation as a function of gates.
 
@@ -137,7 +129,7 @@ class SuperNet:
         options: other arguments of the pipeline's call.
         checkpointing: True (the default) to compute activations again in the backward pass. Without it all calls'
             activations are kept: faster, but memory grows with the number of steps.
-        control: gates that do something else at a call, such as `held_gradient.HeldGates`. Default: `SoftGates`.
+        control: gates that do something else at a call, such as `HardGates`. Default: `SoftGates(checkpointing)`.
 
     Raises:
         TypeError, ValueError: a pipeline without denoiser, or offloaded; or a grid of another denoiser.
@@ -162,8 +154,14 @@ class SuperNet:
         control: SoftGates | None = None,
     ):
         _, self._denoiser = denoiser_of(pipe)
-        _check_at_hand(pipe, self._denoiser)
-        self.pipe, self.checkpointing = pipe, checkpointing
+        if is_offloaded(pipe):
+            raise ValueError(
+                "The pipeline is offloaded (enable_model_cpu_offload or enable_sequential_cpu_offload), which puts "
+                "weights away before the backward pass comes by. Call pipe.remove_all_hooks() and pipe.to('cuda') "
+                "first; checkpointing=True, half precision and loss='latent' save memory. A schedule that is found "
+                "runs offloaded."
+            )
+        self.pipe = pipe
         self.grid = grid if isinstance(grid, Grid) else grid_of(pipe, grid)
         if structure_of(self._denoiser) != self.grid.structure:
             raise ValueError(
@@ -171,29 +169,29 @@ class SuperNet:
                 f"pipeline's is a {type(self._denoiser).__name__} of structure {structure_of(self._denoiser)}. "
                 "Lay out a new one with grid_of(pipe, steps)."
             )
-        self._units = list_units(self._denoiser, self.grid.grain)
+        self._units = units_of(self._denoiser, self.grid.grain)
         self.unroll = Unroll(pipe, steps=self.grid.steps, guidance_scale=guidance_scale, options=options)
-        self._gates = SoftGates(checkpointing=checkpointing) if control is None else control
+        self.control = control or SoftGates(checkpointing=checkpointing)
         self._open: ExitStack | None = None
 
     def __enter__(self) -> SuperNet:
         if self._open is not None:
             raise RuntimeError("This SuperNet is open already: one `with` block at a time.")
         with ExitStack() as stack:
-            stack.enter_context(attach(self._denoiser, self._units, self._gates))
+            stack.enter_context(attach(self._denoiser, self._units, self.control))
             stack.enter_context(_frozen(self.pipe))
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._gates.begin(None)
+        self.control.begin(None)
         stack, self._open = self._open, None
         stack.close()
 
     @torch.no_grad()
     def reference(self, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
         """Return the latents of the untouched pipeline, `[n, ...]`."""
-        self._gates.begin(None)
+        self.control.begin(None)
         return self.unroll.latents(prompts, seeds)
 
     def latents(self, gates: Tensor, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
@@ -201,15 +199,10 @@ class SuperNet:
 
         Args:
             gates: floats `[T, N]`; 1 computes, 0 reuses, between them the two are mixed. Row 0 does not count.
-            prompts: n texts or numbers of classes.
-            seeds: n seeds.
+            prompts, seeds: n texts or numbers of classes, and n seeds.
 
         Returns:
             The latents after the last step, `[n, ...]`, differentiable in `gates`.
-
-        Raises:
-            ValueError: gates of another shape.
-            RuntimeError: outside the block.
         """
         if self._open is None:
             raise RuntimeError(
@@ -219,7 +212,7 @@ class SuperNet:
         if tuple(gates.shape) != self.grid.shape:
             raise ValueError(f"gates has shape {tuple(gates.shape)}; this grid needs {self.grid.shape}.")
         # All at once: gates elsewhere would be copied cell by cell, and so would their gradients, with a wait for each.
-        self._gates.begin(gates.to(self.pipe._execution_device))
+        self.control.begin(gates.to(self.pipe._execution_device))
         return self.unroll.latents(prompts, seeds)
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -227,14 +220,9 @@ class SuperNet:
         return self.unroll.pictures(latents)
 
 
-def _check_at_hand(pipe: DiffusionPipeline, denoiser: nn.Module) -> None:
-    """Refuse an offloaded pipeline: the backward pass needs weights that were put away after the forward pass."""
-    if getattr(pipe, "_all_hooks", None) or denoiser.device.type == "meta":
-        raise ValueError(
-            "The pipeline is offloaded (enable_model_cpu_offload or enable_sequential_cpu_offload), which puts weights "
-            "away before the backward pass comes by. Call pipe.remove_all_hooks() and pipe.to('cuda') first; "
-            "checkpointing=True, half precision and loss='latent' save memory. A schedule that is found runs offloaded."
-        )
+def is_offloaded(pipe: DiffusionPipeline) -> bool:
+    """Whether a pipeline puts its weights away between calls."""
+    return bool(getattr(pipe, "_all_hooks", None)) or denoiser_of(pipe)[1].device.type == "meta"
 
 
 @contextmanager
@@ -251,9 +239,17 @@ def _frozen(pipe: DiffusionPipeline) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-# Half precision rounds small gradients to 0, so the loss is multiplied before the backward pass (Micikevicius et al.
-# 2018, Section 3.2), unless that makes them too large.
-_SCALES = (1024.0, 1.0)
+def consistency(name: str, net: SuperNet | Unroll, latents: Tensor, wanted: Tensor) -> Tensor:
+    """Compare latents `[n, ...]` with the unpruned ones: one number per generation, `[n]`.
+
+    Args:
+        name: one of `losses.LOSSES`; all but "latent" decode both.
+        net: whose autoencoder decodes.
+        latents, wanted: of the gated and of the unpruned generation.
+    """
+    if check_loss(name) == "latent":
+        return (latents.float() - wanted.float()).square().flatten(1).mean(1)
+    return picture_loss(name, net.pictures(latents), net.pictures(wanted))
 
 
 def gate_gradients(
@@ -265,26 +261,30 @@ def gate_gradients(
     seeds: Sequence[int] | None = None,
     loss: str = "latent",
     leak: float = 0.0,
+    hold: str | None = None,
     batch: int = 4,
     guidance_scale: float | None = None,
     options: Mapping[str, object] | None = None,
     checkpointing: bool = True,
     bf16: bool = False,
+    wanted: Tensor | None = None,
 ) -> Tensor:
-    """Return d loss / d gate at a schedule, averaged over prompts.
+    """Return d loss / d gate at a schedule, averaged over prompts: all T x N of them from one backward pass.
+
+    At an open gate, minus the gradient says what shutting it would cost; at a shut one, what opening it would gain.
+    Both only to first order, and with all other gates as they are: a unit behind a shut gate seems worthless, unless
+    shut gates leak.
 
     Args:
-        pipe: a diffusers pipeline; left as it was.
-        grid: of its calls and units.
+        pipe, grid, guidance_scale, options, checkpointing: as in `SuperNet`.
         on: bool `[T, N]`, the schedule.
-        prompts: n texts or numbers of classes.
-        seeds: n seeds of the noise. Default: 1000, 1001, ...
+        prompts, seeds: n texts or numbers of classes, and n seeds of the noise. Default: 1000, 1001, ...
         loss: one of `losses.LOSSES`, against the unpruned generation.
         leak: what a shut gate lets through, in [0, 1).
+        hold: one of `replay.HOLDS`, to skip the calls that the schedule skips. Default: every call is made.
         batch: prompts at a time, >= 1.
-        guidance_scale, options: of the pipeline's call.
-        checkpointing: as in `SuperNet`.
         bf16: run under bfloat16 autocast.
+        wanted: the unpruned latents, if they are known.
 
     Returns:
         float32 `[T, N]` on the CPU; row 0 is 0. Negative: an open gate helps, or a shut one would.
@@ -299,19 +299,20 @@ def gate_gradients(
     """
     on = grid.check(on)
     check_loss(loss)
-    if not isinstance(leak, (int, float)) or not 0 <= leak < 1:
-        raise ValueError(f"leak={leak!r}; it is what a shut gate lets through, in [0, 1).")
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise ValueError(f"batch={batch!r}; it must be a whole number >= 1.")
-    net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=checkpointing)
+    check_number("leak", leak, "[0, 1)")
+    check_whole("batch", batch, 1)
+    control = SoftGates() if hold is None else HardGates(grid, on, hold_of(hold, pipe.scheduler))
+    control.checkpointing = checkpointing
+    net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, control=control)
     prompts = net.unroll.check(prompts)
     seeds = net.unroll.seeds(prompts, seeds)
-    gates = torch.where(on, 1.0, float(leak))
-    total = torch.zeros(grid.shape)
+    gates, total = torch.where(on, 1.0, float(leak)), torch.zeros(grid.shape)
     with net:
         for start in range(0, len(prompts), batch):
-            part = prompts[start : start + batch], seeds[start : start + batch]
-            total += loss_and_gradient(net, gates, *part, loss=loss, bf16=bf16)[1] * len(part[0])
+            part = slice(start, start + batch)
+            known = None if wanted is None else wanted[part]
+            found = loss_and_gradient(net, gates, prompts[part], seeds[part], loss=loss, bf16=bf16, wanted=known)
+            total += found[1] * len(prompts[part])
     return total / len(prompts)
 
 
@@ -325,27 +326,18 @@ def loss_and_gradient(
     bf16: bool = False,
     wanted: Tensor | None = None,
 ) -> tuple[float, Tensor]:
-    """Return the mean consistency loss of a batch, and its gradient.
+    """Return the mean loss of one batch, and its gradient, float32 `[T, N]` on the CPU; see `gate_gradients`.
 
     Args:
         net: inside its `with` block.
         gates: float `[T, N]`.
-        prompts, seeds: of the batch.
-        loss: one of `losses.LOSSES`.
-        bf16: run under bfloat16 autocast.
-        wanted: the unpruned latents, if they are known.
-
-    Returns:
-        The loss, and float32 `[T, N]` on the CPU.
-
-    Raises:
-        MemoryError: out of memory, with what to do.
     """
     gates = gates.detach().clone().requires_grad_(True)
-    denoiser = denoiser_of(net.pipe)[1]
-    for scale in _SCALES if denoiser.dtype == torch.float16 else (1.0,):
+    # Half precision rounds small gradients to 0, so the loss is multiplied before the backward pass (Micikevicius et
+    # al. 2018, Section 3.2), unless that makes them too large.
+    for scale in (1024.0, 1.0) if denoiser_of(net.pipe)[1].dtype == torch.float16 else (1.0,):
         gates.grad = None
-        with explains_out_of_memory(len(prompts), net.checkpointing, bf16), torch.enable_grad():
+        with explains_out_of_memory(len(prompts), net.control.checkpointing, bf16), torch.enable_grad():
             # The denoiser's own device is where its weights wait if they are offloaded.
             with torch.autocast(net.pipe._execution_device.type, torch.bfloat16, enabled=bf16):
                 wanted = net.reference(prompts, seeds) if wanted is None else wanted
@@ -355,3 +347,21 @@ def loss_and_gradient(
         if found.isfinite().all():
             break
     return value.item(), found.float().cpu()
+
+
+@contextmanager
+def explains_out_of_memory(batch: int, checkpointing: bool, bf16: bool) -> Iterator[None]:
+    """Turn running out of memory, with these settings, into a MemoryError that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = {
+            "checkpointing=True, so that one call's activations are kept instead of all calls'": not checkpointing,
+            f"a smaller batch, such as batch={batch // 2} (with accumulation=2 for the same step)": batch > 1,
+            "bf16=True": not bf16,
+            "loss='latent', which decodes no picture, or a smaller picture": True,
+        }
+        words = "; or ".join(word for word, helps in advice.items() if helps)
+        raise MemoryError(f"Out of memory with batch={batch}, checkpointing={checkpointing}. Try {words}.") from error

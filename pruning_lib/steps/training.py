@@ -1,23 +1,16 @@
-"""What a callback sees of a training run: the figures of an iteration, and the current pictures if it asks.
-
-The trap of gate training: all gates shut within a few iterations, and none opens again.
-
-While everything is computed the consistency loss is 0 and flat, so only the sparsity loss pulls; and gates that share a
-network move together.  They reach one half at the same time and shut at once.  Then almost nothing has a gradient any
-more, because what lies behind a shut gate is not seen.
-
-What training a pruner leaves behind: numbers, from which schedules of any budget are made.
-
-Train a pruner (DiP-GO, arXiv 2410.16942, Section 3.3): gates move, the denoiser stays.
+"""Train a pruner (DiP-GO, arXiv 2410.16942, Section 3.3): gates move, the denoiser stays.
 
 One iteration draws a batch of prompts through the SuperNet, compares with the unpruned generation, and moves the logits
 along the gradient of the gates.  Of the whole generation the optimiser sees T x N numbers; those are also all that
-several processes have to exchange.
+several processes have to exchange, and all that is left behind: from them schedules of any budget are made.
+
+The trap: all gates shut within a few iterations, and none opens again.  While everything is computed the consistency
+loss is 0 and flat, so only the sparsity loss pulls; gates that share a network reach one half at the same time and shut
+at once; and what lies behind a shut gate is not seen, so almost nothing has a gradient any more.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -27,13 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..checks import check_whole
 from ..denoisers import denoiser_of
-from ..files import check_place
+from ..files import load_tensors, reading, save_tensors
 from ..finetuning.loop import add_line, end_line, note_run, read_log, restore, save_checkpoint
 from ..processes import Processes
 from .budget import check_budget, within_budget
@@ -46,12 +38,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
-__all__ = ["TrainingStep", "PrunerCollapseError", "TrainedPruner", "collapse_message", "shut_for", "train_pruner"]
-
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One iteration of `train_pruner`.
+    """One iteration of `train_pruner`, as a callback sees it.
 
     Attributes:
         iteration: from 1.
@@ -80,48 +70,8 @@ class TrainingStep:
         Returns:
             float32 `[n, 3, h, w]` in [0, 1], on the CPU.
         """
-        seeds = range(len(prompts)) if seeds is None else seeds
-        gates = self.schedule.on.float()
-        return self.net.pictures(self.net.latents(gates, prompts, list(seeds))).float().cpu()
-
-
-class PrunerCollapseError(RuntimeError):
-    """Training has shut all gates and does not open them again."""
-
-
-def shut_for(history: Sequence[dict[str, object]]) -> int:
-    """Return for how many iterations, up to the last one, nothing but the first call was left."""
-    count = 0
-    for line in reversed(history):
-        if not line["collapsed"]:
-            break
-        count += 1
-    return count
-
-
-def collapse_message(history: Sequence[dict[str, object]], *, lr: float, alpha: float, folder: object) -> str:
-    """Explain a collapse: when, how, why, and what to do.
-
-    Args:
-        history: of the run, one dict per iteration, with "step", "macs_ratio" and "collapsed".
-        lr, alpha: of the run.
-        folder: of the run, or None.
-    """
-    shut = shut_for(history)
-    since = history[-shut]["step"]
-    before = ", ".join(f"{line['macs_ratio']:.2f}" for line in history[-shut - 4 : len(history) - shut + 1])
-    where = f" What was trained so far is in {folder}." if folder else ""
-    return (
-        f"The pruner has collapsed: since iteration {since} all gates behind the first call are shut. The kept share "
-        f"of MACs went {before}. While all gates are open the consistency loss is 0 and only the sparsity loss (alpha="
-        f"{alpha:g}) pulls, on all of them alike, until they shut together; behind shut gates there is no gradient to "
-        "open them again. Use recipe='best', whose gates keep to a budget; or a lower lr "
-        f"(now {lr:g}, try {lr / 10:g}); or a lower alpha (try {alpha / 10:g}); or leak=0.25. "
-        f"Pass on_collapse='go on' to watch it.{where}"
-    )
-
-
-_FORMAT = "pruning_lib.pruner/1"
+        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        return self.net.pictures(self.net.latents(self.schedule.on.float(), prompts, seeds)).float().cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,19 +143,13 @@ class TrainedPruner:
             ValueError: another ending.
             OSError: a place that cannot be written to.
         """
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"{path} does not end in .safetensors.")
-        check_place(path)
         told = {
-            "format": _FORMAT,
             "grid": self.grid.to_dict(),
             "budgets": list(self.budgets),
             "history": self.history,
             "settings": self.settings,
         }
-        save_file({"tables": self.tables.contiguous()}, path, {"pruner": json.dumps(told)})
-        return path
+        return save_tensors(path, "pruner", 1, {"tables": self.tables}, told)
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedPruner:
@@ -215,24 +159,13 @@ class TrainedPruner:
             FileNotFoundError: no such file.
             ValueError: another file, or a damaged one.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        try:
-            with safe_open(path, "pt") as file:
-                told = json.loads((file.metadata() or {})["pruner"])
-                tables = file.get_tensor("tables")
-            if told["format"] != _FORMAT:
-                raise ValueError(f"its format is {told['format']!r}")
-            grid = Grid.from_dict(told["grid"])
-            budgets = tuple(float(b) for b in told["budgets"])
+        tensors, told = load_tensors(path, "pruner")
+        with reading("pruner", path):
+            grid, tables = Grid.from_dict(told["grid"]), tensors["tables"]
+            budgets = tuple(map(float, told["budgets"]))
             if tuple(tables.shape) != (max(1, len(budgets)), *grid.shape) or not torch.isfinite(tables).all():
                 raise ValueError(f"scores of shape {tuple(tables.shape)} for a grid of {grid.shape}")
             return cls(grid, tables, budgets, list(told["history"]), dict(told["settings"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} does not hold a trained pruner, or is damaged: {error}. TrainedPruner.save() writes one."
-            ) from error
 
     def __repr__(self) -> str:
         calls, units = self.grid.shape
@@ -240,9 +173,6 @@ class TrainedPruner:
             f"<TrainedPruner: {calls} calls x {units} units, recipe {self.settings.get('recipe')!r}, "
             f"{len(self.history)} iterations>"
         )
-
-
-_DIFFERS = "other prompts, another model, sampler or number of processes"
 
 
 def train_pruner(
@@ -277,7 +207,8 @@ def train_pruner(
         guidance_scale, options: of the pipeline's call.
         seed: of the noise, of the order of prompts and of the network.
         folder: keeps every iteration; the same call goes on from there, to the same result. Default: nothing is kept.
-        callback: called after every iteration, in the main process, with a `TrainingStep`: figures, and pictures on request.
+        callback: called after every iteration, in the main process, with a `TrainingStep`: figures, and pictures on
+            request.
         accelerator: of accelerate, to share a batch between processes; found by itself under `accelerate launch`.
             Gradients are averaged, so n processes with `batch` each take the step of one with n * `batch`.
         progress: show a bar with loss and share of MACs.
@@ -298,14 +229,15 @@ def train_pruner(
         >>> trained = train_pruner(pipe, ["lion", "pizza"], steps=20, guidance_scale=3)
         >>> schedule = trained.schedule(keep_macs=0.25)
     """
-    processes = Processes.of(accelerator)
     denoiser_of(pipe)  # a pipeline it must be
+    processes = Processes.of(accelerator)
     device = processes.device or pipe._execution_device
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-        raise ValueError(f"steps={steps!r}; it must be a whole number >= 2: the first step is always computed.")
+    check_whole("steps", steps, 2)  # the first step is always computed
     config = config_of(recipe, steps, {**settings, "seed": seed, "device": str(device)})
     if callback is not None and not callable(callback):
-        raise TypeError(f"callback is a {type(callback).__name__}; expected a function of one argument, a Look.")
+        raise TypeError(
+            f"callback is a {type(callback).__name__}; expected a function of one argument, a TrainingStep."
+        )
     grid = grain if isinstance(grain, Grid) else grid_of(pipe, steps, grain)
     if grid.steps != steps:
         raise ValueError(f"The grid is for {grid.steps} steps, but steps={steps}.")
@@ -317,54 +249,50 @@ def train_pruner(
         check_budget(grid, budget)
     if processes.device:
         pipe.to(processes.device)
-    note = {"prompts": prompts, "grid": grid.to_dict(), "call": net.unroll.call, "processes": processes.count}
     told = {**asdict(config), "recipe": recipe, "prompts": len(prompts), "processes": processes.count}
-
-    def run(place: Path) -> TrainedPruner:
-        gating = GatePruner(grid, config)
-        history = _loop(net, gating, prompts, config, place, processes, callback, progress, folder)
-        return TrainedPruner(grid, gating.tables(), config.keep_macs, history, told)
-
-    if folder is None:
-        with tempfile.TemporaryDirectory() as place:
-            return run(Path(place))
-    return run(note_run(Path(folder) / "pruner.json", note, _DIFFERS, processes))
+    gating = GatePruner(grid, config)
+    with tempfile.TemporaryDirectory() as place:
+        if folder is not None:
+            note = {"prompts": prompts, "grid": grid.to_dict(), "call": net.unroll.call, "processes": processes.count}
+            differs = "other prompts, another model, sampler or number of processes"
+            place = note_run(Path(folder) / "pruner.json", note, differs, processes)
+        history = _run(net, gating, prompts, Path(place), processes, callback, progress)
+    return TrainedPruner(grid, gating.tables(), config.keep_macs, history, told)
 
 
-def _loop(
+def _run(
     net: SuperNet,
     gating: GatePruner,
     prompts: list,
-    config: PrunerConfig,
     place: Path,
     processes: Processes,
-    callback: Callable | None,
+    callback: Callable[[TrainingStep], object] | None,
     progress: bool,
-    folder: object,
 ) -> list[dict[str, object]]:
     """Run what is missing of the iterations, and return the history."""
+    config, main = gating.config, processes.is_main
     kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
     optimizer = kind(gating.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     done, seconds = restore(place, gating, optimizer, None, config)
     processes.check_same(done, "the iteration they go on from")
     # No weights are shared: all processes begin from the same seed, or from the same checkpoint.
     history = [line for line in read_log(place) if line["step"] <= done] if done else []
-    if processes.is_main:
+    if main:
         end_line(place)
     started = time.time() - seconds
-    bar = tqdm(total=config.iterations, initial=done, desc="pruner", disable=not (progress and processes.is_main))
+    bar = tqdm(total=config.iterations, initial=done, desc="pruner", disable=not (progress and main))
     with net, bar:
         for iteration in range(done, config.iterations):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(iteration, config)
-            open_ = gating.open(iteration)
-            value, gradient = _gradient(net, open_.gates, prompts, config, iteration, processes)
-            if not torch.isfinite(torch.tensor(value)) or not torch.isfinite(gradient).all():
+            sample = gating.open(iteration)
+            value, gradient = _gradient(net, sample.gates, prompts, config, iteration, processes)
+            if not math.isfinite(value) or not gradient.isfinite().all():
                 raise ValueError(
                     f"The loss became {value} at iteration {iteration + 1}. Turn bf16 off, or lower lr ({config.lr})."
                 )
             optimizer.zero_grad(set_to_none=True)
-            sparsity = gating.backward(open_, gradient)
+            sparsity = gating.backward(sample, gradient)
             optimizer.step()
             gating.keep_table(iteration)
             line = {
@@ -372,26 +300,25 @@ def _loop(
                 "seconds": round(time.time() - started, 2),
                 "loss": value,
                 "sparsity": sparsity,
-                **open_.figures,
+                **sample.figures,
                 "lr": optimizer.param_groups[0]["lr"],
             }
             history.append(line)
-            if processes.is_main:
+            if main:
                 add_line(place, line)  # first, because a repeated line does no harm and a missing one does
                 save_checkpoint(place, gating, optimizer, None, config, iteration + 1, time.time() - started)
             bar.update()
             bar.set_postfix(loss=f"{value:.4f}", macs=f"{line['macs_ratio']:.2f}")
-            if callback and processes.is_main:
-                callback(TrainingStep(iteration + 1, line, net.grid.schedule(open_.on), net))
-            if config.on_collapse == "raise" and shut_for(history) >= config.patience:
-                told = {"lr": config.lr, "alpha": config.alpha, "folder": folder}
-                raise PrunerCollapseError(collapse_message(history, **told))
+            if callback and main:
+                callback(TrainingStep(iteration + 1, line, net.grid.schedule(sample.on), net))
+            if config.on_collapse == "raise":
+                _check_not_collapsed(history, config)
     return history
 
 
 def _gradient(
-    net: SuperNet, gates: torch.Tensor, prompts: list, config: PrunerConfig, iteration: int, processes: Processes
-) -> tuple[float, torch.Tensor]:
+    net: SuperNet, gates: Tensor, prompts: list, config: PrunerConfig, iteration: int, processes: Processes
+) -> tuple[float, Tensor]:
     """Return the consistency loss and its gradient, averaged over batches and processes."""
     gates = gates.detach().to(config.device)
     total, losses = torch.zeros_like(gates, device="cpu"), []
@@ -411,3 +338,26 @@ def _prompt(position: int, count: int, seed: int) -> int:
     """Return which prompt stands at a position of an endless list: all of them, in another order each time."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + position // count)
     return torch.randperm(count, generator=generator)[position % count].item()
+
+
+class PrunerCollapseError(RuntimeError):
+    """Training has shut all gates and does not open them again."""
+
+
+def _check_not_collapsed(history: Sequence[dict[str, object]], config: PrunerConfig) -> None:
+    """Raise an error that says when and why, and what to do, if gates stay shut for longer than is waited."""
+    shut = 0  # iterations, up to the last one, with nothing but the first call left
+    while shut < len(history) and history[-1 - shut]["collapsed"]:
+        shut += 1
+    if shut < config.patience:
+        return
+    before = ", ".join(f"{line['macs_ratio']:.2f}" for line in history[-shut - 4 : len(history) - shut + 1])
+    alpha, lr = config.alpha, config.lr
+    raise PrunerCollapseError(
+        f"The pruner has collapsed: since iteration {history[-shut]['step']} all gates behind the first call are shut. "
+        f"The kept share of MACs went {before}. While all gates are open the consistency loss is 0 and only the "
+        f"sparsity loss (alpha={alpha:g}) pulls, on all of them alike, until they shut together; behind shut gates "
+        "there is no gradient to open them again. Use recipe='best', whose gates keep to a budget; or a lower lr (now "
+        f"{lr:g}, try {lr / 10:g}); or a lower alpha (try {alpha / 10:g}); or leak=0.25. Pass on_collapse='go on' to "
+        "watch it; a run with a folder keeps what was trained so far."
+    )

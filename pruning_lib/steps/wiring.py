@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..denoisers import example_inputs, skeleton
+from ..denoisers import example_inputs, meta_copy
 from .hooks import Control, attach
-
-__all__ = ["Wiring", "trace_wiring"]
+from .units import Unit
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,23 @@ class Wiring:
         output: the units that the denoiser's output reads.
         output_reads_input: whether the output reads something besides units: the sample, the timestep or the text. If
             not, and all units it reads are reused, then the output is that of the call before.
+
+    Raises:
+        ValueError: a unit reads one that does not come before it, or one that does not exist.
     """
 
     inputs: tuple[frozenset[int], ...]
     output: frozenset[int]
     output_reads_input: bool
+
+    def __post_init__(self):
+        if not isinstance(self.output_reads_input, bool):
+            raise ValueError(f"output_reads_input is {self.output_reads_input!r}; it must be true or false.")
+        for reader, read in enumerate(self.inputs):
+            if any(not 0 <= unit < reader for unit in read):
+                raise ValueError(f"Unit {reader} reads units {sorted(read)}; it can only read units before it.")
+        if not self.output or any(not 0 <= unit < len(self.inputs) for unit in self.output):
+            raise ValueError(f"The output reads units {sorted(self.output)} of {len(self.inputs)}.")
 
     def consumers(self) -> tuple[frozenset[int], ...]:
         """Return for each unit the units that read it."""
@@ -53,35 +64,25 @@ class Wiring:
 
     @classmethod
     def from_dict(cls, data: dict) -> Wiring:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            ValueError: a unit reads one that does not come before it, or one that does not exist.
-        """
-        inputs = tuple(frozenset(read) for read in data["inputs"])
-        if not isinstance(data["output_reads_input"], bool):
-            raise ValueError(f"output_reads_input is {data['output_reads_input']!r}; it must be true or false.")
-        wiring = cls(inputs, frozenset(data["output"]), data["output_reads_input"])
-        for reader, read in enumerate(inputs):
-            if any(not 0 <= unit < reader for unit in read):
-                raise ValueError(f"Unit {reader} reads units {sorted(read)}; it can only read units before it.")
-        if not wiring.output or any(not 0 <= unit < len(inputs) for unit in wiring.output):
-            raise ValueError(f"The output reads units {sorted(wiring.output)} of {len(inputs)}.")
-        return wiring
+        """Read what `to_dict` wrote."""
+        return cls(tuple(map(frozenset, data["inputs"])), frozenset(data["output"]), data["output_reads_input"])
 
 
-def trace_wiring(denoiser: nn.Module, units: Sequence, *, sample_size: int | tuple[int, int] | None = None) -> Wiring:
+def trace_wiring(
+    denoiser: nn.Module, units: Sequence[Unit], *, sample_size: int | tuple[int, int] | None = None
+) -> Wiring:
     """Trace which unit reads which, in one call without weights.
 
     Args:
-        denoiser: a denoiser of a family that `measure.example_inputs` knows; only its structure is read.
-        units: its units, in the order of their calls.
+        denoiser: a denoiser of a family that `example_inputs` knows; only its structure is read.
+        units: as `units_of` lists them.
         sample_size: as in `example_inputs`.
 
     Raises:
-        RuntimeError: a unit was never called, or the units are not listed in the order in which they run.
+        RuntimeError: a unit was never called.
+        ValueError: the units are not listed in the order in which they run.
     """
-    model = skeleton(denoiser)
+    model = meta_copy(denoiser)
     inputs = _in_the_graph(example_inputs(model, sample_size=sample_size))
     tracer = _Tracer()
     with attach(model, units, tracer), torch.enable_grad():
@@ -90,8 +91,7 @@ def trace_wiring(denoiser: nn.Module, units: Sequence, *, sample_size: int | tup
     if missing:
         raise RuntimeError(f"{type(model).__name__} did not call these units: {', '.join(missing[:5])}.")
     final, reads_input = tracer.walk(pytree.tree_leaves(output))
-    wiring = Wiring(tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input)
-    return Wiring.from_dict(wiring.to_dict())
+    return Wiring(tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input)
 
 
 def _in_the_graph(inputs: dict) -> dict:

@@ -2,46 +2,21 @@
 
 A level of the UNet has two pairs of a residual block and a transformer on the way down and three on the way up.  Going
 down the second pair goes; going up the middle one goes.  The first pair of a level changes its width, and the last one
-on the way up takes the skip connection that the level below sends, so these stay.
-
-- "base": one pair per level down, two up.
-- "small": and no mid block.
-- "tiny": and no innermost level.
-
-No criterion chooses: the recipe is the same for every model, which makes it a baseline for those that choose.
+on the way up takes the skip connection that the level below sends, so these stay.  No criterion chooses: the recipe is
+the same for every model, which makes it a baseline for those that choose.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from ..checks import nearest
 from .structured import PrunedUNet, build, cast, check_unet, plain_config, sizes
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
-__all__ = ["VARIANTS", "BlockPruned", "remove_blocks"]
-
 VARIANTS = ("base", "small", "tiny")
-# Fields of the configuration with one entry per level, in the order of the levels; those of the way up are reversed.
-_PER_LEVEL = (
-    "block_out_channels",
-    "down_block_types",
-    "attention_head_dim",
-    "num_attention_heads",
-    "cross_attention_dim",
-    "only_cross_attention",
-    "transformer_layers_per_block",
-    "layers_per_block",
-)
-_UP = ("up_block_types", "reverse_transformer_layers_per_block")
-_PAIR = re.compile(r"^(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +38,7 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> BlockPru
 
     Args:
         unet: a `UNet2DConditionModel` with at least two layers per block, such as that of Stable Diffusion 1.x and 2.x.
-        variant: "base", "small" or "tiny".
+        variant: "base": one pair per level down, two up. "small": and no mid block. "tiny": and no innermost level.
 
     Returns:
         The smaller UNet, with the weights of the blocks that stay, bit for bit.
@@ -78,19 +53,17 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> BlockPru
     check_unet(unet, "remove_blocks cuts")
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown. {nearest(str(variant), VARIANTS)}")
-    config = _config(unet, variant)
-    drop = variant == "tiny"
-    last = len(unet.config.block_out_channels) - 1
-    weights, gone = {}, []
+    small = cast(build(_config(unet, variant), unet.device), unet.dtype)
+    weights, removed = {}, {}
     for name, value in unet.state_dict().items():
-        new = _renamed(name, unet, last, drop)
-        if new is None or (name.startswith("mid_block.") and variant != "base"):
-            gone.append(name)
+        new = _renamed(name, unet, variant)
+        if new is None:
+            block = "mid_block" if name.startswith("mid_block.") else ".".join(name.split(".")[:4])
+            removed[block] = None
         else:
             weights[new] = value.clone()
-    small = cast(build(config, unet.device), unet.dtype)
     small.load_state_dict(weights, strict=True)
-    return BlockPruned(unet=small, variant=variant, removed=_paths(gone), **sizes(unet, small))
+    return BlockPruned(unet=small, variant=variant, removed=tuple(removed), **sizes(unet, small))
 
 
 def _config(unet: UNet2DConditionModel, variant: str) -> dict[str, object]:
@@ -112,40 +85,34 @@ def _config(unet: UNet2DConditionModel, variant: str) -> dict[str, object]:
             raise ValueError(
                 f"'tiny' drops the innermost level, so the two innermost must be equally wide; widths here: {widths}."
             )
-        for name in _PER_LEVEL:
-            if isinstance(config.get(name), (list, tuple)):
-                config[name] = tuple(config[name])[:-1]
-        for name in _UP:
-            if isinstance(config.get(name), (list, tuple)):
-                config[name] = tuple(config[name])[1:]
+        for name, value in config.items():
+            if isinstance(value, (list, tuple)) and len(value) == levels:  # one entry per level, some from within
+                upward = name in ("up_block_types", "reverse_transformer_layers_per_block")
+                config[name] = tuple(value[1:] if upward else value[:-1])
     return config
 
 
-def _renamed(name: str, unet: UNet2DConditionModel, last: int, drop: bool) -> str | None:
+def _renamed(name: str, unet: UNet2DConditionModel, variant: str) -> str | None:
     """Return the name of a weight in the smaller UNet, or None if it goes."""
-    side, level = name.split(".")[0], name.split(".")[1]
+    side, *rest = name.split(".")
+    if side == "mid_block":
+        return name if variant == "base" else None
     if side not in ("down_blocks", "up_blocks"):
         return name
-    level = int(level)
-    if drop and (level == last if side == "down_blocks" else level == 0):
-        return None
-    if drop and side == "down_blocks" and level == last - 1 and ".downsamplers." in name:
-        return None  # nothing below is left
-    new_level = level - 1 if drop and side == "up_blocks" else level
-    match = _PAIR.match(name)
-    if match is None:
-        return f"{side}.{new_level}.{name.split('.', 2)[2]}"
-    pair, count = int(match[4]), len(getattr(unet, side)[level].resnets)
-    kept = {0: 0} if side == "down_blocks" else {0: 0, count - 1: 1}
-    if pair not in kept:
-        return None
-    return f"{side}.{new_level}.{match[3]}.{kept[pair]}.{name[match.end() :]}"
-
-
-def _paths(names: Iterable[str]) -> tuple[str, ...]:
-    """Shorten names of weights to the blocks they belong to, each once."""
-    found = []
-    for name in names:
-        parts = name.split(".")
-        found.append("mid_block" if parts[0] == "mid_block" else ".".join(parts[:4]))
-    return tuple(dict.fromkeys(found))
+    level, kind, *rest = rest
+    level = new_level = int(level)
+    if variant == "tiny":
+        last = len(unet.down_blocks) - 1
+        if level == (last if side == "down_blocks" else 0):
+            return None
+        if kind == "downsamplers" and level == last - 1:
+            return None  # nothing below is left
+        new_level = level if side == "down_blocks" else level - 1
+    if kind in ("resnets", "attentions"):
+        pair, *rest = rest
+        last_pair = str(len(getattr(unet, side)[level].resnets) - 1)
+        kept = {"0": "0"} if side == "down_blocks" else {"0": "0", last_pair: "1"}
+        if pair not in kept:
+            return None
+        rest = [kept[pair], *rest]
+    return ".".join([side, str(new_level), kind, *rest])

@@ -10,18 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
-import torch_pruning as tp
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..denoisers import example_inputs
 
-__all__ = ["ChannelGroup", "Scorer", "channel_groups", "choose", "scorer", "trace"]
-
-Scorer = Callable[[tp.dependency.Group], Tensor]
 # Their width is that of the inputs, the outputs or the time embedding, which stay.
 _FIXED = re.compile(r"^(conv_out|time_embedding|add_embedding|class_embedding|encoder_hid_proj|add_time_proj)(\.|$)")
 _LEVEL = re.compile(r"^(down_blocks|up_blocks)\.(\d+)\.|^(conv_in|mid_block)(\.|$)")
@@ -41,7 +39,7 @@ class ChannelGroup:
         normed: True where a GroupNorm reads the channels.
     """
 
-    group: tp.dependency.Group
+    group: Any
     root: str
     level: int
     size: int
@@ -50,12 +48,28 @@ class ChannelGroup:
     normed: bool = False
 
 
-def trace(unet: nn.Module) -> tp.DependencyGraph:
+def torch_pruning() -> ModuleType:
+    """Import Torch-Pruning, which nothing else here needs.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says how to.
+    """
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'prune_structured needs torch-pruning. Install it: pip install "pruning-lib[structured]"'
+        ) from error
+    return torch_pruning
+
+
+def trace(unet: nn.Module) -> Any:
     """Run the UNet once and return its dependency graph.
 
     Raises:
         ValueError: Torch-Pruning cannot follow this model.
     """
+    tp = torch_pruning()
     inputs = example_inputs(unet, device=next(unet.parameters()).device)
     for parameter in unet.parameters():  # the graph is read off what autograd recorded
         parameter.requires_grad_(True)
@@ -71,14 +85,14 @@ def trace(unet: nn.Module) -> tp.DependencyGraph:
         ) from error
 
 
-def channel_groups(unet: nn.Module, graph: tp.DependencyGraph) -> list[ChannelGroup]:
+def channel_groups(unet: nn.Module, graph: Any) -> list[ChannelGroup]:
     """Return every group of prunable channels.
 
     Raises:
         ValueError: a group joins two levels of different width.
     """
     names = {module: name for name, module in unet.named_modules()}
-    levels = len(unet.config.block_out_channels)
+    all_widths = unet.config.block_out_channels
     heads = {m.to_q: m.heads for m in unet.modules() if isinstance(m, Attention)}
     gates = {m.proj for m in unet.modules() if isinstance(m, GEGLU)}
     found = []
@@ -89,9 +103,8 @@ def channel_groups(unet: nn.Module, graph: tp.DependencyGraph) -> list[ChannelGr
         if any(_FIXED.match(path) for path in paths):
             continue
         root, size = group[0][0].target.module, len(group[0][1])
-        at = {_level(path, levels) for path in paths} - {None}
-        widths = {unet.config.block_out_channels[level] for level in at}
-        if len(widths) != 1:
+        at = {_level(path, len(all_widths)) for path in paths} - {None}
+        if len({all_widths[level] for level in at}) != 1:
             raise ValueError(f"The channels of {names[root]} belong to levels {sorted(at)} of different width.")
         found.append(
             ChannelGroup(
@@ -99,16 +112,25 @@ def channel_groups(unet: nn.Module, graph: tp.DependencyGraph) -> list[ChannelGr
                 names[root],
                 min(at),
                 size,
-                next((heads[m] for m in modules if m in heads), 0),
-                root in gates,
-                any(isinstance(m, nn.GroupNorm) for m in modules),
+                heads=next((heads[m] for m in modules if m in heads), 0),
+                gated=root in gates,
+                normed=any(isinstance(m, nn.GroupNorm) for m in modules),
             )
         )
     return found
 
 
-def scorer(importance: str, seed: int = 0) -> Scorer:
-    """Return the function that gives each channel of a group its worth.
+def _level(path: str, levels: int) -> int | None:
+    match = _LEVEL.match(path)
+    if match is None:
+        return None
+    if match[3]:
+        return 0 if match[3] == "conv_in" else levels - 1
+    return int(match[2]) if match[1] == "down_blocks" else levels - 1 - int(match[2])
+
+
+def scorer(importance: str, seed: int = 0) -> Callable[[Any], Tensor]:
+    """Return the function that gives each channel of one of Torch-Pruning's groups its worth.
 
     Args:
         importance: "magnitude": the mean square of all weights that go with a channel; "taylor": |w dL/dw| summed over
@@ -120,8 +142,8 @@ def scorer(importance: str, seed: int = 0) -> Scorer:
         generator = torch.Generator().manual_seed(seed)
         return lambda group: torch.rand(len(group[0][1]), generator=generator)
     if importance == "taylor":
-        return tp.importance.GroupTaylorImportance()
-    return tp.importance.GroupMagnitudeImportance(p=2)
+        return torch_pruning().importance.GroupTaylorImportance()
+    return torch_pruning().importance.GroupMagnitudeImportance(p=2)
 
 
 def choose(group: ChannelGroup, scores: Tensor, share: float, norm_groups: int, *, whole_heads: bool) -> Tensor:
@@ -155,12 +177,3 @@ def _best(scores: Tensor, share: float, parts: int) -> Tensor:
     count = round(rows.shape[1] * share)
     kept = rows.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
     return (kept + torch.arange(parts)[:, None] * rows.shape[1]).flatten()
-
-
-def _level(path: str, levels: int) -> int | None:
-    match = _LEVEL.match(path)
-    if match is None:
-        return None
-    if match[3]:
-        return 0 if match[3] == "conv_in" else levels - 1
-    return int(match[2]) if match[1] == "down_blocks" else levels - 1 - int(match[2])

@@ -1,24 +1,8 @@
-"""What structured pruning returns: a smaller ordinary UNet, with the sizes before and after.
-
-From cut layers to an ordinary UNet: a configuration for the new widths, and the weights that are left.
-
-Two things do not follow from cutting alone.  The scores of attention are divided by the root of a head's width, so a
-narrower head would give larger ones.  And the number of waves that tell the UNet the time is the width of its first
-level, so its first linear layer has to be fitted to fewer waves.
-
-The gradients behind Taylor importance for diffusion models: summed over the timesteps that matter.
-
-Diff-Pruning (Fang, Ma and Wang 2023, section 4): removing a weight w changes the loss of timestep t by about
-w dL_t/dw.  The gradients of the timesteps are added up before the product is taken.  Timesteps at which the model has
-nearly nothing left to learn only add noise; those with L_t / L_max below a threshold are left out.
-
-Structured pruning of a UNet: whole channels and heads go, and what is left is a smaller ordinary UNet.
+"""Structured pruning of a UNet: whole channels and heads go, and what is left is a smaller ordinary UNet.
 
 Every level of the UNet is narrowed to one width.  That is less free than pruning each layer for itself, but the result
-has a configuration: `save_pretrained` writes it, and plain diffusers reads it back.  Torch-Pruning follows the
-dependencies and scores the channels (`channels.py`); Taylor scores follow Diff-Pruning (`taylor.py`).
-
-Untouched are the latents at both ends, the text states, and the width of the time embedding.
+has a configuration: `save_pretrained` writes it, and plain diffusers reads it back.  Untouched are the latents at both
+ends, the text states, and the width of the time embedding.
 """
 
 from __future__ import annotations
@@ -27,38 +11,21 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ..checks import nearest
+from ..checks import check_number, nearest
 from ..denoisers import example_inputs
 from ..finetuning.denoising import DenoisingTask
 from ..macs import count_macs
-from .channels import channel_groups, choose, scorer, trace
+from .channels import channel_groups, choose, scorer, torch_pruning, trace
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
-__all__ = [
-    "IMPORTANCES",
-    "ChannelPruned",
-    "PrunedUNet",
-    "TaylorPasses",
-    "accumulate_gradients",
-    "build",
-    "cast",
-    "check_unet",
-    "heads_of_levels",
-    "narrow_widths",
-    "plain_config",
-    "prune_structured",
-    "rebuild",
-    "sizes",
-    "width_unit",
-]
+IMPORTANCES = ("magnitude", "taylor", "random")
+HEADS = ("narrow", "whole")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,183 +56,6 @@ class PrunedUNet:
         return 1 - self.macs_after / self.macs_before
 
 
-def sizes(before: nn.Module, after: nn.Module) -> dict[str, int]:
-    """Return the four counts of `PrunedUNet`."""
-    whole, less = count_macs(before), count_macs(after)
-    return {
-        "params_before": whole.params,
-        "params_after": less.params,
-        "macs_before": whole.macs,
-        "macs_after": less.macs,
-    }
-
-
-def plain_config(unet: UNet2DConditionModel) -> dict[str, object]:
-    """Return a copy of the configuration in which every entry counts, for `from_config` of a changed one."""
-    config = dict(unet.config)
-    config.pop("_use_default_values", None)  # diffusers would put the defaults back, whatever stands there now
-    return config
-
-
-def cast(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Return the module itself with weights of another type, without the warning that diffusers gives for it."""
-    return nn.Module.to(unet, dtype)
-
-
-def build(config: dict[str, object], device: torch.device) -> UNet2DConditionModel:
-    """Return an untrained UNet in evaluation mode, made where it belongs: on the meta device that costs nothing."""
-    from diffusers import UNet2DConditionModel  # here: it brings half of diffusers and transformers
-
-    with torch.device(device):
-        return UNet2DConditionModel.from_config(config).eval()
-
-
-def check_unet(unet: object, what: str, more: str = "") -> None:
-    """Raise TypeError unless `unet` is a `UNet2DConditionModel`; `what` says what wanted one, `more` why."""
-    from diffusers import UNet2DConditionModel
-
-    if not isinstance(unet, UNet2DConditionModel):
-        hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
-        raise TypeError(f"{what} a UNet2DConditionModel; got {type(unet).__name__}.{hint}{more}")
-
-
-TIMES = 1000  # timesteps at which the time embedding is fitted
-
-
-@torch.no_grad()
-def rebuild(work: UNet2DConditionModel, widths: tuple[int, ...], heads: str) -> UNet2DConditionModel:
-    """Build the smaller UNet from a configuration, give it the weights that are left, and compare the outputs.
-
-    Args:
-        work: the UNet whose layers were cut; its configuration is still that of the whole one. It is changed.
-        widths: channels of each level after cutting.
-        heads: "narrow" or "whole", see `prune_structured`.
-
-    Raises:
-        ValueError: both do not compute the same, or its time embedding cannot be narrowed.
-    """
-    before = tuple(work.config.block_out_channels)
-    config = plain_config(work)
-    config["block_out_channels"] = widths
-    config["time_embedding_dim"] = work.time_embedding.linear_2.out_features
-    if heads == "whole":
-        now = [max(1, n * a // b) for n, a, b in zip(heads_of_levels(work), widths, before, strict=True)]
-        name = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
-        config[name] = tuple(now)
-    small = build(config, work.device)
-    for path, module in work.named_modules():
-        if isinstance(module, Attention):
-            _fit_heads(module, small.get_submodule(path).heads, heads)
-    if widths[0] != before[0]:
-        _fit_time(work, small)
-    small.load_state_dict(work.state_dict(), strict=True)
-    inputs = example_inputs(small, device=work.device)
-    if not torch.allclose(work(**inputs).sample, small(**inputs).sample, rtol=1e-4, atol=1e-5):
-        raise ValueError("The smaller model does not compute what the pruned layers compute; please report this model.")
-    return small
-
-
-def _fit_heads(attention: Attention, heads: int, mode: str) -> None:
-    """Set the number of heads, and keep the size of the scores: they are divided by the root of a head's width."""
-    width = attention.to_q.out_features // heads
-    if mode == "narrow":
-        old = attention.inner_dim // attention.heads
-        attention.to_q.weight.mul_((width / old) ** 0.5)
-        if attention.to_q.bias is not None:
-            attention.to_q.bias.mul_((width / old) ** 0.5)
-    attention.heads = heads
-    attention.inner_dim = attention.to_q.out_features
-
-
-def _fit_time(work: nn.Module, small: nn.Module) -> None:
-    """Refit the first layer of the time embedding by least squares: a narrower UNet gets fewer waves of the time."""
-    if work.config.time_embedding_type != "positional":
-        raise ValueError(
-            f"This UNet's time embedding is {work.config.time_embedding_type!r}; only 'positional' ones can be "
-            "narrowed. Give widths= that leave the first level as it is."
-        )
-    t, layer = torch.arange(TIMES), work.time_embedding.linear_1  # on the CPU: not every device has float64
-    weight, bias = (p.detach().cpu().double() for p in (layer.weight, layer.bias))
-    old, new = work.time_proj(t).double(), small.time_proj(t).double()
-    ones = torch.ones(TIMES, 1, dtype=torch.float64)
-    # the slowest waves are nearly constant over all timesteps: small singular values are left out
-    solution = torch.linalg.pinv(torch.cat([new, ones], 1), rtol=1e-6) @ (old @ weight.T + bias)
-    layer.weight = nn.Parameter(solution[:-1].T.to(layer.weight).contiguous())
-    layer.bias = nn.Parameter(solution[-1].to(layer.bias).contiguous())
-    layer.in_features = new.shape[1]
-    work.time_proj = copy.deepcopy(small.time_proj)
-
-
-def heads_of_levels(unet: UNet2DConditionModel) -> list[int]:
-    """Return the number of attention heads of each level, 1 where it has none."""
-    levels = len(unet.config.block_out_channels)
-    found = [1] * levels
-    for level in range(levels):
-        places = [unet.down_blocks[level], unet.up_blocks[levels - 1 - level]]
-        if level == levels - 1 and unet.mid_block is not None:
-            places.append(unet.mid_block)
-        heads = {m.heads for place in places for m in place.modules() if isinstance(m, Attention)}
-        found[level] = math.lcm(*heads) if heads else 1
-    return found
-
-
-@dataclass(frozen=True)
-class TaylorPasses:
-    """What was computed.
-
-    Attributes:
-        timesteps: all that were looked at, increasing.
-        losses: mean squared error at each.
-        used: True where the gradient was added.
-    """
-
-    timesteps: tuple[int, ...]
-    losses: tuple[float, ...]
-    used: tuple[bool, ...]
-
-
-def accumulate_gradients(
-    unet: nn.Module, task: DenoisingTask, *, threshold: float = 0.05, count: int = 50, batch: int = 16, seed: int = 0
-) -> TaylorPasses:
-    """Fill the gradients of `unet` with the sum of those of the kept timesteps.
-
-    Args:
-        unet: the denoiser; its gradients are replaced, its weights stay.
-        task: images and captions to compute the loss on.
-        threshold: timesteps whose loss is below this share of the largest are left out, in [0, 1); 0 keeps all.
-        count: timesteps to look at, spread evenly over the schedule, >= 1.
-        batch: latents per timestep, >= 1.
-        seed: of latents and noise; the same timestep sees the same ones in both passes.
-
-    Raises:
-        ValueError: numbers out of range, or a loss that is not finite.
-    """
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold={threshold}; it is a share of the largest loss and must lie in [0, 1).")
-    if not 1 <= count <= task.levels:
-        raise ValueError(f"count={count}; allowed: 1 to {task.levels}, the timesteps of the schedule.")
-    timesteps = ((torch.arange(count) + 0.5) * task.levels / count).long().tolist()
-
-    def loss(t: int) -> torch.Tensor:
-        return task.loss_at(unet, t, torch.Generator().manual_seed(seed * 1_000_003 + t), batch)
-
-    with torch.no_grad():
-        losses = [loss(t).item() for t in timesteps]
-    if not all(0 <= value < float("inf") for value in losses):
-        raise ValueError("A loss is not finite: the weights are damaged, or too large for their type.")
-    used = [value >= threshold * max(losses) for value in losses]
-    unet.zero_grad(set_to_none=True)
-    with torch.enable_grad():
-        for t, wanted in zip(timesteps, used, strict=True):
-            if wanted:
-                loss(t).backward()
-    return TaylorPasses(tuple(timesteps), tuple(losses), tuple(used))
-
-
-IMPORTANCES = ("magnitude", "taylor", "random")
-HEADS = ("narrow", "whole")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChannelPruned(PrunedUNet):
     """A narrower UNet and what was removed to get it.
@@ -275,7 +65,6 @@ class ChannelPruned(PrunedUNet):
         heads: what became of attention heads, "narrow" or "whole".
         widths_before, widths_after: channels of each level.
         kept: path of a layer -> its kept output channels, int64; one layer stands for each group of coupled ones.
-        passes: which timesteps Taylor scores used; None for others.
     """
 
     importance: str
@@ -283,43 +72,6 @@ class ChannelPruned(PrunedUNet):
     widths_before: tuple[int, ...]
     widths_after: tuple[int, ...]
     kept: dict[str, Tensor] = field(repr=False)
-    passes: TaylorPasses | None = field(default=None, repr=False)
-
-
-def width_unit(unet: UNet2DConditionModel, level: int) -> int:
-    """Return what a level's width must be a multiple of: its norm groups and its attention heads divide it."""
-    heads = heads_of_levels(unet)[level]
-    return math.lcm(unet.config.norm_num_groups or 1, heads)
-
-
-def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
-    """Return the width of each level after about `ratio` of its channels were removed.
-
-    Rounded to the nearest width that norm groups and heads divide, at least one unit; a half is rounded up.  Levels of
-    different width stay different, because a UNet has extra layers between them.
-
-    Args:
-        unet: the UNet.
-        ratio: share of the channels to remove, in [0, 1).
-
-    Raises:
-        ValueError: a ratio outside [0, 1).
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-        raise ValueError(f"ratio={ratio!r}; it is the share of channels to remove and must lie in [0, 1).")
-    before = tuple(unet.config.block_out_channels)
-    after: list[int] = []
-    for level, width in enumerate(before):
-        last = before[level - 1] if level else 0
-        if width == last:
-            after.append(after[-1])
-            continue
-        unit = width_unit(unet, level)
-        wanted = min(width, max(unit, unit * math.floor((1 - ratio) * width / unit + 0.5)))
-        if after and wanted == after[-1]:
-            wanted = wanted + unit if width > last or wanted == unit else wanted - unit
-        after.append(wanted)
-    return tuple(after)
 
 
 def prune_structured(
@@ -354,56 +106,13 @@ def prune_structured(
     Raises:
         TypeError: another kind of denoiser.
         ValueError: arguments out of range, widths that do not fit, or a model that Torch-Pruning cannot trace.
+        ModuleNotFoundError: Torch-Pruning is not installed.
 
     Example:
         >>> small = pl.prune_structured(pipe.unet, 0.5)
         >>> pipe.unet = small.unet
         >>> pipe.save_pretrained("smaller")
     """
-    _check(unet, importance, task, heads)
-    after = _check_widths(unet, narrow_widths(unet, ratio) if widths is None and ratio is not None else widths, heads)
-    before = tuple(unet.config.block_out_channels)
-    work = cast(copy.deepcopy(unet).eval(), torch.float32)
-    passes = None
-    if importance == "taylor":
-        passes = accumulate_gradients(work, task, threshold=threshold, count=timesteps, seed=seed)
-    graph = trace(work)
-    groups, score = channel_groups(work, graph), scorer(importance, seed)
-    kept = {}
-    for group in groups:  # all are chosen before any is cut
-        share = after[group.level] / before[group.level]
-        if share < 1:
-            norm_groups = work.config.norm_num_groups or 1
-            kept[group.root] = choose(group, score(group.group), share, norm_groups, whole_heads=heads == "whole")
-    _cut(work, graph, kept)
-    small = rebuild(work, after, heads)
-    small = cast(small, unet.dtype)
-    return ChannelPruned(
-        unet=small,
-        importance=importance,
-        heads=heads,
-        widths_before=before,
-        widths_after=after,
-        kept=kept,
-        passes=passes,
-        **sizes(unet, small),
-    )
-
-
-@torch.no_grad()
-def _cut(work: nn.Module, graph, kept: dict[str, Tensor]) -> None:
-    for path, keep in kept.items():
-        layer = work.get_submodule(path)
-        pruner = graph.get_pruner_of_module(layer)
-        size = pruner.get_out_channels(layer)
-        gone = sorted(set(range(size)) - set(keep.tolist()))
-        graph.get_pruning_group(layer, pruner.prune_out_channels, gone).prune()
-    for module in work.modules():  # the samplers remember how many channels they expect
-        if hasattr(module, "conv") and hasattr(module, "channels") and isinstance(module.conv, nn.Conv2d):
-            module.channels = module.conv.in_channels
-
-
-def _check(unet: object, importance: str, task: object, heads: str) -> None:
     reason = " Transformers such as DiT and PixArt have one width throughout, and Torch-Pruning cannot follow them."
     check_unet(unet, "prune_structured narrows", reason)
     for name, value, allowed in (("importance", importance, IMPORTANCES), ("heads", heads, HEADS)):
@@ -413,19 +122,88 @@ def _check(unet: object, importance: str, task: object, heads: str) -> None:
         raise ValueError(
             "importance='taylor' needs gradients, and so images: pass task=DenoisingTask.of(pipe, images, captions)."
         )
-
-
-def _check_widths(unet: UNet2DConditionModel, widths: Sequence[int] | None, heads: str) -> tuple[int, ...]:
-    before, now = tuple(unet.config.block_out_channels), heads_of_levels(unet)
     if widths is None:
-        raise ValueError("Give ratio=, the share of channels to remove, or widths=, the channels each level keeps.")
-    widths = tuple(widths)
+        if ratio is None:
+            raise ValueError("Give ratio=, the share of channels to remove, or widths=, the channels each level keeps.")
+        widths = narrow_widths(unet, ratio)
+    before, after = tuple(unet.config.block_out_channels), tuple(widths)
+    _check_widths(unet, after, heads)
+    torch_pruning()  # before any work, should it be missing
+
+    work = cast(copy.deepcopy(unet).eval(), torch.float32)
+    if importance == "taylor":
+        accumulate_gradients(work, task, threshold=threshold, count=timesteps, seed=seed)
+    graph, score = trace(work), scorer(importance, seed)
+    norm_groups, kept = work.config.norm_num_groups or 1, {}
+    for group in channel_groups(work, graph):  # all are chosen before any is cut
+        share = after[group.level] / before[group.level]
+        if share < 1:
+            scores = score(group.group)
+            kept[group.root] = choose(group, scores, share, norm_groups, whole_heads=heads == "whole")
+    _cut(work, graph, kept)
+    small = cast(_rebuild(work, after, heads), unet.dtype)
+    return ChannelPruned(
+        unet=small,
+        importance=importance,
+        heads=heads,
+        widths_before=before,
+        widths_after=after,
+        kept=kept,
+        **sizes(unet, small),
+    )
+
+
+def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
+    """Return the width of each level after about `ratio` of its channels were removed.
+
+    Rounded to the nearest width that norm groups and heads divide, at least one unit; a half is rounded up.  Levels of
+    different width stay different, because a UNet has extra layers between them.
+
+    Args:
+        unet: the UNet.
+        ratio: share of the channels to remove, in [0, 1).
+    """
+    check_number("ratio", ratio, "[0, 1)")
+    before = tuple(unet.config.block_out_channels)
+    after: list[int] = []
+    for level, width in enumerate(before):
+        last = before[level - 1] if level else 0
+        if width == last:
+            after.append(after[-1])
+            continue
+        unit = _width_unit(unet, level)
+        wanted = min(width, max(unit, unit * math.floor((1 - ratio) * width / unit + 0.5)))
+        if after and wanted == after[-1]:
+            wanted = wanted + unit if width > last or wanted == unit else wanted - unit
+        after.append(wanted)
+    return tuple(after)
+
+
+def _width_unit(unet: UNet2DConditionModel, level: int, heads: str = "narrow") -> int:
+    """Return what a level's width must be a multiple of: norm groups and attention heads divide it."""
+    now = _heads_of_levels(unet)[level]
+    divisor = unet.config.block_out_channels[level] // now if heads == "whole" else now
+    return math.lcm(unet.config.norm_num_groups or 1, divisor)
+
+
+def _heads_of_levels(unet: UNet2DConditionModel) -> list[int]:
+    """Return the number of attention heads of each level, 1 where it has none."""
+    levels = len(unet.config.block_out_channels)
+    found = []
+    for level in range(levels):
+        places = [unet.down_blocks[level], unet.up_blocks[levels - 1 - level]]
+        if level == levels - 1 and unet.mid_block is not None:
+            places.append(unet.mid_block)
+        found.append(math.lcm(*(m.heads for place in places for m in place.modules() if isinstance(m, Attention))))
+    return found
+
+
+def _check_widths(unet: UNet2DConditionModel, widths: tuple[int, ...], heads: str) -> None:
+    before = tuple(unet.config.block_out_channels)
     if len(widths) != len(before):
         raise ValueError(f"widths={widths} has {len(widths)} entries; this UNet has {len(before)} levels: {before}.")
     for level, (width, old) in enumerate(zip(widths, before, strict=True)):
-        unit = width_unit(unet, level)
-        if heads == "whole":
-            unit = math.lcm(unet.config.norm_num_groups or 1, old // now[level])
+        unit = _width_unit(unet, level, heads)
         if not 0 < width <= old or width % unit:
             more = ", and whole heads stay" if heads == "whole" else ""
             raise ValueError(
@@ -439,4 +217,155 @@ def _check_widths(unet: UNet2DConditionModel, widths: Sequence[int] | None, head
                 f"widths={widths}: levels {level - 1} and {level} have {same} widths in this UNet, {before}, and must "
                 f"stay {same}: a UNet has an extra layer between levels exactly where their widths differ."
             )
-    return widths
+
+
+def accumulate_gradients(
+    unet: nn.Module, task: DenoisingTask, *, threshold: float = 0.05, count: int = 50, batch: int = 16, seed: int = 0
+) -> list[int]:
+    """Fill the gradients of `unet` with the sum of those of the timesteps that matter, which are returned.
+
+    Diff-Pruning (Fang, Ma and Wang 2023, section 4): removing a weight w changes the loss of timestep t by about
+    w dL_t/dw.  The gradients are added up before the product is taken.  Timesteps at which the model has nearly nothing
+    left to learn, L_t / L_max below a threshold, only add noise and are left out.
+
+    Args:
+        unet: the denoiser; its gradients are replaced, its weights stay.
+        task: images and captions to compute the loss on.
+        threshold: of the loss, as a share of the largest, in [0, 1); 0 keeps all timesteps.
+        count: timesteps to look at, spread evenly over the schedule, >= 1.
+        batch: latents per timestep, >= 1.
+        seed: of latents and noise; the same timestep sees the same ones in both passes.
+
+    Raises:
+        ValueError: numbers out of range, or a loss that is not finite.
+    """
+    check_number("threshold", threshold, "[0, 1)")
+    if not 1 <= count <= task.levels:
+        raise ValueError(f"count={count}; allowed: 1 to {task.levels}, the timesteps of the schedule.")
+    timesteps = ((torch.arange(count) + 0.5) * task.levels / count).long().tolist()
+
+    def loss(t: int) -> Tensor:
+        return task.loss_at(unet, t, torch.Generator().manual_seed(seed * 1_000_003 + t), batch)
+
+    with torch.no_grad():
+        losses = [loss(t).item() for t in timesteps]
+    if not all(0 <= value < float("inf") for value in losses):
+        raise ValueError("A loss is not finite: the weights are damaged, or too large for their type.")
+    used = [t for t, value in zip(timesteps, losses, strict=True) if value >= threshold * max(losses)]
+    unet.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        for t in used:
+            loss(t).backward()
+    return used
+
+
+@torch.no_grad()
+def _cut(work: nn.Module, graph: Any, kept: dict[str, Tensor]) -> None:
+    for path, keep in kept.items():
+        layer = work.get_submodule(path)
+        pruner = graph.get_pruner_of_module(layer)
+        size = pruner.get_out_channels(layer)
+        gone = sorted(set(range(size)) - set(keep.tolist()))
+        graph.get_pruning_group(layer, pruner.prune_out_channels, gone).prune()
+    for module in work.modules():  # the samplers remember how many channels they expect
+        if hasattr(module, "conv") and hasattr(module, "channels") and isinstance(module.conv, nn.Conv2d):
+            module.channels = module.conv.in_channels
+
+
+@torch.no_grad()
+def _rebuild(work: UNet2DConditionModel, widths: tuple[int, ...], heads: str) -> UNet2DConditionModel:
+    """Build the smaller UNet from a configuration, give it the weights that are left, and compare the outputs.
+
+    Two things do not follow from cutting alone.  The scores of attention are divided by the root of a head's width, so
+    a narrower head would give larger ones.  And the number of waves that tell the UNet the time is the width of its
+    first level, so its first linear layer has to be fitted to fewer waves.
+    """
+    before = tuple(work.config.block_out_channels)
+    config = plain_config(work)
+    config["block_out_channels"] = widths
+    config["time_embedding_dim"] = work.time_embedding.linear_2.out_features
+    if heads == "whole":
+        name = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
+        now = zip(_heads_of_levels(work), widths, before, strict=True)
+        config[name] = tuple(max(1, count * width // old) for count, width, old in now)
+    small = build(config, work.device)
+    for path, module in work.named_modules():
+        if isinstance(module, Attention):
+            _fit_heads(module, small.get_submodule(path).heads, heads)
+    if widths[0] != before[0]:
+        _fit_time(work, small)
+    small.load_state_dict(work.state_dict(), strict=True)
+    inputs = example_inputs(small, device=work.device)
+    if not torch.allclose(work(**inputs).sample, small(**inputs).sample, rtol=1e-4, atol=1e-5):
+        raise ValueError("The smaller model does not compute what the pruned layers compute; please report this model.")
+    return small
+
+
+def _fit_heads(attention: Attention, heads: int, mode: str) -> None:
+    """Set the number of heads, and keep the size of the scores: they are divided by the root of a head's width."""
+    width = attention.to_q.out_features // heads
+    if mode == "narrow":
+        old = attention.inner_dim // attention.heads
+        attention.to_q.weight.mul_((width / old) ** 0.5)
+        if attention.to_q.bias is not None:
+            attention.to_q.bias.mul_((width / old) ** 0.5)
+    attention.heads = heads
+    attention.inner_dim = attention.to_q.out_features
+
+
+TIMES = 1000  # timesteps at which the time embedding is fitted
+
+
+def _fit_time(work: nn.Module, small: nn.Module) -> None:
+    """Refit the first layer of the time embedding by least squares: a narrower UNet gets fewer waves of the time."""
+    if work.config.time_embedding_type != "positional":
+        raise ValueError(
+            f"This UNet's time embedding is {work.config.time_embedding_type!r}; only 'positional' ones can be "
+            "narrowed. Give widths= that leave the first level as it is."
+        )
+    t, layer = torch.arange(TIMES), work.time_embedding.linear_1  # on the CPU: not every device has float64
+    weight, bias = (p.detach().cpu().double() for p in (layer.weight, layer.bias))
+    old, new = work.time_proj(t).double(), small.time_proj(t).double()
+    ones = torch.ones(TIMES, 1, dtype=torch.float64)
+    # the slowest waves are nearly constant over all timesteps: small singular values are left out
+    solution = torch.linalg.pinv(torch.cat([new, ones], 1), rtol=1e-6) @ (old @ weight.T + bias)
+    layer.weight = nn.Parameter(solution[:-1].T.to(layer.weight).contiguous())
+    layer.bias = nn.Parameter(solution[-1].to(layer.bias).contiguous())
+    layer.in_features = new.shape[1]
+    work.time_proj = copy.deepcopy(small.time_proj)
+
+
+def check_unet(unet: object, what: str, more: str = "") -> None:
+    """Raise TypeError unless `unet` is a `UNet2DConditionModel`; `what` says what wanted one, `more` why."""
+    if not isinstance(unet, UNet2DConditionModel):
+        hint = " Pass its unet: pipe.unet." if hasattr(unet, "components") else ""
+        raise TypeError(f"{what} a UNet2DConditionModel; got {type(unet).__name__}.{hint}{more}")
+
+
+def sizes(before: nn.Module, after: nn.Module) -> dict[str, int]:
+    """Return the four counts of `PrunedUNet`."""
+    whole, less = count_macs(before), count_macs(after)
+    return {
+        "params_before": whole.params,
+        "params_after": less.params,
+        "macs_before": whole.macs,
+        "macs_after": less.macs,
+    }
+
+
+def plain_config(unet: UNet2DConditionModel) -> dict[str, object]:
+    """Return a copy of the configuration in which every entry counts, for `from_config` of a changed one."""
+    config = dict(unet.config)
+    config.pop("_use_default_values", None)  # diffusers would put the defaults back, whatever stands there now
+    return config
+
+
+def build(config: dict[str, object], device: torch.device) -> UNet2DConditionModel:
+    """Return an untrained UNet in evaluation mode, made where it belongs: on the meta device that costs nothing."""
+    with torch.device(device):
+        return UNet2DConditionModel.from_config(config).eval()
+
+
+def cast(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Return the module itself with weights of another type, without the warning that diffusers gives for it."""
+    return nn.Module.to(unet, dtype)

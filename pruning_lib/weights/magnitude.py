@@ -1,34 +1,25 @@
 """Unstructured magnitude pruning: the smallest weights become zero (Han et al. 2015, section 3).
 
-One number decides, the threshold t: a weight stays if |w| > t.  What counts as "smallest" is the scope:
-
-- `global`: one threshold for the whole module;
-- `layer`: one for every tensor, so that each loses the same share;
-- `sensitivity`: one for every tensor, with shares that follow from how much each tensor is missed (`sensitivity.py`);
-- `random`: no threshold at all; a control, which any rule must beat.
-
-The count of zeros is exact.  k = round(sparsity * n) weights are removed, with Python's `round` (a half goes to the
-even number, as in `torch.nn.utils.prune`); n counts the tensor in the scope "layer" and the module in the others.
-Among weights of equal magnitude those that come first are removed first: parameters in the order of the module, entries
-row by row.  So the same module gives the same masks on any device, and in any run.
+The count of zeros is exact: k = round(sparsity * n) weights go, with Python's `round` (a half goes to the even number,
+as in `torch.nn.utils.prune`).  Among equal magnitudes those that come first go first: parameters in the order of the
+module, entries row by row.  So the same module gives the same masks on any device, and in any run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import nearest
-from .masks import PrunedWeights, check_unpruned
+from .masks import PrunedWeights
 from .select import IGNORE, prunable_weights
-from .sensitivity import Sensitivity, allocate, estimate_sensitivity
-
-__all__ = ["SCOPES", "check_sparsity", "magnitude_masks", "prune_magnitude"]
 
 SCOPES = ("global", "layer", "sensitivity", "random")
-DIGIT = 16  # bits that one pass of the selection looks at
 
 
 def prune_magnitude(
@@ -45,19 +36,20 @@ def prune_magnitude(
     Args:
         module: a denoiser, VAE, text encoder or any part of one, in 16, 32 or 64 bit floats, on any device.
         sparsity: share of the weights to remove, in [0, 1).
-        scope: "global", "layer", "sensitivity" or "random"; see the module's docstring.
+        scope: what counts as smallest. "global": one threshold for the whole module. "layer": one for every tensor, so
+            that each loses the same share. "sensitivity": one for every tensor, with shares that follow from how much
+            each tensor is missed, see `allocate`. "random": no threshold at all; a control, which any rule must beat.
         ignore: groups and patterns that are spared and not counted, see `select.prunable_weights`.
-        sensitivity: for the scope "sensitivity", as `measure_sensitivity` returns it for this module and these weights;
-            by default it is estimated from the weights themselves.
+        sensitivity: for the scope "sensitivity", taken of this module and these weights; by default it is estimated
+            from the weights themselves.
         seed: for the scope "random".
 
     Returns:
-        The handle: masks, rows per layer, `restore()`, `reapply()`, `hold(optimizer)`; also a context manager.
+        The handle: masks, rows per layer, `restore()`, `reapply()`, `finish()`; also a context manager.
 
     Raises:
-        TypeError: not a module.
-        ValueError: a sparsity outside [0, 1), an unknown scope, weights that are pruned already, or what
-            `prunable_weights` refuses. Nothing is changed then.
+        TypeError, ValueError: arguments out of range, weights that are pruned already, or what `prunable_weights`
+            refuses; nothing is changed then.
 
     Memory beside the module: one byte per weight for the masks, the removed values, and a few copies of the largest
     tensor while choosing; magnitudes are never gathered in one place.
@@ -66,12 +58,9 @@ def prune_magnitude(
         >>> with pl.prune_magnitude(pipe.unet, 0.5) as pruned:
         ...     image = pipe("lion").images[0]
     """
-    sparsity = check_sparsity(sparsity)
-    _check_scope(scope, sensitivity)
     chosen = prunable_weights(module, ignore)
-    check_unpruned(chosen.weights)
     masks = magnitude_masks(chosen.weights, sparsity, scope=scope, sensitivity=sensitivity, seed=seed)
-    return PrunedWeights(module, masks, scope, sparsity, chosen.ignored)
+    return PrunedWeights(module, masks, scope, float(sparsity), chosen.ignored)
 
 
 @torch.no_grad()
@@ -92,61 +81,62 @@ def magnitude_masks(
     Returns:
         name -> bool tensor of the same shape and device, True = kept.
     """
-    sparsity = check_sparsity(sparsity)
-    _check_scope(scope, sensitivity)
-    wide = torch.float64 if any(w.dtype == torch.float64 for w in weights.values()) else torch.float32
+    check_sparsity(sparsity)
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is unknown. {nearest(str(scope), SCOPES)}")
+    if sensitivity is not None and scope != "sensitivity":
+        raise ValueError(f"A sensitivity was given, but scope={scope!r} does not use it. Use scope='sensitivity'.")
     if scope == "random":
-        keys = {name: _random_key(w, seed, i) for i, (name, w) in enumerate(weights.items())}
-        bits = 32
+        keys = {name: _random_key(weight, seed, i) for i, (name, weight) in enumerate(weights.items())}
     else:
-        keys = {name: _size_key(w, wide) for name, w in weights.items()}
-        bits = torch.finfo(wide).bits
+        double = any(weight.dtype == torch.float64 for weight in weights.values())
+        keys = {name: _size_key(weight, double) for name, weight in weights.items()}
     if scope in ("global", "random"):
-        n = sum(w.numel() for w in weights.values())
-        return smallest_removed(keys, round(sparsity * n), bits)
+        return smallest_removed(keys, round(sparsity * sum(weight.numel() for weight in weights.values())))
     if scope == "layer":
-        counts = {name: round(sparsity * w.numel()) for name, w in weights.items()}
+        counts = {name: round(sparsity * weight.numel()) for name, weight in weights.items()}
     else:
         counts = allocate(sensitivity or estimate_sensitivity(weights), sparsity, weights)
-    masks = {}
-    for name in weights:
-        masks.update(smallest_removed({name: keys[name]}, counts[name], bits))
-    return masks
+    return {name: smallest_removed({name: keys[name]}, counts[name])[name] for name in weights}
 
 
-def check_sparsity(sparsity: float) -> float:
-    """Return `sparsity` as a float in [0, 1).
-
-    Raises:
-        TypeError, ValueError: it is no number, or outside.
-    """
+def check_sparsity(sparsity: float) -> None:
+    """Raise TypeError or ValueError unless `sparsity` is a number in [0, 1)."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
         raise TypeError(f"sparsity is {sparsity!r}; give a number from 0 to below 1, as in 0.5.")
     if not 0 <= sparsity < 1:
         hint = f" {sparsity:g} per cent is {sparsity / 100:g}." if 1 < sparsity < 100 else ""
         raise ValueError(f"sparsity={sparsity}; it is the share of weights set to zero and must lie in [0, 1).{hint}")
-    return float(sparsity)
 
 
-def _check_scope(scope: str, sensitivity: Sensitivity | None) -> None:
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r} is unknown. {nearest(str(scope), SCOPES)}")
-    if sensitivity is not None and scope != "sensitivity":
-        raise ValueError(f"A sensitivity was given, but scope={scope!r} does not use it. Use scope='sensitivity'.")
+# Makes the integer keys of one tensor anew at every call, so that only one such tensor need exist at a time.
+Key = Callable[[], Tensor]
 
 
-def smallest_removed(keys: Mapping[str, Callable[[], Tensor]], count: int, bits: int) -> dict[str, Tensor]:
+def _size_key(weight: Tensor, double: bool) -> Key:
+    """Return magnitudes as integers: the bits of floats that are not negative are in the order of their values."""
+    wide, whole = (torch.float64, torch.int64) if double else (torch.float32, torch.int32)
+    return lambda: weight.detach().to(wide).abs().contiguous().view(whole)
+
+
+def _random_key(weight: Tensor, seed: int, place: int) -> Key:
+    """Return random integers that are the same at every call, and on every device."""
+
+    def draw() -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+        return torch.randint(2**31 - 1, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
+
+    return draw
+
+
+def smallest_removed(keys: Mapping[str, Key], count: int) -> dict[str, Tensor]:
     """Return masks that remove exactly the `count` smallest keys; of equal ones, the first.
 
     Args:
-        keys: name -> function that returns an integer tensor of keys >= 0; it is called a few times, so that only one
-            tensor of keys need exist at a time.
+        keys: name -> function that returns int32 or int64 keys >= 0, all of one type.
         count: how many to remove, 0 to all.
-        bits: width of the keys, a multiple of 16.
     """
-    if count == 0:
-        return {name: torch.ones_like(key(), dtype=torch.bool) for name, key in keys.items()}
-    threshold, ties = _select(list(keys.values()), count, bits)
+    threshold, ties = _select(list(keys.values()), count)
     masks = {}
     for name, key in keys.items():
         found = key()
@@ -158,18 +148,17 @@ def smallest_removed(keys: Mapping[str, Callable[[], Tensor]], count: int, bits:
     return masks
 
 
-def _select(keys: Sequence[Callable[[], Tensor]], count: int, bits: int) -> tuple[int, int]:
+DIGIT = 16  # bits that one pass of the selection looks at
+
+
+def _select(keys: Sequence[Key], count: int) -> tuple[int, int]:
     """Return the `count`-th smallest key, and how many keys equal to it are among the `count` smallest.
 
     Radix selection: count the highest 16 bits, find the bin in which the wanted key lies, go on within that bin.  Exact
-    for any number of keys, and no two tensors have to be joined; sorting 860 million magnitudes, or `kthvalue` over all
-    of them, would need many times their memory, and `torch.quantile` refuses more than 16 million.
+    for any number of keys, and no two tensors have to be joined: sorting 860 million magnitudes would need many times
+    their memory, and `torch.quantile` refuses more than 16 million.
     """
-    if len(keys) == 1:  # one tensor needs no trick
-        key = keys[0]().flatten()
-        found = torch.kthvalue(key, count).values
-        return found.item(), count - int((key < found).sum())
-    prefix = 0
+    prefix, bits = 0, torch.iinfo(keys[0]().dtype).bits
     for shift in range(bits - DIGIT, -1, -DIGIT):
         bins = torch.zeros(2**DIGIT, dtype=torch.int64)
         for key in keys:
@@ -183,18 +172,112 @@ def _select(keys: Sequence[Callable[[], Tensor]], count: int, bits: int) -> tupl
     return prefix, count
 
 
-def _size_key(weight: Tensor, wide: torch.dtype) -> Callable[[], Tensor]:
-    """Return the magnitudes as integers: the bits of floats that are not negative are in the order of their values."""
-    integer = torch.int64 if wide == torch.float64 else torch.int32
-    return lambda: weight.detach().to(wide).abs().contiguous().view(integer)
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much each layer is missed: error of a module with one layer pruned, for every layer and stop.
+
+    Attributes:
+        layers: parameter names.
+        sparsities: the stops, increasing, in (0, 1).
+        errors: one row per layer, one column per stop; 0 means unharmed.
+        unit: what the errors are.
+    """
+
+    layers: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    errors: tuple[tuple[float, ...], ...]
+    unit: str
+
+    def __post_init__(self) -> None:
+        stops = tuple(self.sparsities)
+        if not stops or list(stops) != sorted(set(stops)) or not 0 < stops[0] <= stops[-1] < 1:
+            raise ValueError(f"sparsities are {stops}; give increasing numbers between 0 and 1, both left out.")
+        if len(self.errors) != len(self.layers) or any(len(row) != len(stops) for row in self.errors):
+            raise ValueError(f"errors must have a row for each of {len(self.layers)} layers and {len(stops)} columns.")
+        if not all(math.isfinite(error) for row in self.errors for error in row):
+            raise ValueError("A sensitivity holds an error that is not finite.")
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Sensitivity:
+        """Return the sensitivity of which `dataclasses.asdict` made plain JSON types."""
+        errors = tuple(tuple(row) for row in found["errors"])
+        return cls(tuple(found["layers"]), tuple(found["sparsities"]), errors, found["unit"])
 
 
-def _random_key(weight: Tensor, seed: int, place: int) -> Callable[[], Tensor]:
-    """Return random integers that are the same at every call, and on every device."""
+@torch.no_grad()
+def estimate_sensitivity(
+    weights: Mapping[str, Tensor],
+    sparsities: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99),
+) -> Sensitivity:
+    """Estimate from the weights alone: the share of a layer's energy, the sum of its squares, that pruning removes.
 
-    def draw() -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
-        drawn = torch.randint(2**31 - 1, weight.shape, generator=generator, dtype=torch.int32)
-        return drawn.to(weight.device)
+    Args:
+        weights: name -> tensor.
+        sparsities: increasing stops in (0, 1).
+    """
+    rows = []
+    for weight in weights.values():
+        energy = weight.detach().flatten().double().square().sort().values.cumsum(0)
+        counts = [round(s * len(energy)) for s in sparsities]
+        whole = energy[-1].item() or 1.0
+        rows.append(tuple(energy[k - 1].item() / whole if k else 0.0 for k in counts))
+    return Sensitivity(tuple(weights), tuple(sparsities), tuple(rows), "share of the layer's energy removed")
 
-    return draw
+
+def allocate(sensitivity: Sensitivity, sparsity: float, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return name -> number of zeros, round(sparsity * n) in all, so that the errors, added up, are smallest.
+
+    Each layer's curve, error against zeros, is made non-decreasing (running maximum) and replaced by its lower convex
+    hull, so that every further zero costs at least as much as the one before.  Zeros are then given out segment by
+    segment, cheapest error per zero first, the last only as far as needed.  For convex curves that add up, this greedy
+    order is optimal; that the errors of layers add up is an assumption.
+
+    Args:
+        sensitivity: of exactly these layers.
+        sparsity: of all together, in [0, 1).
+        weights: name -> tensor; only their sizes count.
+
+    Raises:
+        ValueError: other layers than those measured, or more zeros than the last stop allows.
+    """
+    if strange := sorted(set(sensitivity.layers) ^ set(weights)):
+        raise ValueError(
+            f"The sensitivity was taken for other layers; for example, {strange[0]} is only in one of both. "
+            "Measure it on this module, with the same ignore."
+        )
+    errors = dict(zip(sensitivity.layers, sensitivity.errors, strict=True))
+    segments = []  # (error per zero, zeros, layer)
+    for name, weight in weights.items():
+        counts = [round(s * weight.numel()) for s in sensitivity.sparsities]
+        segments += [(slope, zeros, name) for slope, zeros in _hull_segments(counts, errors[name])]
+    wanted = round(sparsity * sum(weight.numel() for weight in weights.values()))
+    allowed = sum(zeros for _, zeros, _ in segments)
+    if wanted > allowed:
+        raise ValueError(
+            f"sparsity={sparsity} needs {wanted:,} zeros, but the sensitivity was taken up to "
+            f"{sensitivity.sparsities[-1]} only, which allows {allowed:,}. Take it at a higher stop."
+        )
+    given = dict.fromkeys(weights, 0)
+    for _, zeros, name in sorted(segments, key=lambda segment: segment[0]):  # stable: layers keep their order
+        taken = min(zeros, wanted)
+        given[name] += taken
+        wanted -= taken
+    return given
+
+
+def _hull_segments(counts: Sequence[int], errors: Sequence[float]) -> list[tuple[float, int]]:
+    """Return (error per zero, zeros) of the lower convex hull of a curve through (0, 0), slopes increasing."""
+    hull: list[tuple[int, float]] = [(0, 0.0)]
+    highest = 0.0
+    for count, error in zip(counts, errors, strict=True):
+        highest = max(highest, error)
+        if count == hull[-1][0]:  # a tiny layer: two stops are the same number of zeros
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (count, highest)):
+            hull.pop()
+        hull.append((count, highest))
+    return [(_slope(a, b), b[0] - a[0]) for a, b in zip(hull, hull[1:], strict=False)]
+
+
+def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])

@@ -1,9 +1,8 @@
 """N:M sparsity: of every M weights in a row at most N stay (Mishra et al. 2021; 2:4 is what some GPUs can multiply).
 
 A group is M neighbours along the input of a layer: the columns of a linear layer, the input channels of a convolution
-at one place of its kernel.  With 2:4 half of the weights go, in a pattern regular enough for hardware: NVIDIA's sparse
-tensor cores (compute capability 8.0 and later) skip them.  `to_semi_structured` hands such linear layers to PyTorch's
-kernels; convolutions have none, so they keep their zeros and their speed.
+at one place of its kernel.  NVIDIA's sparse tensor cores skip half of a 2:4 linear layer; convolutions have no such
+kernels, so they keep their zeros and their speed.
 """
 
 from __future__ import annotations
@@ -13,14 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .masks import PrunedWeights, check_unpruned
+from .masks import PrunedWeights
 from .select import IGNORE, prunable_weights
-
-__all__ = ["nm_mask", "prune_nm", "semi_structured_problem", "to_semi_structured"]
-
-# What torch.sparse.to_sparse_semi_structured takes with its CUTLASS kernels: dtype -> multiples of (rows, columns).
-MULTIPLES = {torch.float16: (32, 64), torch.bfloat16: (32, 64)}
-CAPABILITY = (8, 0)
 
 
 @torch.no_grad()
@@ -65,7 +58,6 @@ def prune_nm(module: nn.Module, n: int = 2, m: int = 4, *, ignore: Iterable[str]
     """
     _check_pattern(n, m)
     chosen = prunable_weights(module, ignore)
-    check_unpruned(chosen.weights)
     fits = {name: w for name, w in chosen.weights.items() if w.ndim > 1 and w.shape[1] % m == 0}
     if not fits:
         raise ValueError(f"No layer of {type(module).__name__} has an input that is a multiple of {m}.")
@@ -74,21 +66,12 @@ def prune_nm(module: nn.Module, n: int = 2, m: int = 4, *, ignore: Iterable[str]
     return PrunedWeights(module, masks, f"{n}:{m}", 1 - n / m, {**chosen.ignored, **spared})
 
 
-def semi_structured_problem(weight: Tensor) -> str:
-    """Say why a weight cannot be given to the 2:4 kernels, or "" if it can."""
-    if weight.ndim != 2:
-        return f"has shape {tuple(weight.shape)}; the kernels multiply matrices, and convolutions have none"
-    if weight.dtype not in MULTIPLES:
-        kinds = " or ".join(str(kind).removeprefix("torch.") for kind in MULTIPLES)
-        return f"is {str(weight.dtype).removeprefix('torch.')}; cast to {kinds} first"
-    rows, columns = MULTIPLES[weight.dtype]
-    if weight.shape[0] % rows or weight.shape[1] % columns:
-        return f"has shape {tuple(weight.shape)}; rows must be a multiple of {rows} and columns of {columns}"
-    if (weight.detach().reshape(-1, 4) != 0).sum(1).max() > 2:
-        return "has groups of four with more than two weights that are not zero; prune with prune_nm first"
-    return ""
+def _check_pattern(n: int, m: int) -> None:
+    if not all(isinstance(x, int) and not isinstance(x, bool) for x in (n, m)) or not 1 <= n < m:
+        raise ValueError(f"{n!r}:{m!r} is no pattern; give whole numbers with 1 <= n < m, as in 2:4.")
 
 
+@torch.no_grad()
 def to_semi_structured(module: nn.Module) -> dict[str, str]:
     """Replace the weights of linear layers by PyTorch's semi-structured form, in place and for good.
 
@@ -105,38 +88,38 @@ def to_semi_structured(module: nn.Module) -> dict[str, str]:
         ValueError: no such hardware, or no layer that can be converted; nothing is changed then.
     """
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    problems = {path: semi_structured_problem(layer.weight) for path, layer in layers.items()}
-    ready = [path for path, problem in problems.items() if not problem]
+    problems = {path: why for path, layer in layers.items() if (why := _problem(layer.weight))}
+    ready = [layer for path, layer in layers.items() if path not in problems]
     if not ready:
-        first = next(iter(problems.items()), None)
-        example = f" For example, {first[0] or 'the layer'} {first[1]}." if first else ""
+        example = "".join(f" For example, {path or 'the layer'} {why}." for path, why in list(problems.items())[:1])
         raise ValueError(
             f"None of the {len(layers)} linear layers of {type(module).__name__} can be converted.{example}"
         )
-    check_hardware(layers[ready[0]].weight.device)
-    with torch.no_grad():
-        for path in ready:
-            packed = torch.sparse.to_sparse_semi_structured(layers[path].weight.detach())
-            layers[path].weight = nn.Parameter(packed, requires_grad=False)
-    return {path: problem for path, problem in problems.items() if problem}
+    _check_hardware(ready[0].weight.device)
+    for layer in ready:
+        packed = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+    return problems
 
 
-def check_hardware(device: torch.device) -> None:
-    """Raise ValueError unless `device` multiplies 2:4 sparse matrices."""
+def _problem(weight: Tensor) -> str:
+    """Say why PyTorch's CUTLASS kernels do not take a matrix, or "" if they do."""
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"is {str(weight.dtype).removeprefix('torch.')}; cast to float16 or bfloat16 first"
+    if weight.shape[0] % 32 or weight.shape[1] % 64:
+        return f"has shape {tuple(weight.shape)}; rows must be a multiple of 32 and columns of 64"
+    if (weight.detach().reshape(-1, 4) != 0).sum(1).max() > 2:
+        return "has groups of four with more than two weights that are not zero; prune with prune_nm first"
+    return ""
+
+
+def _check_hardware(device: torch.device) -> None:
+    needed = "2:4 kernels need an NVIDIA GPU of compute capability 8.0 or later (Ampere, 2020)."
     if device.type != "cuda":
         raise ValueError(
-            f"The weights are on {device.type!r}; 2:4 kernels need an NVIDIA GPU of compute capability "
-            f"{CAPABILITY[0]}.{CAPABILITY[1]} or later (Ampere, 2020). Elsewhere zeros are multiplied like any number."
+            f"The weights are on {device.type!r}; {needed} Elsewhere zeros are multiplied like any number."
         )
     found = torch.cuda.get_device_capability(device)
-    if found < CAPABILITY:
+    if found < (8, 0):
         name = torch.cuda.get_device_name(device)
-        raise ValueError(
-            f"{name} has compute capability {found[0]}.{found[1]}; 2:4 kernels need {CAPABILITY[0]}.{CAPABILITY[1]} "
-            "or later (Ampere, 2020)."
-        )
-
-
-def _check_pattern(n: int, m: int) -> None:
-    if not all(isinstance(x, int) and not isinstance(x, bool) for x in (n, m)) or not 1 <= n < m:
-        raise ValueError(f"{n!r}:{m!r} is no pattern; give whole numbers with 1 <= n < m, as in 2:4.")
+        raise ValueError(f"{name} has compute capability {found[0]}.{found[1]}; {needed}")

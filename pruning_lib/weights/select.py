@@ -1,23 +1,13 @@
 """Which weights may be pruned, and which are left alone.
 
-Magnitude pruning compares weights with each other, and that only makes sense where many of them do the same job.  Four
-groups are left alone by default:
-
-- `ends`: the layers that touch the sample itself (`conv_in`, `conv_out`, patch embedding, last projection).  They hold
-  few weights, and everything passes through them.
-- `norms`: scales and shifts of normalisation layers; one number multiplies or moves a whole channel, and a good value
-  is near 1, so its size says nothing about its worth.
-- `biases`: few, and a bias that is small is no less needed.
-- `embeddings`: tables that are looked up (tokens, positions, classes, scale-and-shift tables); a row is used whole, and
-  rare rows are small because they were trained rarely.
-
-What remains are the weights of convolutions and linear layers, in a denoiser more than 99 % of all.
+Comparing sizes makes sense where many weights do the same job: in convolutions and linear layers, in a denoiser more
+than 99 % of all.  The layers next to the sample, norms, biases and embeddings are spared unless the caller says so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -27,11 +17,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..checks import nearest
 
-__all__ = ["GROUPS", "IGNORE", "Selection", "group_of", "prunable_weights"]
-
-GROUPS = ("ends", "norms", "biases", "embeddings")
+GROUPS = (
+    "ends",  # conv_in, conv_out, patch embedding, last projection: few weights, and everything passes through them
+    "norms",  # one number scales or shifts a whole channel; a good scale is near 1, so its size says nothing
+    "biases",  # few, and a small one is no less needed
+    "embeddings",  # tables that are looked up: a row is used whole, and rare rows are small because they are rare
+)
 IGNORE = GROUPS
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Names that diffusers gives to the layers next to the sample, at any depth and at the top of a model.
 _ENDS_ANYWHERE = ("conv_in", "conv_out", "quant_conv", "post_quant_conv")
@@ -56,14 +49,55 @@ class Selection:
         return sum(weight.numel() for weight in self.weights.values())
 
 
-def group_of(owner: nn.Module, path: str, own_name: str) -> str:
-    """Say to which group a parameter belongs: one of `GROUPS`, or "weights".
+def prunable_weights(module: nn.Module, ignore: Iterable[str] = IGNORE) -> Selection:
+    """Choose the weights of a module that may be pruned.
 
     Args:
-        owner: the module that holds the parameter.
-        path: its path in the model, "" for the model itself.
-        own_name: the parameter's name in its owner, as in "weight".
+        module: a denoiser, a VAE, a text encoder, or any other module; a part of one works too.
+        ignore: groups (see `GROUPS`), and patterns of parameter names or module paths with `*` and `?`, as in
+            "mid_block*" or "*.attn2.*"; a path also spares all below it. An empty list spares nothing.
+
+    Raises:
+        TypeError: not a module, or no list of texts.
+        ValueError: a pattern that matches nothing, nothing left to prune, or weights that have no order of size: on the
+            meta device, of a type that is no floating point (quantised), or not finite.
     """
+    if not isinstance(module, nn.Module):
+        hint = " Give one of its parts, as in pipe.unet." if hasattr(module, "components") else ""
+        raise TypeError(f"Expected a torch module, got {type(module).__name__}.{hint}")
+    if isinstance(ignore, str):
+        raise TypeError(f"ignore is the string {ignore!r}; give a list, as in [{ignore!r}].")
+    words = list(ignore)
+    for word in words:
+        if not isinstance(word, str) or not word:
+            raise TypeError(f"ignore holds {word!r}; give names of groups ({', '.join(GROUPS)}) or patterns.")
+    weights, ignored, used = {}, {}, set(GROUPS)
+    for name, parameter in module.named_parameters():
+        group = _group_of(module, name)
+        spared_by = [word for word in words if word == group or (word not in GROUPS and _matches(word, name))]
+        used.update(spared_by)
+        if spared_by:
+            ignored[name] = spared_by[0]
+        else:
+            weights[name] = parameter
+    for word in words:
+        if word not in used:
+            paths = [path for path, _ in module.named_modules() if path]
+            known = nearest(word, [*GROUPS, *paths, *weights, *ignored])
+            raise ValueError(f"ignore={word!r} matches no parameter of {type(module).__name__}. {known}")
+    if not weights:
+        raise ValueError(
+            f"{type(module).__name__} has no weights to prune: {len(ignored)} parameters are left alone "
+            f"({', '.join(words) or 'none asked'}). Shorten ignore."
+        )
+    _check_values(weights)
+    return Selection(weights, ignored)
+
+
+def _group_of(module: nn.Module, name: str) -> str:
+    """Return one of `GROUPS`, or "weights"."""
+    path, _, own_name = name.rpartition(".")
+    owner = module.get_submodule(path)
     if "Norm" in type(owner).__name__:
         return "norms"
     if own_name.endswith("bias") or own_name.startswith("bias"):
@@ -75,67 +109,8 @@ def group_of(owner: nn.Module, path: str, own_name: str) -> str:
     return "weights"
 
 
-def prunable_weights(module: nn.Module, ignore: Iterable[str] = IGNORE) -> Selection:
-    """Choose the weights of a module that may be pruned.
-
-    Args:
-        module: a denoiser, a VAE, a text encoder, or any other module; a part of one works too.
-        ignore: groups (see `GROUPS`), and patterns of parameter names or module paths with `*` and `?`, as in
-            "mid_block*" or "*.attn2.*"; a path also spares all below it. An empty list spares nothing.
-
-    Raises:
-        TypeError: not a module, or one string in place of a list.
-        ValueError: a pattern that matches nothing, nothing left to prune, or weights on the meta device, of a type that
-            is no floating point (quantised), or not finite.
-    """
-    if not isinstance(module, nn.Module):
-        hint = " Give one of its parts, as in pipe.unet." if hasattr(module, "components") else ""
-        raise TypeError(f"Expected a torch module, got {type(module).__name__}.{hint}")
-    patterns = _patterns(ignore)
-    parameters = dict(module.named_parameters())
-    owners = dict(module.named_modules())
-    weights, spared, used = {}, {}, set()
-    for name, parameter in parameters.items():
-        path, _, own_name = name.rpartition(".")
-        group = group_of(owners[path], path, own_name)
-        by = [word for word in patterns if word == group or (word not in GROUPS and _matches(word, name))]
-        used.update(by)
-        if by:
-            spared[name] = by[0]
-        else:
-            weights[name] = parameter
-    for word in patterns:
-        if word not in used and word not in GROUPS:
-            options = [*GROUPS, *dict.fromkeys(part for name in parameters for part in _prefixes(name))]
-            raise ValueError(
-                f"ignore={word!r} matches no parameter of {type(module).__name__}. {nearest(word, options)}"
-            )
-    if not weights:
-        raise ValueError(
-            f"{type(module).__name__} has no weights to prune: {len(parameters)} parameters, "
-            f"{len(spared)} of them left alone ({', '.join(patterns) or 'none asked'}). Shorten ignore."
-        )
-    _check_values(weights)
-    return Selection(weights, spared)
-
-
-def _patterns(ignore: Iterable[str]) -> Sequence[str]:
-    if isinstance(ignore, str):
-        raise TypeError(f"ignore is the string {ignore!r}; give a list, as in [{ignore!r}].")
-    patterns = list(ignore)
-    wrong = [word for word in patterns if not isinstance(word, str) or not word]
-    if wrong:
-        raise TypeError(f"ignore holds {wrong[0]!r}; give names of groups ({', '.join(GROUPS)}) or patterns.")
-    return patterns
-
-
 def _matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
-
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 def _check_values(weights: Mapping[str, torch.Tensor]) -> None:
@@ -145,8 +120,8 @@ def _check_values(weights: Mapping[str, torch.Tensor]) -> None:
                 f"{name} is on the meta device: it has a shape and no values. Load the weights first, "
                 "as in pl.load or from_pretrained."
             )
-        if weight.dtype not in FLOATS:
-            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
+        if weight.dtype not in _FLOATS:
+            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in _FLOATS)
             raise ValueError(
                 f"{name} is of type {str(weight.dtype).removeprefix('torch.')}; allowed: {allowed}. "
                 "Prune before quantising, or leave it alone."

@@ -9,8 +9,7 @@ from on_gpu import STEPS, draw, macs_of_run, relative, some, waits
 from torch._dynamo.utils import counters
 
 import pruning_lib as pl
-from pruning_lib.steps.replay import Replay
-from pruning_lib.steps.reuse import Turn, reusing
+from pruning_lib.steps.replay import HOLDS, Replay, hold_of
 from pruning_lib.steps.schedule import grid_of
 
 
@@ -46,29 +45,28 @@ def test_the_macs_that_are_claimed_are_the_macs_that_run(shared, grid_for):
     assert whole - left == samples * (grid.full().macs() - schedule.macs()) > 0
 
 
-# What a call may read on a CPU, where reading makes nobody wait: its timestep, to tell the row; and to carry a
-# prediction on, two angles, a sine and a cosine, which are computed on the CPU on every machine.
-CPU_READS = {"output": 1, "prediction": 5}
+# What a call may read on a CPU, where reading makes nobody wait: its timestep, to tell the row.
+CPU_READS = 1
 
 
-@pytest.mark.parametrize("reuse", CPU_READS)
-def test_nobody_waits_inside_the_loop(reuse, shared, grid_for):
-    pipe, schedule = shared(), some(grid_for(STEPS))
+@pytest.mark.parametrize("hold", HOLDS)
+def test_nobody_waits_inside_the_loop(hold, shared, grid_for):
+    pipe, schedule = shared(), some(grid_for(STEPS)).holding(hold)
     plain = draw(pipe)  # the first run makes handles and plans
     with waits(pipe) as unpruned:
         draw(pipe)
     assert unpruned["calls"] == [0] * STEPS, "the denoiser alone does not wait"
     with schedule.grid.full().applied(pipe), waits(pipe, refuse_above=1):
         assert torch.equal(draw(pipe), plain)
-    with reusing(schedule, reuse).applied(pipe) as control:
-        with waits(pipe, refuse_above=CPU_READS[reuse]):
+    with schedule.applied(pipe) as control:
+        with waits(pipe, refuse_above=CPU_READS):
             draw(pipe)
         assert control.called < STEPS, "some call was skipped"
         with waits(pipe) as pruned:
             draw(pipe)
     on_cuda = pipe.unet.device.type == "cuda"
     assert len(pruned["calls"]) == STEPS and pruned["calls"][0] == 1, "one read, to learn where the run begins"
-    assert max(pruned["calls"][1:]) <= (0 if on_cuda else CPU_READS[reuse])
+    assert max(pruned["calls"][1:]) <= (0 if on_cuda else CPU_READS)
     # The scheduler waits at every step, with or without us. Ours: the timesteps as a list, before the loop; that read.
     more = pruned["all"] - unpruned["all"]
     assert more <= 2 if on_cuda else more == sum(pruned["calls"])
@@ -87,16 +85,17 @@ def test_waiting_would_be_noticed(shared):
         hook.remove()
 
 
-@pytest.mark.parametrize("reuse", CPU_READS)
-def test_only_the_first_timestep_of_an_accelerator_is_read(reuse, shared, grid_for):
+@pytest.mark.parametrize("hold", HOLDS)
+def test_only_the_first_timestep_of_an_accelerator_is_read(hold, shared, grid_for):
     """The branch that a GPU takes, on any machine: a meta tensor has no value that could be read."""
     schedule = some(grid_for(STEPS))
-    control = Replay(schedule, Turn.of(shared().scheduler) if reuse == "prediction" else None)
+    calls, hold = schedule.grid.calls(schedule.on), hold_of(hold, shared().scheduler)
+    control = Replay(schedule.live(), calls, schedule.grid.timesteps, hold)
     sample = torch.zeros(1, 4, 16, 16)
     for row, t in enumerate(schedule.grid.timesteps):
         timestep = torch.empty((), device="meta") if row else torch.tensor(t)
         control.denoiser(lambda: (sample,), (sample, timestep), {}, None)
-    assert control.called == schedule.grid.calls(schedule.on).sum()
+    assert control.called == calls.sum()
     with pytest.raises(RuntimeError, match="meta"):
         float(timestep)
 

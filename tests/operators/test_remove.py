@@ -13,8 +13,9 @@ from tiny_denoisers import make, run
 from torch import nn
 
 import pruning_lib as pl
-from pruning_lib.operators.plan import Plan
-from pruning_lib.operators.remove import CONFIG_KEY, change_operators, remove_operators
+from pruning_lib.operators.find import KINDS, find_operators
+from pruning_lib.operators.plan import Plan, plan_for
+from pruning_lib.operators.remove import CONFIG_KEY, change_operators, load_pruned, remove_operators
 
 CUT = ["mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.1.attentions.0.transformer_blocks.0.attn1"]
 PLAIN = ["mid_block.attentions.0", "down_blocks.0.downsamplers.0", "up_blocks.0.resnets.0"]
@@ -33,24 +34,24 @@ def bits(model: nn.Module) -> dict[str, bytes]:
     return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
 
 
-def test_a_cut_is_taken_back_bit_for_bit():
+@pytest.mark.parametrize("how", ["by hand", "at the end of a block", "after an error"])
+def test_a_cut_is_taken_back_bit_for_bit(how):
     model = make()
     out, weights, config = run(model), bits(model), dict(model.config)
-    cut = change_operators(model, CUT)
+    handle = change_operators(model, CUT)
     assert not torch.equal(run(model), out) and CONFIG_KEY in model.config
-    assert "in place" in repr(cut) and CUT[0] in repr(cut)
-    cut.restore()
-    cut.restore()
+    assert "in place" in repr(handle) and CUT[0] in repr(handle)
+    if how == "by hand":
+        handle.restore()
+        handle.restore()
+    elif how == "at the end of a block":
+        with handle:
+            pass
+    else:
+        with pytest.raises(RuntimeError, match="stop"), handle:
+            raise RuntimeError("stop")
     assert torch.equal(run(model), out) and bits(model) == weights and dict(model.config) == config
-    assert list(model.state_dict()) == list(weights)
-
-
-def test_a_cut_is_taken_back_after_an_error():
-    model = make()
-    out = run(model)
-    with pytest.raises(RuntimeError, match="stop"), change_operators(model, CUT):
-        raise RuntimeError("stop")
-    assert torch.equal(run(model), out)
+    assert list(model.state_dict()) == list(weights) and "taken back" in repr(handle)
 
 
 def test_what_is_removed_is_gone_with_the_norm_that_served_it():
@@ -76,24 +77,18 @@ def test_the_given_pipeline_stays_and_nothing_trainable_is_shared():
     assert CONFIG_KEY not in pipe.unet.config
 
 
-def test_round_trip_is_bit_equal(tmp_path):
-    small = remove_operators(pipeline(), PLAIN)
+def test_round_trips_are_bit_equal_also_of_two_cuts_in_a_row(tmp_path):
+    once = remove_operators(pipeline(), PLAIN[:1])
+    small = remove_operators(once, PLAIN[1:])
+    assert len(small.unet.config[CONFIG_KEY]["plans"]) == 2 and len(once.unet.config[CONFIG_KEY]["plans"]) == 1
     small.save_pretrained(tmp_path / "small")
-    back = pl.load_pruned(tmp_path / "small")
+    back = load_pruned(tmp_path / "small")
     assert bits(back.unet) == bits(small.unet) and not back.unet.training
     assert (picture(back) == picture(small)).all()
     assert back.unet.config[CONFIG_KEY] == json.loads((tmp_path / "small/unet/config.json").read_text())[CONFIG_KEY]
     back.save_pretrained(tmp_path / "again")
-    assert bits(pl.load_pruned(tmp_path / "again").unet) == bits(small.unet)
-    assert pl.load_pruned(tmp_path / "small", dtype=torch.bfloat16).unet.dtype == torch.bfloat16
-
-
-def test_two_cuts_in_a_row_are_both_stored(tmp_path):
-    once = remove_operators(pipeline(), PLAIN[:1])
-    twice = remove_operators(once, PLAIN[1:])
-    twice.save_pretrained(tmp_path)
-    assert bits(pl.load_pruned(tmp_path).unet) == bits(twice.unet)
-    assert len(twice.unet.config[CONFIG_KEY]["plans"]) == 2 and len(once.unet.config[CONFIG_KEY]["plans"]) == 1
+    assert bits(load_pruned(tmp_path / "again").unet) == bits(small.unet)
+    assert load_pruned(tmp_path / "small", dtype=torch.bfloat16).unet.dtype == torch.bfloat16
 
 
 def test_tables_that_are_not_saved_are_computed_again(tmp_path):
@@ -101,11 +96,10 @@ def test_tables_that_are_not_saved_are_computed_again(tmp_path):
     dit = DiTPipeline(make("dit"), vae, DDIMScheduler(), id2label={0: "cat"})
     small = remove_operators(dit, ["transformer_blocks.1", "transformer_blocks.0.attn1"])
     small.save_pretrained(tmp_path)
-    back = pl.load_pruned(tmp_path)
-    assert torch.equal(run(back.transformer), run(small.transformer))
+    assert torch.equal(run(load_pruned(tmp_path).transformer), run(small.transformer))
 
 
-def test_plain_diffusers_warns_and_our_loader_refuses(tmp_path, caplog):
+def test_plain_diffusers_warns(tmp_path, caplog):
     remove_operators(pipeline(), PLAIN).save_pretrained(tmp_path)
     logger = logging.getLogger("diffusers")
     logger.propagate, before = True, logger.propagate
@@ -114,44 +108,41 @@ def test_plain_diffusers_warns_and_our_loader_refuses(tmp_path, caplog):
     finally:
         logger.propagate = before
     assert CONFIG_KEY in caplog.text and "newly initialized" in caplog.text
-    with pytest.raises(ValueError, match="pl.load_pruned"):
-        pl.load(tmp_path)
 
 
-def test_a_plan_for_another_model_is_refused(tmp_path):
-    plan = Plan.from_dict(remove_operators(pipeline(), PLAIN).unet.config[CONFIG_KEY]["plans"][0])
+def test_a_plan_for_another_model_is_refused():
+    plan = plan_for(PLAIN, find_operators(make("unet"), tuple(KINDS)))
     with pytest.raises(ValueError, match="made for a UNet2DModel.*this denoiser is a UNet2DConditionModel"):
         change_operators(make(), plan)
-    model = make("unet")
-    change_operators(model, plan)
-    with pytest.raises(ValueError, match="it was pruned before"):
-        change_operators(model, plan)
     with pytest.raises(ValueError, match="score this one"):
         remove_operators(pipeline("unet with resampling resnets"), plan)
-    # The same structure with other weights is what a fine-tuned model is.
-    assert remove_operators(pipeline(seed=1), plan)
+    small = remove_operators(pipeline(seed=1), plan)  # other weights of the same structure, as after fine-tuning
+    with pytest.raises(ValueError, match="it was pruned before"):
+        remove_operators(small, plan)
 
 
-def test_a_plan_survives_its_file_and_bad_files_are_named(tmp_path):
-    model = make()
-    plan = change_operators(model, {CUT[0]: "identity", CUT[1]: None}).plan
-    assert Plan.load(plan.save(tmp_path / "plan.json")) == plan and len(plan) == 2
+def test_a_plan_survives_its_file_and_drops_what_lies_inside(tmp_path):
+    operators = find_operators(make(), tuple(KINDS))
+    plan = plan_for({CUT[0]: "identity", f"{CUT[0]}.conv1": None, CUT[1]: None}, operators)
+    assert Plan.load(plan.save(tmp_path / "plan.json")) == plan and plan.paths == CUT[:2]
     assert "mid_block.resnets.0: identity" in str(plan)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="bad.json is not JSON"):
-        Plan.load(tmp_path / "bad.json")
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a list, not a plan"):
-        Plan.load(tmp_path / "list.json")
-    with pytest.raises(ValueError, match="This is no plan"):
-        Plan.from_dict({"version": 1})
-    with pytest.raises(ValueError, match="version 2"):
-        Plan.from_dict({**plan.to_dict(), "version": 2})
+    old = {"version": 1, "base": plan.base.to_dict(), "changes": plan.changes}
+    assert Plan.from_dict(json.loads(json.dumps(old))) == plan, "as written before files said their format"
 
 
-def test_inner_operators_of_a_removed_one_are_dropped():
-    with change_operators(make(), ["mid_block.attentions.0.transformer_blocks.0.ff", "mid_block.attentions.0"]) as cut:
-        assert cut.plan.paths == ["mid_block.attentions.0"]
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "plan.json is not valid JSON"),
+        ("[]", "plan.json holds no plan, but list"),
+        ('{"version": 1}', "plan.json is a damaged plan"),
+        ('{"version": 2}', "plan.json is a plan of version 2"),
+    ],
+)
+def test_bad_plans_are_named(tmp_path, text, says):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        Plan.load(tmp_path / "plan.json")
 
 
 def test_bad_changes_change_nothing():
@@ -167,26 +158,25 @@ def test_bad_changes_change_nothing():
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(OSError, match="no model_index.json"):
-        pl.load_pruned(tmp_path)
-    pipeline().save_pretrained(tmp_path / "whole")
-    with pytest.raises(ValueError, match="was not pruned here"):
-        pl.load_pruned(tmp_path / "whole")
+    def refused(kind, says):
+        with pytest.raises(kind, match=says):
+            load_pruned(tmp_path)
+
+    refused(OSError, "model_index.json")
+    pipeline().save_pretrained(tmp_path)
+    refused(ValueError, "was not pruned here")
     remove_operators(pipeline(), PLAIN).save_pretrained(tmp_path)
     config, weights = tmp_path / "unet/config.json", tmp_path / "unet/diffusion_pytorch_model.safetensors"
     text = config.read_text()
-    config.write_text(text.replace('"layers_per_block": 1', '"layers_per_block": 2'))
-    with pytest.raises(ValueError, match="plans in .* do not fit the configuration"):
-        pl.load_pruned(tmp_path)
+    for old, new in (('"layers_per_block": 1', '"layers_per_block": 2'), ("UNet2DModel", "UNet7DModel")):
+        config.write_text(text.replace(old, new))
+        refused(ValueError, "plans in .* do not fit the configuration")
     config.write_text(text)
     tensors = load_file(weights)
     name = next(iter(tensors))
     save_file({k: v for k, v in tensors.items() if k != name}, weights)
-    with pytest.raises(ValueError, match=f"missing: {name}"):
-        pl.load_pruned(tmp_path)
+    refused(ValueError, f"missing: {name}")
     save_file({**tensors, "stranger": tensors[name].clone()}, weights)
-    with pytest.raises(ValueError, match="unknown: stranger"):
-        pl.load_pruned(tmp_path)
+    refused(ValueError, "unknown: stranger")
     weights.unlink()
-    with pytest.raises(OSError, match="no diffusion_pytorch_model"):
-        pl.load_pruned(tmp_path)
+    refused(OSError, "no diffusion_pytorch_model")

@@ -8,83 +8,31 @@ from torch import nn
 
 from pruning_lib.denoisers import example_inputs
 
-__all__ = ["DENOISERS", "make", "run"]
-
-
-def _unet() -> nn.Module:
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=2,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-
-
-def _plain_unet() -> nn.Module:
-    return UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-
-
-def _resampling_resnets() -> nn.Module:
-    return UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    )
-
-
-def _dit() -> nn.Module:
-    return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=4,
-        num_layers=2,
-        sample_size=8,
-        norm_num_groups=4,
-        num_embeds_ada_norm=10,
-    )
-
-
-def _pixart() -> nn.Module:
-    return PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        cross_attention_dim=8,
-        caption_channels=6,
-        norm_num_groups=4,
-        use_additional_conditions=False,
-    )
-
+_UNET = {"sample_size": 8, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
+_PLAIN = {**_UNET, "layers_per_block": 1, "in_channels": 4, "out_channels": 4}
+_TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 8}
+_TRANSFORMER |= {"num_layers": 2, "sample_size": 8, "norm_num_groups": 4}
 
 DENOISERS = {
-    "unet with text": _unet,
-    "unet": _plain_unet,
-    "unet with resampling resnets": _resampling_resnets,
-    "dit": _dit,
-    "pixart": _pixart,
+    "unet with text": lambda: UNet2DConditionModel(
+        layers_per_block=2,
+        cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **_UNET,
+    ),
+    "unet": lambda: UNet2DModel(
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), **_PLAIN
+    ),
+    "unet with resampling resnets": lambda: UNet2DModel(
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        **_PLAIN,
+    ),
+    "dit": lambda: DiTTransformer2DModel(num_embeds_ada_norm=1000, **_TRANSFORMER),  # class 1000 is "no class"
+    "pixart": lambda: PixArtTransformer2DModel(
+        cross_attention_dim=8, caption_channels=6, use_additional_conditions=False, **_TRANSFORMER
+    ),
 }
 
 

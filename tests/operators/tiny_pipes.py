@@ -12,7 +12,6 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
-    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     LDMPipeline,
     PixArtAlphaPipeline,
@@ -24,8 +23,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 import pruning_lib
 
-__all__ = ["PIPES", "PROMPTS", "pipe_of"]
-
 _TOKENIZER = Path(pruning_lib.__file__).parents[1] / "pruning_book" / "models" / "emoji-sd" / "tokenizer"
 
 
@@ -35,17 +32,9 @@ def _vae(cls=AutoencoderKL):
 
 def _sd() -> StableDiffusionPipeline:
     tokenizer = CLIPTokenizer.from_pretrained(_TOKENIZER)
-    text = CLIPTextConfig(
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    words = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **sizes, **words)
     tokenizer.model_max_length = 16
     return StableDiffusionPipeline(
         vae=_vae(),
@@ -71,28 +60,10 @@ def _pixart() -> PixArtAlphaPipeline:
     )
 
 
-def _dit() -> DiTPipeline:
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(  # the pipeline takes class 1000 as "no class"
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        norm_num_groups=4,
-        num_embeds_ada_norm=1000,
-    ).eval()
-    with torch.no_grad():
-        for weight in transformer.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
-    return DiTPipeline(transformer, _vae(), DDPMScheduler())
-
-
 PIPES = {
     "text": _sd,
     "text, transformer": _pixart,
-    "classes": _dit,
+    "classes": lambda: DiTPipeline(make("dit"), _vae(), DDPMScheduler()),
     "random steps": lambda: DDPMPipeline(make("unet"), DDPMScheduler()),
     "unconditional": lambda: DDIMPipeline(make("unet"), DDIMScheduler()),
     "unconditional latents": lambda: LDMPipeline(_vae(VQModel), make("unet"), DDIMScheduler()),

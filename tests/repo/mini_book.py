@@ -59,7 +59,7 @@ class MiniBook:
         _write(folder / "_toc.yml", f"format: jb-book\nroot: book/index\nchapters:\n  - file: {PAGE}\n")
         _write(folder / "book/index.md", "# Mini\n\nHello.\n")
         _write(folder / "book/references.bib", "")
-        _write(folder / "pruning_book/start.py", NOTEBOOK_MODULE)
+        _write(folder / "pruning_book/__init__.py", NOTEBOOK_MODULE)
         self.library(1)
         self.chapter("from pruning_lib import ANSWER\n\nprint('the answer is', ANSWER)")
 

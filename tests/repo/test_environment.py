@@ -19,6 +19,7 @@ tomllib = pytest.importorskip("tomllib", reason="the pins are for Python 3.11 an
 ROOT = Path(__file__).resolve().parents[2]
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = METADATA["optional-dependencies"]
+INSTALLED = METADATA["dependencies"] + sum((EXTRAS[name] for name in ("structured", "book", "site", "test")), [])
 
 
 def requirements(name: str) -> list[Requirement]:
@@ -65,7 +66,7 @@ def test_every_pin_is_exact_and_installed() -> None:
         assert pin.specifier.contains(importlib.metadata.version(name).split("+")[0]), name
 
 
-@pytest.mark.parametrize("requirement", METADATA["dependencies"] + EXTRAS["book"] + EXTRAS["test"])
+@pytest.mark.parametrize("requirement", INSTALLED)
 def test_the_lock_meets_every_bound(requirement: str) -> None:
     wanted = Requirement(requirement)
     (specifier,) = PINS[canonicalize_name(wanted.name)].specifier
@@ -80,11 +81,11 @@ def test_choices_are_in_the_lock() -> None:
 
 
 def test_traps_stay_closed() -> None:
-    assert "jupyter-book<2,>=1.0.4" in as_set(EXTRAS["book"])
+    assert "jupyter-book<2,>=1.0.4" in as_set(EXTRAS["site"])
     assert {"scipy<1.18"} <= as_set(EXTRAS["fid"]) & as_set(EXTRAS["test"])
-    assert "sphinx-book-theme<1.3,>=1.1" in as_set(EXTRAS["book"])  # 1.3 draws a second search box
+    assert "sphinx-book-theme<1.3,>=1.1" in as_set(EXTRAS["site"])  # 1.3 draws a second search box
     runtime = {Requirement(line).name for line in METADATA["dependencies"]}
-    assert not runtime & {"torchvision", "clean-fid"}
+    assert not runtime & {"torchvision", "clean-fid", "torch-pruning", "matplotlib", "ipywidgets", "anywidget"}
     assert {"torchvision", "clean-fid"}.isdisjoint({pin.name for pin in requirements("requirements.lock")})
 
 
@@ -94,7 +95,7 @@ def test_environment_yml_says_what_pyproject_says() -> None:
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert f"python{METADATA['requires-python']}" in conda
     listed = as_set([line for line in pip if not line.startswith("-e")])
-    assert listed == as_set(METADATA["dependencies"] + EXTRAS["book"] + EXTRAS["test"])
+    assert listed == as_set(INSTALLED)
     assert "-e ." in pip
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds the package and all its data, and nothing else."""
+"""The two packages: every public name is found, importing is cheap, and the wheel holds both and their data."""
 
 from __future__ import annotations
 
@@ -6,18 +6,42 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 LEFT_OUT = {"__pycache__"}
 LIMIT_MIB = 40
+PACKAGES = ("pruning_lib", "pruning_book")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_public_name_is_there_and_an_unknown_one_lists_them(name: str) -> None:
+    package = import_module(name)
+    for public in package.__all__:
+        assert not isinstance(getattr(package, public), ModuleType), public
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match=f"no attribute 'fid'. It has: .*{package.__all__[-1]}"):
+        package.fid  # noqa: B018
+
+
+def test_importing_costs_nothing_and_using_brings_nothing_of_the_site(root: Path) -> None:
+    code = (
+        "import sys, pruning_lib, pruning_book\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+        "from pruning_lib import *\n"
+        "print([m for m in ('zoo', 'pruning_book.output', 'matplotlib', 'ipywidgets', 'cleanfid') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_wheel_is_complete(tmp_path: Path, root: Path) -> None:
     source = tmp_path / "source"
-    # As a clone has it: pruning_lib/results is a link, and the wheel must hold what it leads to.
-    for name in ("pruning_lib", "pruning_book/records"):
-        shutil.copytree(root / name, source / name, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    assert (source / "pruning_lib/results").is_symlink()
+    for name in PACKAGES:
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-TEXT", "NOTICE"):
         shutil.copy(root / name, source)
     (source / "notebooks").mkdir()  # a second top-level folder must not confuse the packaging
@@ -25,12 +49,9 @@ def test_wheel_is_complete(tmp_path: Path, root: Path) -> None:
     result = subprocess.run([*map(str, command), str(source)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("pruning_lib-*.whl")
-    notices = {name.rsplit("/", 1)[1] for name in zipfile.ZipFile(wheel).namelist() if "/licenses/" in name}
-    assert notices == {"LICENSE", "LICENSE-TEXT", "NOTICE"}
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    wanted = {str(path.relative_to(root)) for path in (root / "pruning_lib").rglob("*") if path.is_file()}
-    wanted = {name for name in wanted if not LEFT_OUT & set(Path(name).parts)}
-    results = [path.name for path in (root / "pruning_book/records").iterdir()]
-    assert results, "the chapters read records, which an installed package must bring"
-    assert held == wanted | {f"pruning_lib/results/{name}" for name in results}
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name} == {"LICENSE", "LICENSE-TEXT", "NOTICE"}
+    files = {str(path.relative_to(source)) for package in PACKAGES for path in (source / package).rglob("*.*")}
+    assert {"pruning_book/records/emoji_sd_gate.json", "pruning_book/models/emoji-sd/model_index.json"} <= files
+    assert {name for name in names if ".dist-info/" not in name} == {f for f in files if (source / f).is_file()}
     assert wheel.stat().st_size < LIMIT_MIB * 2**20

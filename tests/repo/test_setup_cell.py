@@ -50,7 +50,7 @@ def test_elsewhere_it_installs_nothing_and_says_what_it_runs_on() -> None:
 
 def test_on_colab_it_installs_the_package_and_nothing_else() -> None:
     seen, _ = run(setup_cell("https://github.com/someone/book"), colab=True)
-    assert seen["asked"] == ['install --quiet "pruning-lib @ git+https://github.com/someone/book"']
+    assert seen["asked"] == ['install --quiet "pruning-lib[book,structured] @ git+https://github.com/someone/book"']
     assert seen["managers"] == ["enabled"]
     assert seen["error"] is None
 

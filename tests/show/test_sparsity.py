@@ -12,9 +12,8 @@ from torch.nn import functional as F
 import pruning_lib as pl
 from pruning_book.widgets import sparsity as setting
 from pruning_book.widgets.sparsity import cut_of, draw, sparsity_explorer, spread_captions
-from pruning_lib.weights.magnitude import prune_magnitude
+from pruning_lib.weights.magnitude import Sensitivity, prune_magnitude
 from pruning_lib.weights.select import prunable_weights
-from pruning_lib.weights.sensitivity import Sensitivity
 
 CAPTIONS = [f"pizza pie {i}" for i in range(40)]
 STOPS = (0.0, 0.5, 0.9)

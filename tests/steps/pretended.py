@@ -114,5 +114,5 @@ def _place() -> str:
     frame = sys._getframe(2)
     while (name := frame.f_globals["__name__"]).partition(".")[0] in ("torch", __name__):
         frame = frame.f_back
-    packages = ("diffusers.", "transformers.", "pruning_lib.")
+    packages = ("diffusers.", "transformers.", "pruning_lib.", "pruning_book.")
     return (name if name.startswith(packages) else name.rpartition(".")[2]).replace(".", "/") + ".py"

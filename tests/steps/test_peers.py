@@ -7,7 +7,6 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from DeepCache import DeepCacheSDHelper
-from diffusers import UNet2DConditionModel
 from diffusers.hooks import (
     FirstBlockCacheConfig,
     HookRegistry,
@@ -19,77 +18,56 @@ from diffusers.hooks import (
     apply_pyramid_attention_broadcast,
 )
 from on_gpu import some
-from test_pipelines import expected
-from tiny_ways import STEPS, WAYS, counting, hooks_left, text
+from small_denoisers import build
+from tiny_ways import STEPS, WAYS, counting, expected, hooks_left, text
 
 from pruning_lib.denoisers import denoiser_of
 from pruning_lib.steps.schedule import grid_of
 
 
-def offload_all(pipe) -> None:
+def set_up(way: str = "text"):
+    """Return a pipeline, its call, a schedule, and what is drawn without it and with it."""
+    pipe, draw = WAYS[way]()
+    plain = draw()
+    told = {"timesteps": pipe.scheduler.timesteps.tolist()} if way == "Flux" else {}
+    schedule = some(grid_of(pipe, STEPS, **told))
+    with schedule.applied(pipe):
+        return pipe, draw, schedule, plain, draw()
+
+
+def offload_all(unet) -> None:
     """As `enable_model_cpu_offload`: a whole model at a time."""
-    cpu_offload_with_hook(pipe.unet, execution_device="cpu")
+    cpu_offload_with_hook(unet, execution_device="cpu")
 
 
-def offload_parts(pipe) -> None:
+def offload_parts(unet) -> None:
     """As `enable_sequential_cpu_offload`: weights live elsewhere and are fetched layer by layer."""
-    cpu_offload(pipe.unet, execution_device="cpu", offload_buffers=True)
+    cpu_offload(unet, execution_device="cpu", offload_buffers=True)
 
 
-def offload_groups(pipe) -> None:
+def offload_groups(unet) -> None:
     """diffusers' own, through the registry that our hooks use."""
     cpu = torch.device("cpu")
-    apply_group_offloading(pipe.unet, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    apply_group_offloading(unet, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
 
 
 @pytest.mark.parametrize("offload", [offload_all, offload_parts, offload_groups])
 def test_offloaded(offload):
-    pipe, draw = text()
-    grid = grid_of(pipe, STEPS)
-    schedule, plain = some(grid), draw()
-    with schedule.applied(pipe):
-        pruned = draw()
-    offload(pipe)
+    pipe, draw, schedule, plain, pruned = set_up()
+    offload(pipe.unet)
     assert torch.equal(draw(), plain), "offloading alone changes nothing"
-    assert grid_of(pipe, STEPS) == grid, "weights that are elsewhere do not change the structure"
-    with grid.full().applied(pipe):
+    assert grid_of(pipe, STEPS) == schedule.grid, "weights that are elsewhere do not change the structure"
+    with schedule.grid.full().applied(pipe):
         assert torch.equal(draw(), plain)
     with schedule.applied(pipe), counting(pipe) as ran:
         assert torch.equal(draw(), pruned)
     assert ran == expected(schedule)
     assert torch.equal(draw(), plain) and not hooks_left(pipe.unet)
-
-
-def test_offloading_taken_off_inside_the_block():
-    pipe, draw = text()
-    schedule, plain = some(grid_of(pipe, STEPS)), draw()
-    with schedule.applied(pipe):
-        pruned = draw()
-    offload_parts(pipe)
-    with schedule.applied(pipe):
-        assert torch.equal(draw(), pruned)
-    remove_hook_from_module(pipe.unet, recurse=True)
-    assert torch.equal(draw(), plain)
-    with schedule.applied(pipe):
-        assert torch.equal(draw(), pruned)
-
-
-def smallest():
-    """Return a pipeline with as few kinds of layers as there can be: compiling takes long."""
-    pipe, draw = text()
-    torch.manual_seed(0)
-    pipe.unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        mid_block_type=None,
-    ).eval()
-    return pipe, draw
+    if offload is not offload_groups:  # accelerate's can be taken off again
+        remove_hook_from_module(pipe.unet, recurse=True)
+        assert torch.equal(draw(), plain)
+        with schedule.applied(pipe):
+            assert torch.equal(draw(), pruned)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +75,10 @@ def smallest():
 )
 def test_compiled(backend, how):
     torch._dynamo.reset()
-    pipe, draw = smallest()
+    pipe, draw = text()
+    # as few kinds of layers as there can be: compiling takes long
+    one = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    pipe.unet = build("unet", mid_block_type=None, cross_attention_dim=8, **one)
     grid = grid_of(pipe, STEPS)
     schedule = some(grid)
     with schedule.applied(pipe):
@@ -121,47 +102,27 @@ def test_compiled(backend, how):
     torch._dynamo.reset()
 
 
-def deepcache(pipe, interval: int = 2) -> DeepCacheSDHelper:
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_deepcache_is_refused(when):
+    pipe, draw, schedule, plain, pruned = set_up()
     helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=0)
-    return helper
-
-
-def test_deepcache_before_is_refused():
-    pipe, draw = text()
-    schedule, plain = some(grid_of(pipe, STEPS)), draw()
-    helper = deepcache(pipe)
-    helper.enable()
-    cached = draw()
-    with pytest.raises(RuntimeError, match=r"DeepCache is enabled.*disable\(\)"):
-        schedule.applied(pipe).__enter__()
-    assert torch.equal(draw(), cached) and not hooks_left(pipe.unet)
-    helper.disable()
-    assert torch.equal(draw(), plain)
-    with schedule.applied(pipe), counting(pipe) as ran:
-        draw()
-    assert ran == expected(schedule)
-
-
-def test_deepcache_inside_is_refused_at_the_next_run():
-    pipe, draw = text()
-    schedule, plain = some(grid_of(pipe, STEPS)), draw()
-    helper = deepcache(pipe)
-    with schedule.applied(pipe):
-        pruned = draw()
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    refused = pytest.raises(RuntimeError, match=r"DeepCache is enabled.*disable\(\)")
+    if when == "before":
         helper.enable()
-        with pytest.raises(RuntimeError, match=r"DeepCache is enabled.*disable\(\)"):
-            draw()
+        cached = draw()
+        with refused, schedule.applied(pipe):
+            pass
+        assert torch.equal(draw(), cached) and not hooks_left(pipe.unet)
         helper.disable()
+    with schedule.applied(pipe):
+        if when == "inside":
+            helper.enable()
+            with refused:  # at the next run
+                draw()
+            helper.disable()
         assert torch.equal(draw(), pruned)
     assert torch.equal(draw(), plain)
-
-
-def set_up(way: str):
-    pipe, draw = WAYS[way]()
-    plain = draw()
-    told = {"timesteps": pipe.scheduler.timesteps.tolist()} if way == "Flux" else {}
-    return pipe, draw, plain, grid_of(pipe, STEPS, **told)
 
 
 OTHER_CACHES = {
@@ -187,10 +148,8 @@ OTHER_CACHES = {
 )
 def test_beside_a_cache_of_diffusers(other, way, first):
     """Both work on the same registry: each may be put on and taken off whatever the other does."""
-    pipe, draw, plain, grid = set_up(way)
-    model, schedule = pipe.transformer, some(grid)
-    with schedule.applied(pipe):
-        ours = draw()
+    pipe, draw, schedule, plain, ours = set_up(way)
+    model = pipe.transformer
 
     def names() -> set[str]:
         registries = [getattr(module, "_diffusers_hook", None) for module in model.modules()]

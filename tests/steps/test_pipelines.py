@@ -9,8 +9,10 @@ import copy
 
 import pytest
 import torch
-from on_gpu import some
-from tiny_ways import STEPS, WAYS, counting, hooks_left, macs_of_run, sd, text, with_lora
+from diffusers import StableDiffusionImg2ImgPipeline
+from on_gpu import macs_of_run, some
+from peft.utils import get_peft_model_state_dict
+from tiny_ways import STEPS, WAYS, counting, drawing, expected, hooks_left, text, with_lora
 
 import pruning_lib as pl
 from pruning_lib.denoisers import denoiser_of
@@ -19,23 +21,13 @@ from pruning_lib.steps.schedule import grid_of
 LATER = {"image to image": 2, "inpainting": 2}  # the row at which strength 0.61 begins
 
 
-def expected(schedule, begins: int = 0) -> dict[str, int]:
-    """Return how often each unit runs: all of them at the first call, then the live ones."""
-    live = schedule.live()[begins:].clone()
-    live[0] = True
-    return dict(zip(schedule.grid.names, live.sum(0).tolist(), strict=True))
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way(way):
     pipe, draw = WAYS[way]()
-    _, denoiser = denoiser_of(pipe)
-    begins = LATER.get(way, 0)
     plain = draw()
     # Flux computes its timesteps from the picture's size: they are read off a run
     told = {"timesteps": pipe.scheduler.timesteps.tolist()} if way == "Flux" else {}
-    grid = grid_of(pipe, STEPS, **told)
-    assert torch.equal(draw(), plain), "the pipeline itself repeats"
+    grid, begins = grid_of(pipe, STEPS, **told), LATER.get(way, 0)
     calls = {"Flux": 2}.get(way, 1)  # guidance in two calls, each with values of its own
 
     with grid.full().applied(pipe), counting(pipe) as ran:
@@ -46,10 +38,10 @@ def test_every_way(way):
     with schedule.applied(pipe):
         with counting(pipe) as ran:
             pruned = draw()
-        assert ran == {name: calls * n for name, n in expected(schedule, begins).items()}
+        assert ran == expected(schedule, begins, calls)
         assert torch.equal(draw(), pruned), "nothing is left over from the run before"
     assert pruned.isfinite().all() and not torch.equal(pruned, plain)
-    assert not hooks_left(denoiser)
+    assert not hooks_left(denoiser_of(pipe)[1])
     with counting(pipe) as ran:
         assert torch.equal(draw(), plain), "outside, the pipeline is as it was"
     assert set(ran.values()) == {calls * (STEPS - begins)}
@@ -57,7 +49,7 @@ def test_every_way(way):
 
 @pytest.mark.parametrize(
     ("way", "samples", "grains"),
-    [("sd-1.5", 2, ["blocks", "layers", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
+    [("sd-1.5", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
 )
 def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
     pipe, draw = WAYS[way]()
@@ -79,9 +71,7 @@ def test_one_context_many_kinds_of_runs():
     pipe, _ = text()
 
     def draw(prompts, guidance):
-        noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-        options = {"num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": guidance}
-        return pipe(prompts, generator=noise, **options).images
+        return drawing(pipe, prompts, batch=len(prompts), guidance_scale=guidance)[1]()
 
     asked = [(["lion"], 3.0), (["lion", "pizza"], 1.0), (["pizza"], 3.0), (["lion"], 1.0), (["a", "b", "c"], 3.0)]
     schedule, alone = some(grid_of(pipe, STEPS)), []
@@ -103,66 +93,57 @@ class StopError(Exception):
 def test_an_interrupted_run_leaves_nothing_behind(monkeypatch, where, error):
     pipe, draw = text(batch=2)
     schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    on = schedule.on.clone()
+    on[:, -1] = True  # so that the unit of the test runs at every call
+    schedule = schedule.grid.schedule(on)
     with schedule.applied(pipe):
         pruned = draw()
+    calls = []
 
-    def stop(*_, **__):
-        raise error
+    def stop(*args, **more):
+        calls.append(1)
+        if len(calls) > 1:  # the second step
+            raise error
+        return step(*args, **more) if where == "scheduler" else {} if where == "callback" else None
+
+    step, other = pipe.scheduler.step, drawing(pipe, "house")[1]
 
     def broken():
-        if where == "callback":
-            noise = [torch.Generator().manual_seed(9)]
-            pipe("house", num_inference_steps=STEPS, generator=noise, callback_on_step_end=stop)
-        elif where == "scheduler":
-            with monkeypatch.context() as patch:
+        """Break a run of another batch size after its first step."""
+        calls.clear()
+        module = pipe.unet.up_blocks[-1].resnets[-1].conv1  # of the last unit: others are computed already
+        with monkeypatch.context() as patch:
+            hook = module.register_forward_pre_hook(stop) if where == "unit" else None
+            if where == "scheduler":
                 patch.setattr(pipe.scheduler, "step", stop)
-                draw()
-        else:
-            calls = []
-            module = pipe.unet.up_blocks[-1].resnets[-1].conv1  # the last unit of a call: others are computed already
-            hook = module.register_forward_pre_hook(lambda *_: stop() if calls else calls.append(1))
             try:
-                draw()
+                other(**({"callback_on_step_end": stop} if where == "callback" else {}))
             finally:
-                hook.remove()
+                if hook:
+                    hook.remove()
 
-    every = schedule.on.clone()
-    every[:, -1] = True  # so that the unit of the test runs at the second call
-    with schedule.grid.schedule(every).applied(pipe), pytest.raises(error):
-        broken()
     with schedule.applied(pipe):
         with pytest.raises(error):
-            schedule_error(pipe, stop)
+            broken()
         assert torch.equal(draw(), pruned), "the run after a broken one is right"
     with pytest.raises(error), schedule.applied(pipe):  # and it may leave the block
-        schedule_error(pipe, stop)
-    assert not hooks_left(pipe.unet)
+        broken()
     assert "set_timesteps" not in vars(pipe.scheduler)
+    assert not any({"forward", "_diffusers_hook"} & vars(module).keys() for module in pipe.unet.modules())
     assert torch.equal(draw(), plain)
-
-
-def schedule_error(pipe, stop):
-    """Break a run of other prompts and another batch size after its second step."""
-    noise = [torch.Generator().manual_seed(9)]
-
-    def late(pipe, step, timestep, values):
-        return stop() if step else values
-
-    pipe("house", num_inference_steps=STEPS, generator=noise, callback_on_step_end=late)
 
 
 def test_a_run_that_is_stopped_early_is_no_error():
     """`pipe._interrupt` is diffusers' own way: the remaining calls are passed over."""
     pipe, draw = text()
-    schedule = some(grid_of(pipe, STEPS))
 
     def enough(pipe, step, timestep, values):
         pipe._interrupt = step == 1
         return values
 
-    with schedule.applied(pipe) as run:
+    with some(grid_of(pipe, STEPS)).applied(pipe) as run:
         pruned = draw()
-        pipe("house", num_inference_steps=STEPS, callback_on_step_end=enough, output_type="latent")
+        draw(callback_on_step_end=enough)
         assert run.called <= 2
         assert torch.equal(draw(), pruned)
 
@@ -176,13 +157,11 @@ def test_a_schedule_goes_with_other_weights_of_the_same_model():
     with_lora(pipe)
     tuned = draw()
     assert not torch.equal(tuned, plain)
-    with schedule.grid.full().applied(pipe):
-        assert torch.equal(draw(), tuned)
-    with schedule.applied(pipe), counting(pipe) as ran:
-        assert not torch.equal(draw(), without)
-    assert ran == expected(schedule)
-    with schedule.applied(pipe):  # switched inside the block as well
-        pipe.unet.disable_adapters()
+    with schedule.applied(pipe):
+        with counting(pipe) as ran:
+            assert not torch.equal(draw(), without)
+        assert ran == expected(schedule)
+        pipe.unet.disable_adapters()  # inside the block as well
         assert torch.equal(draw(), without)
     assert torch.equal(draw(), plain)
     pipe.unet.enable_adapters()
@@ -192,13 +171,10 @@ def test_a_schedule_goes_with_other_weights_of_the_same_model():
 def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
     pipe, draw = text(change=with_lora)
     tuned = draw()
-    from peft.utils import get_peft_model_state_dict
-
     pipe.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
     pipe, draw = text()
     plain, schedule = draw(), some(grid_of(pipe, STEPS))
     pipe.load_lora_weights(tmp_path, adapter_name="tuned")
-    assert torch.equal(draw(), tuned)
     with schedule.applied(pipe), counting(pipe) as ran:
         draw()
     assert ran == expected(schedule)
@@ -209,51 +185,36 @@ def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
     assert torch.equal(draw(), plain)
 
 
-def test_together_with_removed_operators():
-    """A denoiser without some layers has a grid of its own, and refuses the schedule of the whole one."""
+def removed(pipe):
+    """Return a pipeline without some layers; the one that is given is left alone."""
+    return pl.remove_operators(pipe, ["down_blocks.1.resnets.1", "up_blocks.3.attentions.1", "mid_block.attentions.0"])
+
+
+def narrowed(pipe):
+    """Return a pipeline with fewer channels."""
+    unet = pl.prune_structured(pipe.unet, 0.4, importance="random").unet
+    return type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize("prune", [removed, narrowed])
+def test_a_pruned_denoiser_has_a_grid_of_its_own(prune):
+    """It refuses the schedule of the whole one, and holds the four promises with its own."""
     pipe, _ = text(kind="sd-1.5")
     whole = some(grid_of(pipe, STEPS))
-    gone = ["down_blocks.1.resnets.1", "up_blocks.3.attentions.1", "mid_block.attentions.0"]
-    small = pl.remove_operators(pipe, gone)
-    small.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="made for another denoiser"):
-        whole.applied(small).__enter__()
+    small, draw = drawing(prune(pipe), "lion")
+    with pytest.raises(ValueError, match="made for another denoiser"), whole.applied(small):
+        pass
     grid = grid_of(small, STEPS)
     assert grid.shape == whole.grid.shape and sum(grid.macs) < sum(whole.grid.macs)
-    check(small, grid)
-    with pytest.raises(ValueError, match="made for another denoiser"):
-        grid.full().applied(pipe).__enter__()
-
-
-def test_together_with_structured_pruning():
-    pipe, _ = text(kind="sd-1.5")
-    whole = some(grid_of(pipe, STEPS))
-    pipe.unet = pl.prune_structured(pipe.unet, 0.4, importance="random").unet
-    with pytest.raises(ValueError, match="made for another denoiser"):
-        whole.applied(pipe).__enter__()
-    check(pipe, grid_of(pipe, STEPS))
-
-
-def run_once(pipe):
-    noise = [torch.Generator().manual_seed(0)]
-    return pipe("lion", num_inference_steps=STEPS, generator=noise, output_type="latent").images
-
-
-def check(pipe, grid):
-    """Hold the four promises on a pruned pipeline, and that the saving is that of its own grid."""
-
-    def draw():
-        return run_once(pipe)
-
     plain, macs = draw(), macs_of_run(draw)
-    with grid.full().applied(pipe):
+    with grid.full().applied(small):
         assert torch.equal(draw(), plain)
     schedule = some(grid)
-    with schedule.applied(pipe):
+    with schedule.applied(small):
         pruned = draw()
         assert macs - macs_of_run(draw) == 2 * (grid.full().macs() - schedule.macs()) > 0
         assert torch.equal(draw(), pruned) and not torch.equal(pruned, plain)
-    assert torch.equal(draw(), plain) and not hooks_left(pipe.unet)
+    assert torch.equal(draw(), plain) and not hooks_left(small.unet)
 
 
 def test_a_denoiser_that_follows_a_schedule_is_not_copied():
@@ -266,19 +227,16 @@ def test_a_denoiser_that_follows_a_schedule_is_not_copied():
             with pytest.raises(RuntimeError, match="cannot be copied while a schedule is applied"):
                 copying()
     assert torch.equal(draw(), plain)
-    small = pl.remove_operators(pipe, [path])
-    assert not torch.equal(run_once(small), plain)
+    assert not torch.equal(drawing(pl.remove_operators(pipe, [path]), "lion", guidance_scale=3.0)[1](), plain)
 
 
 def test_two_pipelines_of_one_denoiser():
     """Text to image and image to image share their UNet; one schedule serves both, one at a time."""
     pipe, draw = text()
     schedule = some(grid_of(pipe, STEPS))
-    from diffusers import StableDiffusionImg2ImgPipeline
-
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    with schedule.applied(pipe), pytest.raises(RuntimeError, match="already applied"):
-        schedule.applied(other).__enter__()
+    with schedule.applied(pipe), pytest.raises(RuntimeError, match="already applied"), schedule.applied(other):
+        pass
     assert not hooks_left(pipe.unet)
     with schedule.applied(other):
         first = draw()  # shares scheduler and denoiser, so it follows as well
@@ -287,14 +245,13 @@ def test_two_pipelines_of_one_denoiser():
 
 
 def test_half_precision():
-    pipe = sd()
+    pipe, draw = text(guidance=7.5)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         torch.nn.Module.to(part, torch.bfloat16)
-
-    plain, grid = run_once(pipe), grid_of(pipe, STEPS)
+    plain, grid = draw(), grid_of(pipe, STEPS)
     assert plain.dtype == torch.bfloat16
     with grid.full().applied(pipe):
-        assert torch.equal(run_once(pipe), plain)
+        assert torch.equal(draw(), plain)
     with some(grid).applied(pipe), counting(pipe) as ran:
-        run_once(pipe)
+        draw()
     assert ran == expected(some(grid))

@@ -1,24 +1,33 @@
-"""Random, genetic and local search: one interface, within both budgets, and no worse than where they begin."""
+"""Searches and what judges them: within both budgets, no worse than their start, and the same after an interrupt."""
 
 from __future__ import annotations
+
+import functools
+import json
 
 import pytest
 import torch
 from tiny import tiny
+from tiny_pipes import pipe_of
 
+import pruning_lib as pl
 from pruning_book.rivals.schedule_search import genetic_search, random_schedule, random_search
-from pruning_lib.steps.budget import uniform
-from pruning_lib.steps.schedule import Grid, grid_of
-from pruning_lib.steps.search import Evaluator, cell_importance, local_search, outer_units, simple_starts, spaced
+from pruning_lib.steps import search as searching
+from pruning_lib.steps.budget import every, uniform
+from pruning_lib.steps.evaluate import WORTH_COST, BudgetExhausted, Evaluator, SearchBudget
+from pruning_lib.steps.schedule import Grid, Schedule, grid_of
+from pruning_lib.steps.search import local_search, outer_units, simple_starts, spaced
+from pruning_lib.steps.training import TrainedPruner
 from pruning_lib.steps.wiring import Wiring
 
 SEARCHES = (random_search, genetic_search, local_search)
+PROMPTS = ["lion", "pizza", "rocket"]
 
 
 class Staleness:
     """Stands in for an `Evaluator`: how old the values are that each call uses, late calls counting more."""
 
-    reuse = "output"
+    hold = "value"
 
     def __init__(self, grid):
         self.prompts, self.images, self.known = [1, 2], 0, {}
@@ -37,29 +46,24 @@ class Staleness:
         return self.known[key]
 
 
-def small_grid(calls: int = 8) -> Grid:
+def small_grid(calls: int = 8, reads_input: bool = False) -> Grid:
     """Return the grid of a made-up UNet: three layers down, one below, three up, each reading one of those down."""
-    names = (
-        *(f"down_blocks.0.layers.{i}" for i in range(3)),
-        "mid_block",
-        *(f"up_blocks.0.layers.{i}" for i in range(3)),
-    )
+    down, up = ([f"{way}_blocks.0.layers.{i}" for i in range(3)] for way in ("down", "up"))
     read = [[], [0], [1], [2], [3, 2], [4, 1], [5, 0]]
-    wiring = Wiring(tuple(map(frozenset, read)), frozenset([6]), False)
     macs = (40, 30, 20, 10, 30, 40, 60)
     return Grid(
-        names=names,
+        names=(*down, "mid_block", *up),
         macs=macs,
         macs_without_attention=macs,
         base_macs=5,
         base_macs_without_attention=5,
-        wiring=wiring,
+        wiring=Wiring(tuple(map(frozenset, read)), frozenset([6]), reads_input),
         grain="layers",
         class_name="Made",
         structure="up",
         scheduler="DDIMScheduler",
         steps=calls,
-        timesteps=tuple(float(900 - 100 * i) for i in range(calls)),
+        timesteps=tuple(float(900 - 50 * i) for i in range(calls)),
     )
 
 
@@ -70,85 +74,64 @@ def grid():
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("keep_macs", [0.13, 0.3, 0.6])
-def test_within_both_budgets(grid, search, keep_macs) -> None:
+def test_within_both_budgets_and_seeds_decide(grid, search, keep_macs):
     evaluator = Staleness(grid)
     found = search(grid, keep_macs, evaluator, images=101, seed=1)
     assert found.macs_ratio() <= keep_macs
     assert evaluator.images <= 101 and found.provenance["images"] == evaluator.images
     assert found.provenance["loss"] == evaluator(found)
     assert found.live().equal(found.on)
+    again, other = (search(grid, keep_macs, Staleness(grid), images=101, seed=seed) for seed in (1, 2))
+    assert again == found and again.provenance == found.provenance != other.provenance
+    fewer = search(grid, keep_macs, Staleness(grid), images=24, seed=1)
+    assert found.provenance["loss"] <= fewer.provenance["loss"]
 
 
-@pytest.mark.parametrize("search", SEARCHES)
-def test_seeds_decide(grid, search) -> None:
-    runs = [search(grid, 0.4, Staleness(grid), images=80, seed=seed) for seed in (0, 0, 1)]
-    assert runs[0] == runs[1]
-    traces = [run.provenance["trace"] for run in runs]
-    assert traces[0] == traces[1] and (search is local_search or traces[0] != traces[2])
-
-
-def test_breeding_beats_chance_and_moving_beats_its_start() -> None:
+def test_breeding_beats_chance_and_moving_beats_its_start():
     grid = small_grid(16)
-    by_chance, bred, moved = (search(grid, 0.3, Staleness(grid), images=200).provenance for search in SEARCHES)
-    assert bred["loss"] < by_chance["loss"]
-    assert moved["loss"] < moved["start_loss"] and sum(moved["moves"].values()) >= 2
+    by_chance, bred, moved = (search(grid, 0.3, Staleness(grid), images=200) for search in SEARCHES)
+    assert bred.provenance["loss"] < by_chance.provenance["loss"]
+    assert moved.provenance["loss"] < moved.provenance["start_loss"] <= Staleness(grid)(uniform(grid, 0.3))
+    assert sum(moved.provenance["moves"].values()) >= 2 and moved.provenance["start"] == "simple"
+    # given starts are asked first, and those over the budget are left out
+    again = local_search(grid, 0.3, Staleness(grid), images=2, starts=[grid.full(), moved]).provenance
+    assert again["start"] == moved.label == "local search" and again["loss"] == moved.provenance["loss"]
 
 
-def test_local_search_tells_its_start_and_asks_for_given_ones_first() -> None:
-    grid = small_grid(16)
-    good = local_search(grid, 0.3, Staleness(grid), images=200)
-    again = local_search(grid, 0.3, Staleness(grid), images=2, starts=[good]).provenance
-    assert again["start"] == good.label == "local search" and again["loss"] == good.provenance["loss"]
+def test_worth_is_asked_and_charged_until_it_cannot_be_had(grid):
+    for known in (2, 100):
+        evaluator, asked = Staleness(grid), []
+
+        def worth(on, known=known, asked=asked):
+            asked.append(on.clone())
+            chance = torch.Generator().manual_seed(len(asked))
+            return torch.rand(grid.shape, generator=chance) if len(asked) <= known else None
+
+        found = local_search(grid, 0.4, evaluator, images=200, worth=worth, worth_every=20)
+        assert all(on[0].all() for on in asked) and (len(asked) == 3 if known == 2 else len(asked) > 3)
+        charged = 2 * WORTH_COST * min(known, len(asked))
+        assert evaluator.images + charged == found.provenance["images"] <= 200
 
 
-def test_more_images_are_never_worse(grid) -> None:
+def test_a_grid_with_one_schedule_ends():
     for search in SEARCHES:
-        few, many = (search(grid, 0.4, Staleness(grid), images=n).provenance["loss"] for n in (24, 90))
-        assert many <= few
+        assert search(small_grid(1), 1.0, Staleness(small_grid(1)), images=1000) == small_grid(1).full()
 
 
-def test_local_search_is_no_worse_than_its_starts(grid) -> None:
-    good = genetic_search(grid, 0.4, Staleness(grid), images=80)
-    found = local_search(grid, 0.4, Staleness(grid), images=80, starts=[good, grid.full()])
-    assert found.provenance["loss"] <= found.provenance["start_loss"] <= good.provenance["loss"]
-    evaluator = Staleness(grid)
-    found = local_search(grid, 0.4, evaluator, images=80)
-    assert found.provenance["loss"] <= found.provenance["start_loss"] <= evaluator(uniform(grid, 0.4))
-    assert found.provenance["start"] == "simple"
-
-
-def test_worth_is_asked_and_charged(grid) -> None:
-    evaluator, asked = Staleness(grid), []
-
-    def worth(on):
-        asked.append(on.clone())
-        return torch.rand(grid.shape, generator=torch.Generator().manual_seed(len(asked)))
-
-    found = local_search(grid, 0.4, evaluator, images=200, worth=worth, worth_every=20)
-    assert len(asked) >= 2 and all(on[0].all() for on in asked)
-    assert evaluator.images + 8 * len(asked) == found.provenance["images"] <= 200
-
-
-def test_a_grid_with_one_schedule_ends() -> None:
-    grid = small_grid(1)
-    for search in SEARCHES:
-        assert search(grid, 1.0, Staleness(grid), images=1000) == grid.full()
-
-
-def test_random_schedules_use_the_budget(grid) -> None:
+def test_random_schedules_use_the_budget(grid):
     generator = torch.Generator().manual_seed(0)
     shares = [grid.macs_ratio(random_schedule(grid, 0.5, generator)) for _ in range(20)]
     assert max(shares) <= 0.5 and min(shares) > 0.4
 
 
-def test_places() -> None:
+def test_places():
     assert spaced(20, 5) == [0, 4, 8, 12, 16]
     assert spaced(20, 5, 0.6) == [0, 4, 9, 13, 18]
     assert spaced(4, 4, 0.6) == [0, 1, 2, 3]
     assert spaced(9, 1) == [0]
 
 
-def test_outer_units_are_the_first_and_the_last(grid) -> None:
+def test_outer_units_are_the_first_and_the_last(grid):
     assert outer_units(grid, 0).nonzero().flatten().tolist() == [6]
     assert outer_units(grid, 1).nonzero().flatten().tolist() == [0, 5, 6]
     unet = grid_of(tiny(), 2)
@@ -156,14 +139,16 @@ def test_outer_units_are_the_first_and_the_last(grid) -> None:
     assert names == [*(f"down_blocks.0.layers.{i}" for i in (0, 1)), *(f"up_blocks.3.layers.{i}" for i in (0, 1, 2))]
 
 
-def test_starts_fit_and_differ(grid) -> None:
-    for keep in (0.13, 0.3, 0.5, 1.0):
-        tables = simple_starts(grid, keep)
-        assert tables and all(grid.macs_ratio(on) <= keep and on[0].all() for on in tables)
-        assert len({on.numpy().tobytes() for on in tables}) == len(tables)
+@pytest.mark.parametrize("reads_input", [False, True])  # then every row costs something, as in a transformer
+@pytest.mark.parametrize("keep", [0.15, 0.3, 0.5, 1.0])
+def test_starts_fit_and_differ(keep, reads_input):
+    grid = small_grid(reads_input=reads_input)
+    tables = simple_starts(grid, keep)
+    assert all(grid.macs_ratio(on) <= keep and on[0].all() for on in tables)
+    assert len({on.numpy().tobytes() for on in tables}) == len(tables) >= (3 if 0.2 < keep < 1 else 1)
 
 
-def test_bad_input_is_refused(grid) -> None:
+def test_bad_input_of_searches_is_refused(grid):
     for search in SEARCHES:
         with pytest.raises(ValueError, match="draws 2 images"):
             search(grid, 0.5, Staleness(grid), images=1)
@@ -174,17 +159,219 @@ def test_bad_input_is_refused(grid) -> None:
             genetic_search(grid, 0.5, Staleness(grid), images=100, **wrong)
 
 
-def test_on_a_real_pipeline() -> None:
-    pipe = tiny()
-    grid = grid_of(pipe, 4)
-    evaluator = Evaluator(pipe, ["lion", "pizza"], grid, guidance_scale=3, reuse="prediction")
-    found = local_search(
-        grid,
-        0.5,
-        evaluator,
-        images=24,
-        worth_every=2,
-        worth=lambda on: cell_importance(pipe, grid, on, ["lion", "pizza"], guidance_scale=3, reuse="prediction"),
-    )
-    assert found.provenance["loss"] <= evaluator(uniform(grid, 0.5))
-    assert found.provenance["reuse"] == "prediction" and found.macs_ratio() <= 0.5
+# On a pipeline.
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def real(pipe):
+    return grid_of(pipe, 4)
+
+
+def test_images_are_counted_once_per_schedule(pipe, real):
+    evaluator = Evaluator(pipe, PROMPTS, real, guidance_scale=3)
+    assert evaluator(real.full()) == 0 and evaluator.images == 3
+    first = evaluator(every(real, 2))
+    on = every(real, 2).on
+    on[3, 0] = True  # dead: nobody reads it
+    assert evaluator(real.schedule(on, method="the same under another name")) == first > 0
+    assert evaluator.images == 6
+
+
+def test_the_batch_does_not_matter_and_seeds_losses_and_holds_do(pipe, real):
+    def asked(**more):
+        return Evaluator(pipe, PROMPTS, real, guidance_scale=3, **more).per_prompt(every(real, 2))
+
+    plain = asked()
+    assert torch.allclose(asked(batch=2), plain, rtol=1e-3)
+    assert not torch.allclose(asked(seeds=[1, 2, 3]), plain, rtol=1e-2)
+    others = [asked(loss="l2", batch=2), asked(loss="ssim"), asked(hold="prediction"), plain]
+    assert all((found > 0).all() for found in others) and len({found.mean().item() for found in others}) >= 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"loss": "clip"}, "loss"),
+        ({"hold": "all"}, "hold="),
+        ({"seeds": [1, 2]}, "2 seeds for 3 prompts"),
+        ({"batch": 0}, "batch="),
+        ({"prompts": "lion"}, "draws from texts"),
+    ],
+)
+def test_bad_input_of_an_evaluator_is_refused(pipe, real, wrong, match):
+    with pytest.raises(ValueError, match=match):
+        Evaluator(pipe, **{"prompts": PROMPTS, "grid": real, **wrong})
+
+
+def test_a_budget_keeps_to_macs_and_images(grid):
+    budget = SearchBudget(grid, 0.5, Staleness(grid), 5)
+    assert budget.ask(every(grid, 3).on) == budget.ask(every(grid, 3).on) == budget.loss and budget.spent == 2
+    with pytest.raises(ValueError, match="over its budget"):
+        budget.ask(grid.full().on)
+    with pytest.raises(BudgetExhausted):
+        budget.charge(4)
+    budget.charge(1)
+    budget.ask(every(grid, 2).on)
+    with pytest.raises(BudgetExhausted):
+        budget.ask(every(grid, 4).on)
+    losses = [loss for _, loss in budget.trace]
+    assert losses == sorted(losses, reverse=True) and losses[-1] == budget.loss and budget.spent == 5
+
+
+# The front door.
+
+
+@functools.cache
+def layers(steps: int) -> Grid:
+    return grid_of(pipe_of("text"), steps)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return pipe_of("text")
+
+
+def search(pipe, **more) -> Schedule:
+    given = {"prompts": PROMPTS, "steps": 5, "keep": 0.5, "guidance_scale": 3, "images": 2, "evaluations": 16, **more}
+    given.setdefault("grain", layers(5))  # laying it out takes as long as a few pictures
+    return pl.search_schedule(pipe, given.pop("prompts"), progress=False, **{"tell": lambda text: None, **given})
+
+
+@pytest.fixture(scope="module")
+def found(small):
+    told = []
+    return search(small, tell=told.append, grain="layers"), told
+
+
+def test_it_beats_uniform_within_the_budget_and_tells_what_it_costs(small, found):
+    schedule, told = found
+    assert schedule.hold == "prediction" and schedule.label == "search" and schedule.live().equal(schedule.on)
+    assert schedule.macs() <= 0.5 * schedule.grid.total_macs
+    judge = Evaluator(small, [PROMPTS[0], PROMPTS[1]], schedule.grid, guidance_scale=3, hold="prediction")
+    assert judge(schedule) == schedule.provenance["loss"] < judge(uniform(schedule.grid, 0.5))
+    provenance = schedule.provenance
+    assert provenance["prompts"] == 2 and provenance["images"] <= 32 and 5 < provenance["evaluations"] <= 12
+    assert "16 evaluations of 2 pictures, 32 in all" in told[0] and "about 1 min" in told[1]
+
+
+def test_it_goes_on_where_it_was_interrupted_to_the_same_result(small, found, tmp_path, monkeypatch):
+    judged = Evaluator._judge
+
+    def stop_after(count: int):
+        def judge(self, schedule):
+            nonlocal count
+            count -= 1
+            if count < 0:
+                raise KeyboardInterrupt
+            return judged(self, schedule)
+
+        monkeypatch.setattr(Evaluator, "_judge", judge)
+
+    for count in (3, 5):
+        stop_after(count)
+        with pytest.raises(KeyboardInterrupt):
+            search(small, folder=tmp_path)
+    kept = json.loads((tmp_path / "search.json").read_text())
+    assert len(kept["losses"]) == 8, "nothing is drawn twice"
+    monkeypatch.setattr(Evaluator, "_judge", judged)
+    told = []
+    again = search(small, folder=tmp_path, tell=told.append)
+    assert again == found[0] and again.provenance == found[0].provenance
+    assert "evaluations are done already" in told[0]
+    stop_after(0)
+    assert search(small, folder=tmp_path) == again, "nothing is left to draw"
+    with pytest.raises(ValueError, match="other keep, seed. Choose another folder"):
+        search(small, folder=tmp_path, keep=0.4, seed=1)
+    (tmp_path / "search.json").write_text('{"format": "pruning_lib.search/1"}')
+    with pytest.raises(ValueError, match="damaged search"):
+        search(small, folder=tmp_path)
+
+
+def test_seeds_and_scores_to_start_from_count(small, found):
+    assert search(small, seed=1).provenance["loss"] != found[0].provenance["loss"]
+    grid = found[0].grid
+    trained = TrainedPruner(grid, found[0].on.double()[None], (), [], {})
+    for start in (found[0].on.float(), trained):
+        again = search(small, start=start, evaluations=1).provenance
+        assert again["start"] in ("scores", "DiP-GO") and again["loss"] == found[0].provenance["loss"]
+
+
+def test_without_gradients_it_searches_by_chance(small, found, tmp_path, monkeypatch):
+    pipe = pipe_of("text")
+    pipe.enable_model_cpu_offload(device="cpu")
+    told = []
+    offloaded = search(pipe, tell=told.append)
+    assert "The pipeline is offloaded" in told[1]
+    assert offloaded.provenance["evaluations"] == 16 == search(small, gradients=False).provenance["evaluations"]
+
+    batches, told = [], []
+
+    def too_large(*args, batch, **more):
+        batches.append(batch)
+        raise MemoryError
+
+    monkeypatch.setattr(searching, "cell_importance", too_large)
+    short = search(small, images=3, evaluations=12, folder=tmp_path, tell=told.append)
+    assert batches == [3, 1] and "Memory is too short for gradients" in told[-1]
+    monkeypatch.undo()
+    assert search(small, images=3, evaluations=12, folder=tmp_path) == short, "the same, although there is memory now"
+
+
+def test_a_picture_too_large_for_memory_is_told(small, monkeypatch):
+    def full(self, prompts, seeds):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pruning_lib.sampling.Unroll.latents", full)
+    with pytest.raises(MemoryError, match="batch=2. Try batch=1"):
+        Evaluator(small, PROMPTS, layers(5), batch=2)(every(layers(5), 2))
+
+
+def test_pictures_that_are_not_finite_are_told():
+    pipe = pipe_of("text")
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(float("nan"))
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        search(pipe)
+
+
+@pytest.mark.parametrize("kind", ["classes", "unconditional"])
+def test_other_pipelines_are_searched_too(kind):
+    scale = 2 if kind == "classes" else None
+    found = search(pipe_of(kind), prompts=[1, 2], guidance_scale=scale, evaluations=8, grain="layers")
+    assert found.macs_ratio() <= 0.5 and found.provenance["start"] == "simple"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "match"),
+    [
+        ({"prompts": []}, ValueError, "draws from texts"),
+        ({"prompts": "lion"}, ValueError, "draws from texts"),
+        ({"steps": 0}, ValueError, "steps=0"),
+        ({"keep": 0}, ValueError, "keep=0"),
+        ({"keep": 25}, ValueError, "keep=25"),
+        ({"keep": 0.1}, ValueError, "first of 5 calls"),
+        ({"grain": "layer"}, ValueError, "layers"),
+        ({"options": {"hight": 8}}, ValueError, "height"),
+        ({"hold": "output"}, ValueError, "hold='output'"),
+        ({"loss": "mse"}, ValueError, "There is no loss"),
+        ({"images": 0}, ValueError, "images=0"),
+        ({"evaluations": 1.5}, ValueError, "evaluations=1.5"),
+        ({"batch": 0}, ValueError, "batch=0"),
+        ({"seed": -1}, ValueError, "seed=-1"),
+        ({"start": "scores"}, TypeError, "start is a str"),
+        ({"start": torch.zeros(2, 2)}, ValueError, "this grid needs 5"),
+        ({"pipe": None}, TypeError, "pipeline"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(small, wrong, kind, match, tmp_path, monkeypatch):
+    monkeypatch.setattr(small.unet, "forward", None)  # no call can be made
+    told = []
+    given = {"pipe": small, "folder": tmp_path / "run", "tell": told.append, **wrong}
+    with pytest.raises(kind, match=match):
+        search(**given)
+    assert not told and not (tmp_path / "run").exists()

@@ -6,12 +6,16 @@ import gc
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from tiny_pipes import pipe_of
 
 from pruning_lib.denoisers import denoiser_of
+from pruning_lib.steps.budget import every
 from pruning_lib.steps.hooks import HOOK
+from pruning_lib.steps.replay import HOLDS, hold_of
 from pruning_lib.steps.schedule import grid_of
-from pruning_lib.steps.supernet import SuperNet, explains_out_of_memory, gate_gradients
+from pruning_lib.steps.search import cell_importance
+from pruning_lib.steps.supernet import HardGates, SuperNet, explains_out_of_memory, gate_gradients, loss_and_gradient
 
 STEPS = 4
 KINDS = {"text": ["lion", "pizza"], "classes": [1, 2], "text, transformer": ["lion", "pizza"], "unconditional": [0, 0]}
@@ -25,10 +29,40 @@ def net(request):
     return SuperNet(pipe_of(request.param), STEPS, options=options), KINDS[request.param]
 
 
+@pytest.fixture(scope="module")
+def pipe():
+    """A pipeline that predicts velocities, for which holds differ."""
+    found = pipe_of("text")
+    found.scheduler = DDIMScheduler.from_config(found.scheduler.config, prediction_type="v_prediction")
+    return found
+
+
+@pytest.fixture(scope="module")
+def grid(pipe):
+    return grid_of(pipe, STEPS)
+
+
 def some_schedule(grid, seed: int = 0) -> torch.Tensor:
     on = torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     on[0] = True
     return on
+
+
+def with_skipped_calls(grid) -> torch.Tensor:
+    on = every(grid, 2).on
+    on[2, :-3] = False
+    return on
+
+
+def slope(net, gates, cell, prompts, wanted, step: float = 0.02) -> float:
+    """Return by how much the latent error changes per change of one gate."""
+    losses = []
+    with net, torch.no_grad():
+        for change in (-step, step):
+            moved = gates.clone()
+            moved[cell] += change
+            losses.append((net.latents(moved, prompts, SEEDS) - wanted).double().square().mean().item())
+    return (losses[1] - losses[0]) / (2 * step)
 
 
 def test_open_gates_are_the_untouched_pipeline_and_hard_ones_the_schedule(net):
@@ -45,31 +79,44 @@ def test_open_gates_are_the_untouched_pipeline_and_hard_ones_the_schedule(net):
 
 def test_the_gradient_is_that_of_finite_differences_with_and_without_checkpointing(net):
     net, prompts = net
-    kept = net.unroll.call.get("use_resolution_binning")
-    options = {} if kept is None else {"use_resolution_binning": kept}
+    options = {k: v for k, v in net.unroll.call.items() if k != "num_inference_steps"}
     on, wanted = some_schedule(net.grid, 1), net.reference(prompts, SEEDS)
     found = [
-        gate_gradients(
-            net.pipe, net.grid, on, prompts, seeds=SEEDS, leak=0.3, checkpointing=checkpointing, options=options
-        )
-        for checkpointing in (True, False)
+        gate_gradients(net.pipe, net.grid, on, prompts, seeds=SEEDS, leak=0.3, options=options, checkpointing=kept)
+        for kept in (True, False)
     ]
     assert torch.allclose(*found, rtol=1e-4, atol=1e-9) and not found[0][0].any()
-    gates, cell = torch.where(on, 1.0, 0.3), divmod(found[0].abs().argmax().item(), len(net.grid.names))
+    cell = divmod(found[0].abs().argmax().item(), len(net.grid.names))
+    assert found[0][cell].item() == pytest.approx(
+        slope(net, torch.where(on, 1.0, 0.3), cell, prompts, wanted), rel=0.05
+    )
 
-    def loss(change: float) -> float:
-        moved = gates.clone()
-        moved[cell] += change
-        return (net.latents(moved, prompts, SEEDS) - wanted).double().square().mean().item()
 
+@pytest.mark.parametrize("hold", HOLDS)
+def test_importance_is_the_slope_where_calls_are_skipped(pipe, grid, hold):
+    on, prompts = with_skipped_calls(grid), ["lion", "pizza"]
+    how = {"seeds": SEEDS, "guidance_scale": 3, "hold": hold}
+    worth = cell_importance(pipe, grid, on, prompts, **how)
+    assert worth.isfinite().all() and not worth[[0, 1, 3]].any(), "only cells of calls have scores"
+    net = SuperNet(pipe, grid, guidance_scale=3, control=HardGates(grid, on, hold_of(hold, pipe.scheduler)))
+    wanted, cell = net.reference(prompts, SEEDS), (2, int(worth[2].abs().argmax()))
+    assert -worth[cell].item() == pytest.approx(slope(net, on.float(), cell, prompts, wanted), rel=0.05)
+    again = cell_importance(pipe, grid, on, prompts, wanted=wanted, batch=1, **how)
+    assert torch.allclose(again, worth, rtol=1e-3, atol=1e-7)
+    with grid.schedule(on, hold=hold).applied(pipe), torch.no_grad():
+        hard = net.unroll.latents(prompts, SEEDS)
     with net, torch.no_grad():
-        slope = (loss(0.02) - loss(-0.02)) / 0.04
-    assert found[0][cell].item() == pytest.approx(slope, rel=0.05)
+        assert torch.allclose(net.latents(on.float(), prompts, SEEDS), hard, atol=1e-5)
 
 
-def test_batches_and_order_of_prompts_do_not_matter():
-    pipe = pipe_of("text")
-    grid = grid_of(pipe, STEPS)
+def test_without_skipped_calls_importance_is_the_plain_gradient(pipe, grid):
+    on = some_schedule(grid)
+    on[:, -1] = True
+    plain = -gate_gradients(pipe, grid, on, ["lion"], guidance_scale=3)
+    assert torch.allclose(cell_importance(pipe, grid, on, ["lion"], guidance_scale=3), plain, rtol=1e-3, atol=1e-7)
+
+
+def test_batches_and_order_of_prompts_do_not_matter(pipe, grid):
     on, three = some_schedule(grid), ["lion", "pizza", "rocket"]
     whole = gate_gradients(pipe, grid, on, three, batch=3)
     parts = gate_gradients(pipe, grid, on, three[::-1], seeds=[1002, 1001, 1000], batch=2)
@@ -78,12 +125,12 @@ def test_batches_and_order_of_prompts_do_not_matter():
 
 def test_checkpointing_keeps_fewer_activations_for_the_backward_pass():
     pipe, kept = pipe_of("text"), {}
+    weights = {p.untyped_storage()._cdata for p in pipe.unet.parameters()}
     for checkpointing in (True, False):
-        for steps in (2, 6):
-            net, sizes = SuperNet(pipe, steps, checkpointing=checkpointing), {}
-            weights = {p.untyped_storage()._cdata for p in pipe.unet.parameters()}
+        for steps in (2, 4):
+            net, sizes = SuperNet(pipe, steps, guidance_scale=1, checkpointing=checkpointing), {}
 
-            def note(x, sizes=sizes, weights=weights):
+            def note(x, sizes=sizes):
                 if x.untyped_storage()._cdata not in weights:
                     sizes[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
                 return x
@@ -94,47 +141,40 @@ def test_checkpointing_keeps_fewer_activations_for_the_backward_pass():
             kept[checkpointing, steps] = sum(sizes.values())
             del latents, net
             gc.collect()
-    per_step = {c: (kept[c, 6] - kept[c, 2]) / 4 for c in (True, False)}
+    per_step = {c: kept[c, 4] - kept[c, 2] for c in (True, False)}
     assert 4 * per_step[True] < per_step[False]
 
 
-def test_weights_get_no_gradient_and_are_as_trainable_as_before():
+def test_weights_get_no_gradient_and_the_pipeline_is_left_as_it_was():
     pipe = pipe_of("text")
     pipe.vae.requires_grad_(False)
-    asked = [p.requires_grad for part in (pipe.unet, pipe.vae) for p in part.parameters()]
-    gate_gradients(pipe, grid_of(pipe, 2), grid_of(pipe, 2).full().on, ["lion"])
-    assert [p.requires_grad for part in (pipe.unet, pipe.vae) for p in part.parameters()] == asked
-    assert all(p.grad is None for p in pipe.unet.parameters())
-
-
-def test_an_error_inside_leaves_the_pipeline_as_it_was():
-    net = SuperNet(pipe_of("text"), 2)
-    wanted = net.reference(["lion"], [0])
+    net = SuperNet(pipe, 2)
+    weights = [*pipe.unet.parameters(), *pipe.vae.parameters()]
+    wanted, asked = net.reference(["lion"], [0]), [p.requires_grad for p in weights]
+    gate_gradients(pipe, net.grid, net.grid.full().on, ["lion"])
     with pytest.raises(KeyError), net:
         raise KeyError("stop")
-    assert not any(
-        getattr(m, "_diffusers_hook", None) and m._diffusers_hook.get_hook(HOOK)
-        for m in denoiser_of(net.pipe)[1].modules()
-    )
+    assert [p.requires_grad for p in weights] == asked and all(p.grad is None for p in weights)
+    hooked = (getattr(module, "_diffusers_hook", None) for module in denoiser_of(pipe)[1].modules())
+    assert not any(hook and hook.get_hook(HOOK) for hook in hooked)
     assert torch.equal(net.reference(["lion"], [0]), wanted)
-    with net, pytest.raises(RuntimeError, match="open already"):
-        net.__enter__()
 
 
-def test_wrong_use_is_explained():
-    pipe = pipe_of("text")
-    net = SuperNet(pipe, 2)
+def test_wrong_use_is_explained(pipe, grid):
+    net = SuperNet(pipe, grid)
     gates = torch.ones(net.grid.shape)
     with pytest.raises(RuntimeError, match="inside `with net:`"):
         net.latents(gates, ["lion"], [0])
     with net, pytest.raises(ValueError, match="this grid needs"):
         net.latents(gates[:1], ["lion"], [0])
+    with net, pytest.raises(RuntimeError, match="open already"):
+        net.__enter__()
     with net.grid.full().applied(pipe), pytest.raises(RuntimeError, match="already applied"), net:
         pass
     with pytest.raises(ValueError, match="another denoiser"):
-        SuperNet(pipe, grid_of(pipe_of("classes"), 2))
+        SuperNet(pipe_of("classes"), grid)
     with pytest.raises(ValueError, match="takes no 'guidance'"):
-        SuperNet(pipe, 2, options={"guidance": 3})
+        SuperNet(pipe, grid, options={"guidance": 3})
     with pytest.raises(TypeError, match="pipeline"):
         SuperNet(pipe.unet, 2)
 
@@ -149,25 +189,29 @@ def test_wrong_use_is_explained():
         ({"batch": 0}, "batch=0"),
         ({"seeds": [1]}, "1 seeds for 2"),
         ({"loss": "mse"}, "There is no loss"),
-        ({"on": torch.zeros(2, 13)}, "first row"),
+        ({"hold": "x"}, "hold='x'"),
+        ({"on": torch.zeros(STEPS, 13)}, "first row"),
     ],
 )
-def test_bad_input_of_gate_gradients_is_refused(wrong, match):
-    pipe = pipe_of("text")
-    grid = grid_of(pipe, 2)
+def test_bad_input_of_gate_gradients_is_refused(pipe, grid, wrong, match):
     given = {"on": torch.ones(grid.shape), "prompts": ["lion", "pizza"], **wrong}
     with pytest.raises(ValueError, match=match):
         gate_gradients(pipe, grid, given.pop("on"), given.pop("prompts"), **given)
 
 
-def test_out_of_memory_says_what_to_lower():
-    with (
-        pytest.raises(MemoryError, match=r"checkpointing=True.*batch=2.*bf16=True"),
-        explains_out_of_memory(4, False, False),
-    ):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+def test_out_of_memory_says_what_to_lower(pipe, grid, monkeypatch):
     with pytest.raises(MemoryError) as short, explains_out_of_memory(1, True, True):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert "smaller batch" not in str(short.value) and "loss='latent'" in str(short.value)
     with pytest.raises(RuntimeError, match="shapes"), explains_out_of_memory(1, True, True):
         raise RuntimeError("shapes differ")
+
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(pipe.unet, "forward", full)
+    with (
+        SuperNet(pipe, grid, checkpointing=False) as net,
+        pytest.raises(MemoryError, match=r"checkpointing=True.*batch=1.*bf16=True"),
+    ):
+        loss_and_gradient(net, torch.ones(grid.shape), ["lion", "pizza"], SEEDS, loss="latent")

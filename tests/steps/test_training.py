@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from tiny_pipes import pipe_of
 from train_small import PROMPTS, SMALL, small_run
 
 import pruning_lib as pl
+from pruning_lib.steps.budget import within_budget
+from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import grid_of
-from pruning_lib.steps.supernet import gate_gradients
-from pruning_lib.steps.training import PrunerCollapseError, TrainedPruner, _prompt, train_pruner
-
-HERE = Path(__file__).parent
+from pruning_lib.steps.training import PrunerCollapseError, TrainedPruner, _prompt
 
 
 @pytest.fixture(scope="module")
@@ -43,38 +39,27 @@ def test_it_is_learnt_something_and_schedules_keep_to_their_budget(trained, reci
     assert found.grid.shape == found.scores.shape and (0 <= found.scores).all() and (found.scores <= 1).all()
     assert found.scores[1:].std() > 0
     steps, losses = found.curve("loss")
-    assert steps == [1, 2, 3, 4] and all(loss >= -1e-5 for loss in losses)
+    assert steps == [1, 2, 3] and all(loss >= -1e-5 for loss in losses)
     for budget in (0.4, 0.5, 0.9):
         schedule = found.schedule(budget)
-        assert 0 < schedule.macs_ratio() <= budget and schedule.provenance["method"] == "DiP-GO"
+        assert 0 < schedule.macs_ratio() <= budget and schedule.label == "DiP-GO"
     with pytest.raises(KeyError, match="It has: step"):
         found.curve("los")
 
 
 def test_gates_of_kind_budget_never_exceed_it(trained):
-    for line in trained["best"].history:
-        assert line["macs_ratio"] <= line["budget"]
-    assert [line["budget"] for line in trained["best"].history] == [0.8] * 2 + [0.5] * 2
-    first, second = trained["best"].tables
-    assert torch.equal(trained["best"].scores_for(0.9), first) and torch.equal(trained["best"].scores_for(0.4), second)
+    found = trained["best"]
+    assert all(line["macs_ratio"] <= line["budget"] for line in found.history)
+    assert [line["budget"] for line in found.history] == [0.8, 0.8, 0.5]
+    assert torch.equal(found.scores_for(0.9), found.tables[0]) and torch.equal(found.scores_for(0.4), found.tables[1])
 
 
 def test_what_was_trained_beats_chance_on_prompts_it_has_not_seen(pipe):
-    found = train_pruner(pipe, PROMPTS, steps=4, guidance_scale=3, iterations=6, batch=2, keep_macs=0.5)
-    new, seeds = ["sunflower", "house", "guitar"], [0, 1, 2]
-    from pruning_lib.steps.budget import within_budget
-    from pruning_lib.steps.supernet import SuperNet
-
-    net = SuperNet(pipe, found.grid, guidance_scale=3)
-    wanted = net.reference(new, seeds)
-
-    def error(on) -> float:
-        with found.grid.schedule(on).applied(pipe), torch.no_grad():
-            return (net.unroll.latents(new, seeds) - wanted).square().mean().item()
-
+    found = small_run("best", pipe, steps=4, iterations=4, keep_macs=0.5)
+    judge = Evaluator(pipe, ["sunflower", "house", "guitar"], found.grid, guidance_scale=3)
     drawn = [torch.rand(found.grid.shape, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    chance = sorted(error(within_budget(scores, found.grid, 0.5)) for scores in drawn)
-    assert error(found.schedule(0.5).on) < chance[0]
+    chance = [judge(found.grid.schedule(within_budget(scores, found.grid, 0.5))) for scores in drawn]
+    assert judge(found.schedule(0.5)) < min(chance)
 
 
 @pytest.mark.parametrize("recipe", SMALL)
@@ -83,7 +68,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(pipe, trained, recipe, tm
         pass
 
     def stop(look):
-        if look.iteration in (1, 3):
+        if look.iteration < 3:
             raise StopError
 
     for _ in range(2):
@@ -91,12 +76,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(pipe, trained, recipe, tm
             small_run(recipe, pipe, folder=tmp_path, callback=stop)
     seen = []
     again = small_run(recipe, pipe, folder=tmp_path, callback=lambda look: seen.append(look.iteration))
-    assert seen == [4] and same(again, trained[recipe])
+    assert seen == [3] and same(again, trained[recipe])
     assert same(small_run(recipe, pipe, folder=tmp_path), again), "nothing is left to do"
     with pytest.raises(ValueError, match="other settings"):
         small_run(recipe, pipe, folder=tmp_path, seed=1)
     with pytest.raises(ValueError, match="other prompts"):
-        train_pruner(pipe, ["lion"], steps=4, recipe=recipe, guidance_scale=3, folder=tmp_path, **SMALL[recipe])
+        small_run(recipe, pipe, ["lion"], folder=tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged"):
         small_run(recipe, pipe, folder=tmp_path)
@@ -108,15 +93,8 @@ def test_an_offloaded_pipeline_is_refused_and_trains_when_it_is_back():
     pipe.enable_model_cpu_offload(device="cpu")
     with pytest.raises(ValueError, match="The pipeline is offloaded .* pipe.remove_all_hooks"):
         small_run("best", pipe)
-    with pytest.raises(ValueError, match="offloaded"):
-        gate_gradients(pipe, grid_of(pipe, 4), grid_of(pipe, 4).full().on, PROMPTS)
     pipe.remove_all_hooks()
-    assert len(small_run("best", pipe, iterations=1, keep_macs=(0.5,)).history) == 1
-
-
-def test_seeds_decide(pipe, trained):
-    assert same(small_run("best", pipe), trained["best"])
-    assert not torch.equal(small_run("best", pipe, seed=1).tables, trained["best"].tables)
+    assert len(small_run("best", pipe, steps=2, batch=1, iterations=1, keep_macs=0.6).history) == 1
 
 
 def test_every_prompt_comes_once_an_epoch_in_another_order():
@@ -124,47 +102,52 @@ def test_every_prompt_comes_once_an_epoch_in_another_order():
     assert all(sorted(epoch) == list(range(5)) for epoch in epochs) and len(set(map(tuple, epochs))) > 1
 
 
-def test_a_callback_sees_figures_and_may_draw(pipe):
+def test_a_callback_sees_figures_and_may_draw_and_seeds_decide(pipe, trained):
     shapes = []
-    small_run("best", pipe, callback=lambda look: shapes.append((look.figures["step"], look.pictures(["lion"]).shape)))
+
+    def draw(look):
+        shapes.append((look.figures["step"], look.pictures(["lion"]).shape))
+
+    again = small_run("best", pipe, callback=draw)
     side = pipe.vae_scale_factor * pipe.unet.config.sample_size
-    assert shapes == [(i, (1, 3, side, side)) for i in range(1, 5)]
+    assert shapes == [(i, (1, 3, side, side)) for i in (1, 2, 3)]
+    assert same(again, trained["best"])
+    assert not torch.equal(small_run("best", pipe, seed=1).tables, again.tables)
 
 
 def test_collapse_is_detected_and_explained(pipe):
-    with pytest.raises(
-        PrunerCollapseError, match=r"(?s)since iteration \d+ all gates.*recipe='best'.*lower lr"
-    ) as told:
-        small_run("published", pipe, iterations=12, lr=5.0, floor=0.0, warmup=0, on_collapse="raise")
-    assert "The kept share of MACs went 1.00" in str(told.value)
-    found = small_run("published", pipe, lr=5.0, floor=0.0, warmup=0, on_collapse="go on")
-    assert found.history[-1]["collapsed"] and not found.history[0]["collapsed"]
+    how = {"lr": 5.0, "floor": 0.0, "warmup": 0, "steps": 2, "accumulation": 1, "iterations": 12}
+    with pytest.raises(PrunerCollapseError) as told:
+        small_run("published", pipe, on_collapse="raise", **how)
+    for word in ("since iteration 2 all gates", "went 1.00", "recipe='best'", "lower lr (now 5, try 0.5)"):
+        assert word in str(told.value)
+    found = small_run("published", pipe, **{**how, "iterations": 2})
+    assert [line["collapsed"] for line in found.history] == [False, True]
 
 
-def test_other_settings_run(pipe):
-    for more in (
+@pytest.mark.parametrize(
+    "more",
+    [
         {"optimizer": "adamw", "lr": 0.01, "loss": "l1", "temperature": 0.5, "network": "table"},
         {"loss": "l2", "bf16": True, "checkpointing": False, "alpha": 0.0},
         {"loss": "latent", "gates": "budget", "keep_macs": 0.6, "width": 8, "start": "chance"},
-    ):
-        found = small_run("published", pipe, **{"iterations": 2, **more})
-        assert len(found.history) == 2 and found.settings["loss"] == more["loss"]
-    wanted = small_run("best", pipe, iterations=2)
-    assert torch.allclose(small_run("best", pipe, iterations=2, checkpointing=False).tables, wanted.tables, atol=1e-3)
+    ],
+)
+def test_other_settings_run(pipe, more):
+    found = small_run("published", pipe, iterations=1, steps=2, **{"accumulation": 1, **more})
+    assert len(found.history) == 1 and found.settings["loss"] == more["loss"] and found.tables.isfinite().all()
 
 
 def test_classes_and_an_own_grid_work():
     pipe = pipe_of("classes")
-    found = train_pruner(
-        pipe, [1, 2], steps=3, grain=grid_of(pipe, 3, "blocks"), guidance_scale=2, keep_macs=0.7, iterations=2, batch=1
-    )
+    grid = grid_of(pipe, 3, "blocks")
+    found = small_run("best", pipe, [1, 2], grain=grid, keep_macs=0.7, iterations=2, batch=1)
     assert found.grid.grain == "blocks" and found.schedule(0.7).macs_ratio() <= 0.7
 
 
 def test_budgets_that_the_first_call_exceeds_are_left_out_unless_asked_for(pipe):
-    assert small_run("best", pipe, iterations=2, keep_macs=(0.6, 0.35)).budgets == (0.6, 0.35)
     for steps, budgets in ((4, (0.5, 0.35)), (2, (0.75,))):
-        found = train_pruner(pipe, PROMPTS, steps=steps, iterations=5, batch=1, guidance_scale=1)
+        found = pl.train_pruner(pipe, PROMPTS, steps=steps, iterations=5, batch=1, guidance_scale=1, loss="latent")
         assert found.budgets == pytest.approx(budgets) and len(found.history) == 5
 
 
@@ -184,7 +167,7 @@ def test_budgets_that_the_first_call_exceeds_are_left_out_unless_asked_for(pipe)
         ({"alpha": -1}, ValueError, "alpha=-1"),
         ({"leak": 1.0}, ValueError, "leak=1.0"),
         ({"keep_macs": 0.1}, ValueError, "keep_macs=0.1.*first of 4 calls"),
-        ({"keep_macs": 2}, ValueError, "=.2"),
+        ({"keep_macs": 2}, ValueError, "keep_macs=2"),
         ({"keep_macs": (0.3, 0.5)}, ValueError, "largest first"),
         ({"keep_macs": None}, ValueError, "keep_macs=None"),
         ({"recipe": "published", "keep_macs": 0.5}, ValueError, "take none"),
@@ -205,22 +188,14 @@ def test_bad_input_is_refused_before_any_work(pipe, wrong, kind, match, monkeypa
         pl.train_pruner(pipe, given.pop("prompts"), **given)
 
 
-def test_a_rate_that_blows_the_pruner_up_is_told(pipe):
+def test_numbers_that_are_not_finite_stop_the_run():
+    pipe = pipe_of("text")
     with pytest.raises(ValueError, match="logits are not finite after iteration 1. Lower lr"):
         small_run("best", pipe, lr=1e38, weight_decay=1e38)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(pipe, tmp_path):
-    weight = pipe.unet.conv_out.weight
-    before = weight.detach().clone()
     with torch.no_grad():
-        weight.mul_(float("nan"))
-    try:
-        with pytest.raises(ValueError, match="loss became nan at iteration 1"):
-            small_run("best", pipe)
-    finally:
-        with torch.no_grad():
-            weight.copy_(before)
+        pipe.unet.conv_out.weight.mul_(float("nan"))
+    with pytest.raises(ValueError, match="loss became nan at iteration 1"):
+        small_run("best", pipe)
 
 
 def test_saved_and_loaded_it_is_the_same(trained, tmp_path):
@@ -236,37 +211,19 @@ def test_saved_and_loaded_it_is_the_same(trained, tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="damaged"):
         TrainedPruner.load(path)
-    (tmp_path / "text.safetensors").write_text("no scores")
-    with pytest.raises(ValueError, match="damaged"):
-        TrainedPruner.load(tmp_path / "text.safetensors")
 
 
-def test_two_processes_equal_one_with_the_double_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(2):
-        more = {
-            "WORLD_SIZE": 2,
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": 1,
-            "HF_HUB_OFFLINE": 1,
-            "PYTHONPATH": f"{HERE.parents[1]}:{HERE}:{HERE.parent / 'operators'}:{os.environ.get('PYTHONPATH', '')}",
-        }
-        environment = os.environ | {name: str(value) for name, value in more.items()}
-        command = [sys.executable, str(HERE / "train_small.py"), str(tmp_path)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=600)[1] for process in started]
-    assert not any(process.returncode for process in started), errors
+def test_scores_of_the_book_are_read(root):
+    files = sorted((root / "pruning_book" / "records").glob("pruner_scores_*.safetensors"))
+    assert files and all(TrainedPruner.load(file).schedule(0.3).macs_ratio() <= 0.3 for file in files)
+
+
+def test_two_processes_equal_one_with_the_double_batch(tmp_path, trained):
+    launch(Path(__file__).with_name("train_small.py"), tmp_path)
     main, other = (TrainedPruner.load(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    wanted = small_run("best")
+    wanted = trained["best"]
     assert torch.equal(main.tables, other.tables)
     assert torch.allclose(main.tables, wanted.tables, atol=2e-3)
     assert [a["rows"] for a in main.history] == [a["rows"] for a in wanted.history]
     looked = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert looked == [[1, 2, 3, 4], []]
+    assert looked == [[1, 2, 3], []]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -9,20 +10,27 @@ from pathlib import Path
 import torch
 from tiny_pipes import pipe_of
 
+from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.training import TrainedPruner, train_pruner
 
 PROMPTS = ["lion", "pizza", "red heart", "cat face", "rocket"]
 SMALL = {
-    "best": {"iterations": 4, "batch": 2, "keep_macs": (0.8, 0.5)},
-    "published": {"iterations": 4, "batch": 1, "width": 16, "loss": "l1", "on_collapse": "go on", "lr": 0.02},
+    "best": {"iterations": 3, "batch": 2, "keep_macs": (0.8, 0.5)},
+    "published": {"iterations": 3, "batch": 1, "width": 16, "loss": "l1", "on_collapse": "go on", "lr": 0.02},
 }
 
 
-def small_run(recipe: str = "best", pipe=None, **more: object) -> TrainedPruner:
+@functools.cache
+def small_grid(steps: int):
+    """Lay out the grid once: that takes as long as an iteration."""
+    return grid_of(pipe_of("text"), steps)
+
+
+def small_run(recipe: str = "best", pipe=None, prompts: list[str] = PROMPTS, **more: object) -> TrainedPruner:
     """Train for a few iterations of a few steps."""
-    return train_pruner(
-        pipe or pipe_of("text"), PROMPTS, steps=3, recipe=recipe, guidance_scale=3, **{**SMALL[recipe], **more}
-    )
+    given = {"steps": 3, "guidance_scale": 1 if recipe == "published" else 3, **SMALL[recipe], **more}
+    given.setdefault("grain", small_grid(given["steps"]))
+    return train_pruner(pipe or pipe_of("text"), prompts, recipe=recipe, **given)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ PATHS = ["down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "mid_bl
 
 @pytest.fixture(scope="module")
 def whole():
-    pipe = pl.load("emoji-sd")
-    return with_unet(pipe, small_unet())
+    return with_unet(pl.load("emoji-sd"), small_unet())
 
 
 @pytest.fixture(scope="module")
@@ -47,40 +46,39 @@ def cut(pipe):
     return small
 
 
-def test_blocks_are_those_of_the_denoiser():
-    assert block_paths(small_unet()) == PATHS
+@torch.no_grad()
+def outputs(batch, unet, paths=PATHS) -> dict[str, torch.Tensor]:
+    with block_outputs(unet, paths) as found:
+        found["answer"] = batch.predict(unet)
+    assert not any(module._forward_hooks for module in unet.modules())
+    return found
+
+
+def test_blocks_are_those_of_the_denoiser_and_their_outputs_what_the_next_is_given(whole, batch):
     dit = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=3, sample_size=8)
+    assert block_paths(whole.unet) == PATHS and block_paths(nn.Linear(2, 2)) == []
     assert block_paths(dit) == [f"transformer_blocks.{i}" for i in range(3)]
-    assert block_paths(nn.Linear(2, 2)) == []
-    unet = small_unet()
-    unet.mid_block = None
-    assert block_paths(unet) == PATHS[:-1]
-
-
-def test_outputs_are_what_the_next_block_is_given(whole, batch):
-    with torch.no_grad(), block_outputs(whole.unet, PATHS) as found:
-        batch.predict(whole.unet)
     seen = {}
     handle = whole.unet.mid_block.register_forward_pre_hook(lambda m, args: seen.update(mid=args[0]))
-    with torch.no_grad():
-        batch.predict(whole.unet)
+    found = outputs(batch, whole.unet)
     handle.remove()
-    assert sorted(found) == sorted(PATHS) and torch.equal(found["down_blocks.1"], seen["mid"])
-    assert not any(module._forward_hooks for module in whole.unet.modules())
+    assert sorted(found) == sorted([*PATHS, "answer"]) and torch.equal(found["down_blocks.1"], seen["mid"])
 
 
-def test_the_loss_is_the_sum_of_its_parts_by_hand(whole, batch):
+def test_the_loss_is_the_sum_of_its_parts_by_hand_and_reaches_the_student_alone(whole, batch):
     small = cut(whole)
     total, parts = Distillation(whole.unet, output=2.0, features=0.5).loss(small.unet, batch)
-    with torch.no_grad(), block_outputs(small.unet, PATHS) as ours, block_outputs(whole.unet, PATHS) as theirs:
-        answer, wanted = batch.predict(small.unet), batch.predict(whole.unet)
-    features = sum(F.mse_loss(ours[p], theirs[p]) for p in PATHS)
-    assert parts["denoising_loss"] == pytest.approx(F.mse_loss(answer, batch.target).item(), rel=1e-5)
-    assert parts["output_loss"] == pytest.approx(F.mse_loss(answer, wanted).item(), rel=1e-5)
-    assert parts["features_loss"] == pytest.approx(features.item(), rel=1e-5)
+    ours, theirs = outputs(batch, small.unet), outputs(batch, whole.unet)
+    assert parts == {
+        "denoising_loss": pytest.approx(F.mse_loss(ours["answer"], batch.target).item(), rel=1e-5),
+        "output_loss": pytest.approx(F.mse_loss(ours["answer"], theirs["answer"]).item(), rel=1e-5),
+        "features_loss": pytest.approx(sum(F.mse_loss(ours[p], theirs[p]) for p in PATHS).item(), rel=1e-5),
+    }
     by_hand = parts["denoising_loss"] + 2 * parts["output_loss"] + 0.5 * parts["features_loss"]
-    assert total.item() == pytest.approx(by_hand, rel=1e-5)
-    assert parts["output_loss"] > 0 and parts["features_loss"] > 0
+    assert total.item() == pytest.approx(by_hand, rel=1e-5) and min(parts.values()) > 0
+    total.backward()
+    assert all(p.grad is None for p in whole.unet.parameters())
+    assert small.unet.down_blocks[0].resnets[0].conv1.weight.grad.abs().sum() > 0
 
 
 def test_a_twin_has_nothing_to_learn_from_its_teacher(whole, batch):
@@ -90,20 +88,12 @@ def test_a_twin_has_nothing_to_learn_from_its_teacher(whole, batch):
     assert total.item() == pytest.approx(batch.loss(twin.unet).item())
 
 
-def test_gradients_reach_the_student_alone(whole, batch):
-    small = cut(whole)
-    Distillation(whole.unet, features=1).loss(small.unet, batch)[0].backward()
-    assert all(p.grad is None for p in whole.unet.parameters())
-    assert small.unet.down_blocks[0].resnets[0].conv1.weight.grad.abs().sum() > 0
-
-
-def test_blocks_that_differ_are_left_out(whole, batch):
+def test_blocks_that_only_one_has_are_left_out(whole, batch):
     small = copy_of(whole)
     small.unet.mid_block = None
     _, parts = Distillation(whole.unet, features=1).loss(small.unet, batch)
     # without a mid block the way down is as before; only the way up differs
-    with torch.no_grad(), block_outputs(small.unet, PATHS[:-1]) as ours, block_outputs(whole.unet, PATHS) as theirs:
-        batch.predict(small.unet), batch.predict(whole.unet)
+    ours, theirs = outputs(batch, small.unet, PATHS[:-1]), outputs(batch, whole.unet)
     wanted = sum(F.mse_loss(ours[p], theirs[p]) for p in PATHS[2:4])
     assert parts["features_loss"] == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -144,95 +134,66 @@ def test_checkpointing_changes_memory_and_not_the_gradient(whole, batch, bf16):
 def test_checkpointing_is_restored_as_it_was(whole):
     small = copy_of(whole)
     small.unet.down_blocks[0].gradient_checkpointing = True
-    before = [m.gradient_checkpointing for m in small.unet.modules() if hasattr(m, "gradient_checkpointing")]
+    switched = [m for m in small.unet.modules() if hasattr(m, "gradient_checkpointing")]
+    before = [m.gradient_checkpointing for m in switched]
     with pytest.raises(RuntimeError, match="boom"), checkpointed(small.unet):
         assert all(m.gradient_checkpointing for m in small.unet.down_blocks)
         raise RuntimeError("boom")
-    after = [m.gradient_checkpointing for m in small.unet.modules() if hasattr(m, "gradient_checkpointing")]
-    assert before == after and sum(before) == 1
+    assert before == [m.gradient_checkpointing for m in switched] and sum(before) == 1
     with pytest.raises(TypeError, match="Linear has no enable_gradient_checkpointing"), checkpointed(nn.Linear(1, 1)):
         pass
 
 
-def test_the_teacher_is_left_as_it_was_found(whole):
+def test_a_student_comes_closer_to_its_teacher_which_is_left_as_it_was_found(whole):
     small, unet = cut(whole), copy.deepcopy(whole.unet).train()
     unet.mid_block.eval()
     modes, before = [m.training for m in unet.modules()], copy.deepcopy(unet.state_dict())
-    finetune(small, IMAGES, CAPTIONS, steps=2, batch=2, teacher=unet, distill_output=1, distill_features=1)
+    more = {"distill_output": 30, "distill_features": 30}  # this teacher knows nothing about the data
+    options = {"steps": 12, "lr": 3e-3, "batch": 4, "ema": 0, "log_every": 1, "warmup": 1}
+    log = finetune(small, IMAGES, CAPTIONS, teacher=unet, **more, **options)
+    for name in ("output_loss", "features_loss"):
+        losses = log.curve(name)[1]
+        assert len(losses) == 12 and sum(losses[-3:]) < 0.6 * sum(losses[:3]), name
     assert [m.training for m in unet.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
     with frozen(unet, small.unet, "cpu"):
         assert not any(m.training for m in unet.modules())
 
 
-def test_a_student_that_lost_operators_comes_closer_to_its_teacher(whole):
-    small = cut(whole)
-    log = finetune(
-        small,
-        IMAGES,
-        CAPTIONS,
-        steps=16,
-        lr=3e-3,
-        batch=4,
-        ema=0,
-        log_every=1,
-        warmup=1,
-        teacher=whole,
-        distill_output=30,
-        distill_features=30,  # this teacher knows nothing about the data
-    )
-    for name in ("output_loss", "features_loss"):
-        losses = log.curve(name)[1]
-        assert len(losses) == 16 and sum(losses[-3:]) < 0.6 * sum(losses[:3]), name
-
-
-def test_all_options_together(whole):
-    small = cut(whole)
-    more = {"checkpointing": True, "bf16": True, "teacher": whole, "distill_output": 1, "distill_features": 1}
-    log = finetune(small, IMAGES, CAPTIONS, steps=2, batch=2, log_every=1, **more)
-    line = log.lines[-1]
-    total = line["denoising_loss"] + line["output_loss"] + line["features_loss"]
-    assert line["loss"] == pytest.approx(total, rel=1e-4) and not small.unet.is_gradient_checkpointing
-
-
-def test_a_distilled_run_goes_on_where_it_stopped(whole, tmp_path):
-    start, more = cut(whole), {"batch": 2, "teacher": whole, "distill_features": 1.0, "distill_output": 1.0}
-    straight, halves = copy_of(start), copy_of(start)
-    finetune(straight, IMAGES, CAPTIONS, steps=4, decay=0, warmup=1, folder=tmp_path / "a", **more)
-    finetune(halves, IMAGES, CAPTIONS, steps=2, decay=0, warmup=1, folder=tmp_path / "b", **more)
-    halves = copy_of(start)  # another process would start from the pruned weights
-    log = finetune(halves, IMAGES, CAPTIONS, steps=4, decay=0, warmup=1, folder=tmp_path / "b", **more)
+def test_a_distilled_run_with_all_options_goes_on_where_it_stopped(whole, tmp_path):
+    more = {"batch": 2, "teacher": whole, "distill_features": 1.0, "distill_output": 1.0, "decay": 0, "warmup": 1}
+    more |= {"checkpointing": True, "bf16": True}
+    straight, half, rest = (cut(whole) for _ in range(3))  # another process would start from the pruned weights
+    finetune(straight, IMAGES, CAPTIONS, steps=4, folder=tmp_path / "a", **more)
+    finetune(half, IMAGES, CAPTIONS, steps=2, folder=tmp_path / "b", **more)
+    line = finetune(rest, IMAGES, CAPTIONS, steps=4, folder=tmp_path / "b", **more).lines[-1]
     wanted = straight.unet.state_dict()
-    assert all(torch.equal(wanted[name], value) for name, value in halves.unet.state_dict().items())
-    assert [line["step"] for line in log.lines][-1] == 4
+    assert all(torch.equal(wanted[name], value) for name, value in rest.unet.state_dict().items())
+    total = line["denoising_loss"] + line["output_loss"] + line["features_loss"]
+    assert line["step"] == 4 and line["loss"] == pytest.approx(total, rel=1e-4)
     with pytest.raises(ValueError, match="another teacher's weight"):
-        finetune(halves, IMAGES, CAPTIONS, steps=4, folder=tmp_path / "b", batch=2)
+        finetune(rest, IMAGES, CAPTIONS, steps=4, folder=tmp_path / "b", batch=2)
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
+    ("teacher", "options", "error", "words"),
     [
-        ({"distill_output": 1}, ValueError, "need a teacher"),
-        ({"teacher": "self"}, ValueError, "would never be asked"),
-        ({"teacher": "self", "distill_output": 1}, ValueError, "shares .* weights.*copy"),
-        ({"teacher": "twin", "distill_output": -1}, ValueError, "distill_output=-1"),
-        ({"teacher": "twin", "distill_features": float("nan")}, ValueError, "distill_features=nan"),
-        ({"teacher": "narrow", "distill_output": 1}, ValueError, r"teacher answers \[1, 3"),
-        ({"teacher": 7, "distill_output": 1}, TypeError, "teacher is a int"),
-        ({"teacher": "other", "distill_output": 1}, ValueError, "teacher predicts 'epsilon'"),
-        ({"accelerator": 7}, TypeError, "accelerator is a int"),
+        (None, {"distill_output": 1}, ValueError, "need a teacher"),
+        ("self", {}, ValueError, "would never be asked"),
+        ("self", {"distill_output": 1}, ValueError, "shares .* weights.*copy"),
+        ("twin", {"distill_output": -1}, ValueError, "distill_output=-1"),
+        ("twin", {"distill_features": float("nan")}, ValueError, "distill_features=nan"),
+        ("narrow", {"distill_output": 1}, ValueError, r"teacher answers \[1, 3"),
+        (7, {"distill_output": 1}, TypeError, "teacher is a int"),
+        ("other", {"distill_output": 1}, ValueError, "teacher predicts 'epsilon'"),
     ],
 )
-def test_bad_teachers_change_nothing(whole, options, error, words):
-    small = copy_of(whole)
-    other = copy_of(whole)
+def test_bad_teachers_change_nothing(whole, teacher, options, error, words):
+    small, other, narrow = copy_of(whole), copy_of(whole), small_unet()
     other.scheduler = type(other.scheduler).from_config(other.scheduler.config, prediction_type="epsilon")
-    narrow = small_unet()
     narrow.conv_out = nn.Conv2d(8, 3, 3, padding=1)
-    teachers = {"self": small, "twin": copy_of(whole), "narrow": narrow, "other": other}
-    if isinstance(options.get("teacher"), str):
-        options = {**options, "teacher": teachers[options["teacher"]]}
-    before = copy.deepcopy(small.unet.state_dict())
+    teacher = {"self": small, "twin": copy_of(whole), "narrow": narrow, "other": other}.get(teacher, teacher)
     with pytest.raises(error, match=words):
-        finetune(small, IMAGES, CAPTIONS, steps=1, batch=1, **options)
-    assert all(torch.equal(before[name], value) for name, value in small.unet.state_dict().items())
+        finetune(small, IMAGES, CAPTIONS, steps=1, batch=1, teacher=teacher, **options)
+    wanted = whole.unet.state_dict()
+    assert all(torch.equal(wanted[name], value) for name, value in small.unet.state_dict().items())

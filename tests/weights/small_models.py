@@ -1,4 +1,4 @@
-"""Tiny models of every kind that may be pruned, with random weights."""
+"""Tiny models of every kind that may be pruned, with random weights, and the arguments of a call."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-__all__ = ["MODELS", "bits", "clip_text", "dit", "inputs_of", "linears", "unet", "vae"]
 
-
-def _seeded(make):
-    def build(**options) -> nn.Module:
-        torch.manual_seed(options.pop("seed", 0))
-        return make(**options).eval()
-
-    return build
-
-
-@_seeded
 def unet() -> nn.Module:
+    torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -29,32 +19,31 @@ def unet() -> nn.Module:
         cross_attention_dim=8,
         attention_head_dim=4,
         norm_num_groups=4,
-    )
+    ).eval()
 
 
-@_seeded
 def dit() -> nn.Module:
+    torch.manual_seed(0)
     return DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
-    )
+    ).eval()
 
 
-@_seeded
 def vae() -> nn.Module:
+    torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(8, 8),
         layers_per_block=1,
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-    )
+    ).eval()
 
 
-@_seeded
 def clip_text() -> nn.Module:
-    return CLIPTextModel(
-        CLIPTextConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
-    )
+    torch.manual_seed(0)
+    config = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return CLIPTextModel(CLIPTextConfig(**config, vocab_size=50)).eval()
 
 
 MODELS = {"unet": unet, "dit": dit, "vae": vae, "clip_text": clip_text}
@@ -62,19 +51,19 @@ MODELS = {"unet": unet, "dit": dit, "vae": vae, "clip_text": clip_text}
 
 def inputs_of(name: str) -> dict:
     """Arguments of one call of the model `name`."""
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     return {
-        "unet": lambda: dict(sample=noise(2, 4, 8, 8), timestep=torch.tensor(3), encoder_hidden_states=noise(2, 5, 8)),
-        "dit": lambda: dict(
-            hidden_states=noise(2, 4, 8, 8), timestep=torch.tensor([3, 3]), class_labels=torch.tensor([1, 2])
-        ),
-        "vae": lambda: dict(sample=noise(2, 3, 16, 16)),
-        "clip_text": lambda: dict(input_ids=torch.tensor([[1, 2, 3, 49]])),
-    }[name]()
+        "unet": {"sample": noise, "timestep": torch.tensor(3), "encoder_hidden_states": noise[:, 0, :5]},
+        "dit": {"hidden_states": noise, "timestep": torch.tensor([3, 3]), "class_labels": torch.tensor([1, 2])},
+        "vae": {"sample": noise[:, :3].repeat(1, 1, 2, 2)},
+        "clip_text": {"input_ids": torch.tensor([[1, 2, 3, 49]])},
+    }[name]
+
+
+@torch.no_grad()
+def run(name: str, model: nn.Module) -> torch.Tensor:
+    """Return the first tensor of an answer; of the VAE, the picture."""
+    return model(**inputs_of(name))[0]
 
 
 def linears(*shapes: tuple[int, int], dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -2,95 +2,95 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from small_models import MODELS, unet
+from small_models import MODELS, linears, unet
 from torch import nn
 
 from pruning_lib.weights.select import IGNORE, prunable_weights
 
-
-def test_what_each_model_leaves_alone() -> None:
-    found = {name: prunable_weights(make()) for name, make in MODELS.items()}
-    ends = {name: sorted(n for n, why in s.ignored.items() if why == "ends") for name, s in found.items()}
-    assert ends["unet"] == ["conv_in.weight", "conv_out.weight"]
-    assert ends["dit"] == ["pos_embed.proj.weight", "proj_out_1.weight", "proj_out_2.weight"]
-    assert ends["vae"] == sorted(
-        f"{part}.weight"
-        for part in (
-            "encoder.conv_in",
-            "encoder.conv_out",
-            "decoder.conv_in",
-            "decoder.conv_out",
-            "quant_conv",
-            "post_quant_conv",
-        )
-    )
-    assert ends["clip_text"] == []
-    tables = {n for n, why in found["clip_text"].ignored.items() if why == "embeddings"}
-    assert {n.rpartition(".")[0].rpartition(".")[2] for n in tables} == {"token_embedding", "position_embedding"}
-    for name, selection in found.items():
-        model = MODELS[name]()
-        assert set(selection.weights) | set(selection.ignored) == {n for n, _ in model.named_parameters()}
-        assert not set(selection.weights) & set(selection.ignored)
-        for chosen in selection.weights:
-            owner = model.get_submodule(chosen.rpartition(".")[0])
-            assert isinstance(owner, (nn.Linear, nn.Conv2d)) and chosen.endswith(".weight")
-        norms = [n for n, why in selection.ignored.items() if why == "norms"]
-        assert (norms or name == "dit") and all("norm" in n for n in norms), norms  # DiT's norms have no weights
+ENDS = {
+    "unet": {"conv_in", "conv_out"},
+    "dit": {"pos_embed.proj", "proj_out_1", "proj_out_2"},
+    "vae": {
+        "quant_conv",
+        "post_quant_conv",
+        *(f"{p}.conv_{end}" for p in ("encoder", "decoder") for end in ("in", "out")),
+    },
+    "clip_text": set(),
+}
 
 
-def test_an_empty_list_leaves_nothing_alone() -> None:
-    model = unet()
-    selection = prunable_weights(model, [])
-    assert not selection.ignored and selection.n == sum(p.numel() for p in model.parameters())
+@pytest.mark.parametrize("name", MODELS)
+def test_what_each_model_leaves_alone(name) -> None:
+    model = MODELS[name]()
+    selection = prunable_weights(model)
+    by_group = {group: {n for n, why in selection.ignored.items() if why == group} for group in IGNORE}
+    assert by_group["ends"] == {f"{path}.weight" for path in ENDS[name]}
+    assert (by_group["norms"] or name == "dit") and all("norm" in n for n in by_group["norms"])  # DiT's have no weights
+    if name == "clip_text":
+        assert {n.split(".")[-2] for n in by_group["embeddings"]} == {"token_embedding", "position_embedding"}
+    assert sorted([*selection.weights, *selection.ignored]) == sorted(n for n, _ in model.named_parameters())
+    for chosen in selection.weights:
+        owner = model.get_submodule(chosen.rpartition(".")[0])
+        assert isinstance(owner, (nn.Linear, nn.Conv2d)) and chosen.endswith(".weight")
 
 
 def test_patterns_spare_paths_names_and_all_below() -> None:
     model = unet()
+    everything = prunable_weights(model, [])
+    assert not everything.ignored and everything.n == sum(p.numel() for p in model.parameters())
     by_path = prunable_weights(model, [*IGNORE, "mid_block"])
-    assert all(by_path.ignored[n] for n, _ in model.named_parameters() if n.startswith("mid_block."))
     assert not any(n.startswith("mid_block") for n in by_path.weights)
+    assert all(by_path.ignored[n] for n, _ in model.named_parameters() if n.startswith("mid_block."))
     by_star = prunable_weights(model, [*IGNORE, "*.attn2.*"])
     assert not any(".attn2." in n for n in by_star.weights) and any(".attn1." in n for n in by_star.weights)
     exact = prunable_weights(model, [*IGNORE, "mid_block.resnets.0.conv1.weight"])
     assert exact.n == prunable_weights(model).n - model.mid_block.resnets[0].conv1.weight.numel()
 
 
-def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'mid_block"):
-        prunable_weights(unet(), ["mid_blok"])
-    with pytest.raises(ValueError, match="Did you mean 'norms'"):
-        prunable_weights(unet(), ["norm"])
-
-
-def test_modules_without_prunable_weights_are_refused() -> None:
-    for module in (nn.LayerNorm(4), nn.ReLU(), nn.Embedding(4, 2)):
-        with pytest.raises(ValueError, match="no weights to prune"):
-            prunable_weights(module)
-    with pytest.raises(ValueError, match="no weights to prune"):
-        prunable_weights(unet(), ["*"])
-
-
-def test_other_objects_are_refused() -> None:
-    class Pipe:
-        components = {}
-
-    with pytest.raises(TypeError, match=r"pipe\.unet"):
-        prunable_weights(Pipe())
-    with pytest.raises(TypeError, match="dict"):
-        prunable_weights({"a": torch.ones(2)})
-    with pytest.raises(TypeError, match=r"\['ends'\]"):
-        prunable_weights(unet(), "ends")
-    with pytest.raises(TypeError, match="holds 3"):
-        prunable_weights(unet(), [3])
-
-
-def test_tied_weights_count_once() -> None:
+def test_tied_weights_count_once_and_packed_projections_are_weights() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     assert list(prunable_weights(model).weights) == ["0.weight"]
-
-
-def test_packed_projections_of_torch_attention_are_weights() -> None:
     assert "in_proj_weight" in prunable_weights(nn.MultiheadAttention(8, 2)).weights
+
+
+class Pipe:
+    components = {}
+
+
+def damaged(value: float) -> nn.Module:
+    model = linears((4, 3), (3, 2))
+    model[1].weight.data[0, 0] = value
+    return model
+
+
+def quantised() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("module", "ignore", "error", "words"),
+    [
+        (Pipe(), IGNORE, TypeError, r"pipe\.unet"),
+        ({"a": torch.ones(2)}, IGNORE, TypeError, "dict"),
+        (unet(), "ends", TypeError, r"\['ends'\]"),
+        (unet(), [3], TypeError, "holds 3"),
+        (unet(), ["mid_blok"], ValueError, "Did you mean 'mid_block"),
+        (unet(), ["norm"], ValueError, "Did you mean 'norms'"),
+        (unet(), ["*"], ValueError, "no weights to prune"),
+        (nn.Embedding(4, 2), IGNORE, ValueError, "no weights to prune"),
+        (damaged(math.nan), IGNORE, ValueError, r"1\.weight holds NaN or infinite"),
+        (damaged(math.inf), IGNORE, ValueError, "NaN or infinite"),
+        (nn.Linear(4, 3, device="meta"), IGNORE, ValueError, "meta device"),
+        (quantised(), IGNORE, ValueError, "int8"),
+    ],
+)
+def test_what_is_refused(module, ignore, error, words) -> None:
+    with pytest.raises(error, match=words):
+        prunable_weights(module, ignore)

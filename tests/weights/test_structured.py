@@ -1,8 +1,8 @@
-"""Narrower UNets: what is kept, that diffusers reloads them, and what is refused."""
+"""Smaller UNets, of fewer channels and of fewer blocks: what is kept, that diffusers reloads them, what is refused."""
 
 from __future__ import annotations
 
-import copy
+import sys
 
 import pytest
 import torch
@@ -12,8 +12,11 @@ from small_models import dit
 import pruning_lib as pl
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.finetuning.denoising import DenoisingTask
+from pruning_lib.structured.blocks import remove_blocks
 from pruning_lib.structured.channels import ChannelGroup, choose
-from pruning_lib.structured.structured import accumulate_gradients, narrow_widths, prune_structured, width_unit
+from pruning_lib.structured.structured import accumulate_gradients, narrow_widths, prune_structured
+
+CONV = "down_blocks.0.resnets.0.conv1"
 
 
 def tiny(**options) -> UNet2DConditionModel:
@@ -32,51 +35,80 @@ def tiny(**options) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**config, **options}).eval()
 
 
+def three_levels(**options) -> UNet2DConditionModel:
+    """A UNet with two pairs a level, as BK-SDM's recipe needs it."""
+    return tiny(
+        **{
+            "block_out_channels": (8, 16, 16),
+            "layers_per_block": 2,
+            "attention_head_dim": (1, 2, 2),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
+            **options,
+        }
+    )
+
+
+@torch.no_grad()
 def run(unet) -> torch.Tensor:
-    with torch.no_grad():
-        return unet(**example_inputs(unet, device="cpu", tokens=5)).sample
+    return unet(**example_inputs(unet, device="cpu", tokens=5)).sample
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return pl.load("emoji-sd")
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    b = b.state_dict()
+    return all(torch.equal(value, b[name]) for name, value in a.state_dict().items())
 
 
-@pytest.fixture(scope="module")
-def task():
-    def draw(*shape):
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+WAYS = {
+    "magnitude": (tiny, lambda unet: prune_structured(unet, 0.5)),
+    "random": (tiny, lambda unet: prune_structured(unet, 0.5, importance="random")),
+    "base": (three_levels, remove_blocks),
+    "small": (three_levels, lambda unet: remove_blocks(unet, "small")),
+    "tiny": (three_levels, lambda unet: remove_blocks(unet, "tiny")),
+}
 
-    schedule = DDPMScheduler(prediction_type="v_prediction")
-    return DenoisingTask(draw(8, 4, 8, 8), draw(8, 5, 12), draw(1, 5, 12), schedule)
 
-
-@pytest.mark.parametrize("importance", ["magnitude", "random"])
-def test_a_narrow_model_is_an_ordinary_one(tmp_path, importance):
-    unet = tiny()
-    before, weights = run(unet), copy.deepcopy(unet.state_dict())
-    small = prune_structured(unet, 0.5, importance=importance)
-    assert tuple(small.unet.config.block_out_channels) == small.widths_after == (8, 16)
+@pytest.mark.parametrize(("make", "prune"), WAYS.values(), ids=WAYS)
+def test_a_smaller_model_is_an_ordinary_one_and_the_given_one_stays(make, prune, tmp_path):
+    unet, twin = make(), make()
+    small = prune(unet)
+    assert same(unet, twin), "the given model was changed"
+    shared = {p.data_ptr() for p in unet.parameters()} & {p.data_ptr() for p in small.unet.parameters()}
+    assert not shared, "the smaller model shares weights with the given one"
+    assert small.params_before == sum(p.numel() for p in unet.parameters())
     assert small.params_after == sum(p.numel() for p in small.unet.parameters()) < small.params_before
-    assert small.macs_after == pl.count_macs(small.unet).macs and 0.5 < small.macs_ratio < 0.9
+    assert small.macs_after == pl.count_macs(small.unet).macs < small.macs_before
     small.unet.save_pretrained(tmp_path)
     again, info = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values())
-    assert all(torch.equal(again.state_dict()[k], v) for k, v in small.unet.state_dict().items())
+    assert not any(info.values()) and same(again, small.unet)
     # not bit for bit: where in memory a weight lies decides how the CPU sums
     assert torch.allclose(run(again), run(small.unet), atol=1e-5) and run(again).std() > 0
-    assert torch.equal(run(unet), before), "the given model was changed"
-    assert all(torch.equal(a, b) for a, b in zip(unet.state_dict().values(), weights.values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return prune_structured(tiny(), 0.5)
+
+
+def test_weights_that_stay_are_those_of_the_whole_model(narrow):
+    assert tuple(narrow.unet.config.block_out_channels) == narrow.widths_after == (8, 16)
+    rows, columns = narrow.kept[CONV], narrow.kept["conv_in"]
+    old, new = tiny().get_submodule(CONV).weight, narrow.unet.get_submodule(CONV).weight
+    assert torch.equal(new, old[rows][:, columns])
+
+
+def test_half_precision_stays(narrow):
+    small = prune_structured(tiny().half(), 0.5).unet
+    assert small.dtype == torch.float16 == remove_blocks(three_levels().half()).unet.dtype
+    assert torch.allclose(small.conv_in.weight.float(), narrow.unet.conv_in.weight, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"use_linear_projection": True},
-        {"attention_head_dim": 4, "norm_num_groups": 8},
-        {"transformer_layers_per_block": 2, "layers_per_block": 2},
+        {"use_linear_projection": True, "attention_head_dim": 4, "norm_num_groups": 8},
+        {"transformer_layers_per_block": 2, "layers_per_block": 2, "mid_block_type": None},
         {"block_out_channels": (32, 32)},
-        {"mid_block_type": None},
         {
             "block_out_channels": (16, 32, 32),
             "attention_head_dim": 2,
@@ -95,115 +127,109 @@ def test_other_unets(options):
 def test_ratio_zero_is_the_same_model_bit_for_bit():
     unet = tiny()
     small = prune_structured(unet, 0.0)
-    assert small.kept == {} and small.params_ratio == 0
+    assert small.kept == {} and small.params_ratio == small.macs_ratio == 0
     assert torch.equal(run(small.unet), run(unet))
 
 
 def test_channels_of_zeros_go_first_and_cost_nothing():
-    """A model widened by channels that do nothing must shrink back to itself."""
+    """Channels that do nothing, and dropped halves of heads that are zero: what is left computes the same."""
     unet = tiny()
     for block in (unet.down_blocks[0].resnets[0], unet.up_blocks[1].resnets[0]):
         dead = torch.arange(0, 16, 2)  # one half of every norm group of four: two of four
         for weight in (block.conv1.weight, block.conv1.bias, block.time_emb_proj.weight, block.time_emb_proj.bias):
             weight.data[dead] = 0
         block.conv2.weight.data[:, dead] = 0
-    small = prune_structured(unet, widths=(8, 32))
-    for path in ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv1"):
-        assert small.kept[path].tolist() == list(range(1, 16, 2))
-
-
-def test_weights_that_stay_are_those_of_the_whole_model():
-    unet = tiny()
-    small = prune_structured(unet, 0.5)
-    path = "down_blocks.0.resnets.0.conv1"
-    rows, columns = small.kept[path], small.kept["conv_in"]
-    old, new = unet.get_submodule(path).weight, small.unet.get_submodule(path).weight
-    assert torch.equal(new, old[rows][:, columns])
-
-
-def test_scores_of_attention_keep_their_size():
-    """Where the dropped channels of every head are zero, the scores must not change at all."""
-    unet = tiny()
     attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
-    width = 16 // attention.heads
-    keep = torch.cat([torch.arange(width // 2) + h * width for h in range(attention.heads)])
-    dead = torch.tensor([i for i in range(16) if i not in keep.tolist()])
+    dead = (torch.arange(16) % 8 >= 4).nonzero().flatten()  # the second half of both heads
     for layer in (attention.to_q, attention.to_k, attention.to_v):
         layer.weight.data[dead] = 0
     attention.to_out[0].weight.data[:, dead] = 0
     small = prune_structured(unet, widths=(8, 32))
+    for path in (CONV, "up_blocks.1.resnets.0.conv1"):
+        assert small.kept[path].tolist() == list(range(1, 16, 2))
     inner = "down_blocks.0.attentions.0.transformer_blocks.0"
     coming = small.kept[f"{inner}.ff.net.2"]
-    cut = small.unet.get_submodule(f"{inner}.attn1")
     x = torch.zeros(1, 6, 16)
     x[..., coming] = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
-    wanted = attention(x)[..., coming]
-    assert torch.allclose(cut(x[..., coming]), wanted, atol=1e-6)
+    found = small.unet.get_submodule(f"{inner}.attn1")(x[..., coming])
+    assert torch.allclose(found, attention(x)[..., coming], atol=1e-6), "the scores of attention changed"
 
 
-def test_whole_heads():
-    unet = tiny(attention_head_dim=(2, 4))
+def test_whole_heads(narrow):
+    unet = tiny()
     small = prune_structured(unet, 0.5, heads="whole")
     assert list(small.unet.config.attention_head_dim) == [1, 2]
-    attention = small.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    inner = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    attention = small.unet.get_submodule(inner)
     assert attention.heads == 1 and attention.to_q.out_features == 8, "a head keeps its width of 8"
     kept = next(k for path, k in small.kept.items() if path.startswith("down_blocks.0") and "attn1.to_v" in path)
     assert kept.tolist() in (list(range(8)), list(range(8, 16)))
-    narrow = prune_structured(unet, 0.5).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
-    assert narrow.heads == 2
+    assert narrow.unet.get_submodule(inner).heads == 2
 
 
-def test_norm_groups_and_gates_lose_equally():
+def test_norm_groups_heads_and_gates_lose_equally():
     scores = torch.tensor([9.0, 8, 7, 6, 0, 1, 2, 3])
-    group = ChannelGroup(None, "x", 0, 8, normed=True)
-    assert choose(group, scores, 0.5, 2, whole_heads=False).tolist() == [0, 1, 6, 7]
-    free = ChannelGroup(None, "x", 0, 8)
-    assert choose(free, scores, 0.5, 2, whole_heads=False).tolist() == [0, 1, 2, 3]
-    gated = ChannelGroup(None, "x", 0, 8, gated=True)  # pairs (0, 4), (1, 5), ...: 9, 9, 9, 9
-    assert choose(gated, scores + torch.tensor([0, 0, 1.0, 1] * 2), 0.5, 2, whole_heads=False).tolist() == [2, 3, 6, 7]
-    heads = ChannelGroup(None, "x", 0, 8, heads=4)
-    assert choose(heads, scores, 0.5, 2, whole_heads=True).tolist() == [0, 1, 2, 3]
-    assert choose(heads, scores, 0.5, 2, whole_heads=False).tolist() == [0, 2, 5, 7]
+    paired = scores + torch.tensor([0, 0, 1.0, 1] * 2)  # of a gate's pairs (0, 4), (1, 5), ...: 9, 9, 11, 11
+    for options, values, whole_heads, kept in (
+        ({"normed": True}, scores, False, [0, 1, 6, 7]),
+        ({}, scores, False, [0, 1, 2, 3]),
+        ({"gated": True}, paired, False, [2, 3, 6, 7]),
+        ({"heads": 4}, scores, True, [0, 1, 2, 3]),
+        ({"heads": 4}, scores, False, [0, 2, 5, 7]),
+    ):
+        group = ChannelGroup(None, "x", 0, 8, **options)
+        assert choose(group, values, 0.5, 2, whole_heads=whole_heads).tolist() == kept
 
 
-def test_the_time_embedding_survives_with_fewer_waves(pipe):
-    unet = pipe.unet
-    small = prune_structured(unet, widths=(16, 64, 96, 96)).unet
+def test_a_pipeline_with_the_smaller_denoiser_keeps_its_time_and_is_saved_and_loaded(tmp_path):
+    pipe = pl.load("emoji-sd")
+    unet, small = pipe.unet, prune_structured(pipe.unet, widths=(16, 64, 96, 96)).unet
     t = torch.arange(0, 1000, 7)
     with torch.no_grad():
-        old, new = unet.time_embedding(unet.time_proj(t)), small.time_embedding(small.time_proj(t))
-    assert small.time_proj.num_channels == 16 and old.shape == new.shape
-    assert (old - new).norm() / old.norm() < 0.1
-
-
-def test_a_pipeline_with_the_smaller_denoiser_is_saved_and_loaded(tmp_path):
-    pipe = pl.load("emoji-sd")
-    pipe.unet = prune_structured(pipe.unet, 0.25).unet
-    call = dict(num_inference_steps=2, output_type="pt")
-    one = pipe("lion", generator=torch.Generator().manual_seed(0), **call).images
+        old, new = (net.time_embedding(net.time_proj(t)) for net in (unet, small))
+    assert small.time_proj.num_channels == 16 and (old - new).norm() / old.norm() < 0.1
+    pipe.unet = small
     pipe.save_pretrained(tmp_path)
-    two = pl.load(tmp_path)("lion", generator=torch.Generator().manual_seed(0), **call).images
+    one, two = (
+        p("lion", generator=torch.Generator().manual_seed(0), num_inference_steps=2, output_type="pt").images
+        for p in (pipe, pl.load(tmp_path))
+    )
     assert torch.allclose(torch.as_tensor(one), torch.as_tensor(two), atol=1e-3)
-
-
-def test_half_precision_stays():
-    unet = tiny().half()
-    small = prune_structured(unet, 0.5).unet
-    assert small.dtype == torch.float16
-    kept = prune_structured(tiny(), 0.5).unet
-    assert torch.allclose(small.conv_in.weight.float(), kept.conv_in.weight, atol=1e-3)
-
-
-def test_widths_follow_groups_heads_and_neighbours(pipe):
-    unet = pipe.unet
-    assert [width_unit(unet, level) for level in range(4)] == [16, 16, 16, 16]
-    assert narrow_widths(unet, 0) == (32, 64, 96, 96)
-    assert narrow_widths(unet, 0.25) == (32, 48, 80, 80)
-    assert narrow_widths(unet, 0.5) == (16, 32, 48, 48)
+    assert narrow_widths(unet, 0) == (32, 64, 96, 96) and narrow_widths(unet, 0.25) == (32, 48, 80, 80)
     assert narrow_widths(unet, 0.99) == (16, 32, 16, 16), "neighbours of different width stay different"
-    for ratio in (0.1 * i for i in range(10)):
-        widths = narrow_widths(unet, ratio)
-        assert widths[2] == widths[3] and widths[0] != widths[1] != widths[2]
+
+
+@pytest.mark.parametrize(("variant", "millions"), [("base", 579.4), ("small", 482.3), ("tiny", 323.4)])
+def test_blocks_of_stable_diffusion_leave_the_published_sizes(variant, millions):
+    """Kim et al. 2023, table 1: 0.58 B, 0.49 B and 0.33 B parameters in the denoiser."""
+    small = remove_blocks(pl.denoiser_on_meta("sd-1.5"), variant)
+    assert small.params_after / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_the_blocks_that_stay_keep_their_weights_and_their_skips():
+    unet = three_levels()
+    base, small, low = (remove_blocks(unet, variant) for variant in ("base", "small", "tiny"))
+    pairs = {
+        "down_blocks.0.resnets.0": "down_blocks.0.resnets.0",
+        "down_blocks.1.attentions.0": "down_blocks.1.attentions.0",
+        "down_blocks.0.downsamplers.0": "down_blocks.0.downsamplers.0",
+        "up_blocks.1.resnets.0": "up_blocks.1.resnets.0",
+        "up_blocks.1.resnets.1": "up_blocks.1.resnets.2",  # the one that takes the skip from the level above
+        "up_blocks.2.attentions.1": "up_blocks.2.attentions.2",
+        "mid_block": "mid_block",
+    }
+    for new, old in pairs.items():
+        assert same(base.unet.get_submodule(new), unet.get_submodule(old)), new
+    gone = [f"{side}_blocks.{i}.resnets.1" for side in ("down", "up") for i in range(3)]
+    gone += [f"down_blocks.{i}.attentions.1" for i in (0, 1)] + [f"up_blocks.{i}.attentions.1" for i in (1, 2)]
+    assert set(base.removed) == set(gone)
+    assert set(small.removed) - set(base.removed) == {"mid_block"} and small.unet.mid_block is None
+    assert len(low.unet.down_blocks) == 2 and low.unet.config.block_out_channels == (8, 16)
+    assert low.unet.config.attention_head_dim == (1, 2)
+    assert "down_blocks.1.downsamplers.0" in low.removed and "up_blocks.0.resnets.2" in low.removed
+    assert same(low.unet.up_blocks[0].resnets[1], unet.up_blocks[1].resnets[2])
+    deep = three_levels(layers_per_block=3)
+    assert same(remove_blocks(deep).unet.up_blocks[2].resnets[1], deep.up_blocks[2].resnets[3])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +248,7 @@ def test_widths_follow_groups_heads_and_neighbours(pipe):
         ({"ratio": 0.5, "importance": "taylor"}, "DenoisingTask.of"),
     ],
 )
-def test_bad_arguments(arguments, words):
+def test_wrong_arguments_for_channels(arguments, words):
     with pytest.raises(ValueError, match=words):
         prune_structured(tiny(), **arguments)
 
@@ -232,12 +258,26 @@ def test_equal_levels_stay_equal():
         prune_structured(tiny(block_out_channels=(32, 32)), widths=(16, 32))
 
 
-def test_other_families_are_refused_by_name(pipe):
-    transformer = dit()
-    with pytest.raises(TypeError, match="DiTTransformer2DModel.*Torch-Pruning cannot follow"):
-        prune_structured(transformer, 0.5)
-    with pytest.raises(TypeError, match="pipe.unet"):
-        prune_structured(pipe, 0.5)
+@pytest.mark.parametrize(
+    ("options", "variant", "words"),
+    [
+        ({}, "bse", "Did you mean 'base'"),
+        ({"layers_per_block": 1}, "base", "layers_per_block=1: a level with one pair"),
+        ({"mid_block_type": None}, "small", "no mid block"),
+        ({"block_out_channels": (8, 16, 24)}, "tiny", r"equally wide.*\(8, 16, 24\)"),
+    ],
+)
+def test_wrong_arguments_for_blocks(options, variant, words):
+    with pytest.raises(ValueError, match=words):
+        remove_blocks(three_levels(**options), variant)
+
+
+def test_other_denoisers_are_refused_by_name():
+    for prune in (lambda model: prune_structured(model, 0.5), remove_blocks):
+        with pytest.raises(TypeError, match="DiTTransformer2DModel"):
+            prune(dit())
+        with pytest.raises(TypeError, match="pipe.unet"):
+            prune(pl.load("emoji-sd"))
 
 
 def test_a_model_that_cannot_be_traced_is_named():
@@ -247,27 +287,40 @@ def test_a_model_that_cannot_be_traced_is_named():
         prune_structured(unet, 0.5)
 
 
-class TestTaylor:
-    def test_only_timesteps_that_matter_are_used(self, task):
-        losses = {62: 1.0, 187: 0.05, 312: 0.04, 437: 0.5, 562: 0.06, 687: 0.0, 812: 0.01, 937: 0.2}
-        unet, seen = tiny(), []
+def test_only_channels_need_torch_pruning_and_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ModuleNotFoundError, match=r'needs torch-pruning.*pip install "pruning-lib\[structured\]"'):
+        prune_structured(tiny(), 0.5)
+    remove_blocks(three_levels())
 
-        class Fake(DenoisingTask):
+
+class TestTaylor:
+    @pytest.fixture(scope="class")
+    def task(self):
+        def draw(*shape):
+            return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+        schedule = DDPMScheduler(prediction_type="v_prediction")
+        return DenoisingTask(draw(8, 4, 8, 8), draw(8, 5, 12), draw(1, 5, 12), schedule)
+
+    def test_only_timesteps_that_matter_are_used(self):
+        losses = {62: 1.0, 187: 0.05, 312: 0.04, 437: 0.5, 562: 0.06, 687: 0.0, 812: 0.01, 937: 0.2}
+        seen = []
+
+        class Fake:
+            levels = 1000
+
             def loss_at(self, unet, timestep, generator, batch):
-                if torch.is_grad_enabled():
-                    seen.append(timestep)
+                seen.append((timestep, torch.is_grad_enabled()))
                 return unet.conv_in.bias.sum() * 0 + losses[timestep]
 
-        fake = Fake(task.latents, task.states, task.nothing, task.schedule)
-        passes = accumulate_gradients(unet, fake, threshold=0.05, count=8, batch=4)
-        assert passes.timesteps == tuple(losses)
-        assert passes.losses == pytest.approx(tuple(losses.values()))
-        assert seen == [62, 187, 437, 562, 937] == [t for t, u in zip(losses, passes.used, strict=True) if u]
+        used = accumulate_gradients(tiny(), Fake(), threshold=0.05, count=8, batch=4)
+        assert used == [62, 187, 437, 562, 937]
+        assert seen == [(t, False) for t in losses] + [(t, True) for t in used]
 
     def test_gradients_are_those_of_the_summed_loss(self, task):
         unet = tiny()
-        passes = accumulate_gradients(unet, task, threshold=0, count=2, batch=2)
-        assert passes.used == (True, True)
+        assert accumulate_gradients(unet, task, threshold=0, count=2, batch=2) == [250, 750]
         found = unet.conv_in.weight.grad.clone()
         unet.zero_grad()
         sum(task.loss_at(unet, t, torch.Generator().manual_seed(t), 2) for t in (250, 750)).backward()
@@ -280,20 +333,18 @@ class TestTaylor:
         useless = torch.tensor([0, 1, 4, 5, 8, 9, 12, 13])  # two of the four channels of each norm group
         block.conv1.weight.data[useless] *= 10
         block.conv2.weight.data[:, useless] = 0
-        path = "down_blocks.0.resnets.0.conv1"
         magnitude = prune_structured(unet, widths=(8, 32))
         taylor = prune_structured(unet, widths=(8, 32), importance="taylor", task=task, timesteps=2)
-        assert magnitude.kept[path].tolist() == useless.tolist()
-        assert taylor.kept[path].tolist() == (useless + 2).tolist()
-        assert taylor.passes is not None and magnitude.passes is None
+        assert magnitude.kept[CONV].tolist() == useless.tolist()
+        assert taylor.kept[CONV].tolist() == (useless + 2).tolist()
 
-    @pytest.mark.parametrize(("options", "words"), [({"threshold": 1.0}, "threshold"), ({"count": 0}, "count")])
-    def test_bad_numbers(self, task, options, words):
-        with pytest.raises(ValueError, match=words):
-            accumulate_gradients(tiny(), task, **options)
-
-    def test_a_damaged_model_is_named(self, task):
+    def test_bad_numbers_and_damaged_models_are_named(self, task):
         unet = tiny()
         unet.conv_out.bias.data[0] = float("nan")
-        with pytest.raises(ValueError, match="not finite"):
-            accumulate_gradients(unet, task, count=2, batch=2)
+        for options, words in (
+            ({"threshold": 1.0}, "threshold"),
+            ({"count": 0}, "count"),
+            ({"count": 2}, "not finite"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                accumulate_gradients(unet, task, **options)

@@ -1,0 +1,215 @@
+"""What every benchmark stands on: its command line, its record, pictures judged with intervals, kept results.
+
+A benchmark is a module with a function `measure`, whose options are its keyword arguments and which returns a `Record`.
+`python -m benchmarks NAME --help` shows them, with three that all have: --out, --work and --threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import resource
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pruning_book.frechet import frechet
+from pruning_lib.interval import bootstrap_interval
+from pruning_lib.latency import Latency, ratio
+from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
+from pruning_lib.records import check_writable, passport, save_record
+from zoo.acceptance import generate
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "pruning_book" / "records"
+TOP = 5
+PSNR_CAP = 60.0  # equal pictures have no finite PSNR; only the unpruned model is compared with itself
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a benchmark found.
+
+    Attributes:
+        data: of the record.
+        seeds: of everything random.
+        n: samples, or timed rounds.
+        device: that it was measured on.
+        name: of the record, where it is not that of the benchmark.
+        explorer: whose pictures are saved with it, as one sheet; `data` is what its `save` is given.
+    """
+
+    data: dict
+    seeds: Sequence[int]
+    n: int
+    device: str = "cpu"
+    name: str = ""
+    explorer: object = None
+
+
+def run(module: ModuleType, words: Sequence[str]) -> None:
+    """Run a benchmark from the words of a command line, and write its record, pruning_book/records/<name>.json.
+
+    `measure` may ask for `out`, the record's path, to read the old one or to write a sheet of pictures beside it, and
+    for `work`, a folder where single results are kept until all are there. It returns None where some are missing.
+    """
+    name = module.__name__.rpartition(".")[2]
+    parser = argparse.ArgumentParser(  # an option without a default is required
+        prog=f"python -m benchmarks {name}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    hints = typing.get_type_hints(module.measure)
+    options = inspect.signature(module.measure).parameters
+    for option in options.values():
+        if option.name not in ("out", "work"):
+            _add(parser, option.name, hints.get(option.name, type(option.default)), option.default)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the record (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("_build") / name, help="kept results (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    given = parser.parse_args(words)
+    check_writable(given.out)
+    torch.set_num_threads(given.threads)
+    found = module.measure(**{option: getattr(given, option) for option in options})
+    if found is None:
+        print("Not all is there yet: the record is written when it is. The same command goes on.")
+        return
+    stamp = passport(seeds=found.seeds, n=found.n, device=found.device)
+    out, name = given.out.with_name(f"{found.name}.json") if found.name else given.out, found.name or name
+    if found.explorer:
+        print(found.explorer.save(out, name, stamp, **found.data))
+    else:
+        print(save_record(out, name, found.data, stamp))
+
+
+def _add(parser: argparse.ArgumentParser, name: str, kind: object, default: object) -> None:
+    """Add one option: a flag, one of several words, several values, or one."""
+    flag, about = f"--{name.replace('_', '-')}", {"default": default, "help": "default: %(default)s"}
+    if default is inspect.Parameter.empty:
+        about = {"required": True}
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **about)
+    elif typing.get_origin(kind) is typing.Literal:
+        parser.add_argument(flag, choices=typing.get_args(kind), **about)
+    elif typing.get_origin(kind) in (tuple, list):
+        parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], **about)
+    else:
+        parser.add_argument(flag, type=kind, **about)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pictures and one figure per picture.
+
+    Attributes:
+        pictures: uint8 `[n, 3, 64, 64]`.
+        figures: name -> `[n]`: "ssim" and "psnr_db" against `wanted`, "clip_score", "top5" (0 or 1).
+        frechet: Fréchet distance with its interval, or None where it was not asked for.
+    """
+
+    pictures: Tensor
+    figures: dict[str, Tensor]
+    frechet: dict | None = None
+
+    def intervals(self) -> dict[str, dict]:
+        """Return each figure's mean with its bootstrap interval."""
+        found = {name: bootstrap_interval(values).to_dict() for name, values in self.figures.items()}
+        return found | ({"frechet": self.frechet} if self.frechet else {})
+
+    def means(self) -> dict[str, float]:
+        """Return each figure's mean."""
+        return {name: values.mean().item() for name, values in self.figures.items()}
+
+
+def unit(images: Tensor) -> Tensor:
+    """Return uint8 pictures as floats in [0, 1]."""
+    return images.float() / 255
+
+
+def judge(
+    pipe,
+    clip,
+    prompts: Sequence[str],
+    candidates: Sequence[str],
+    wanted: Tensor | None,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int = 0,
+    real: Tensor | None = None,
+) -> Judged:
+    """Draw one picture per prompt and judge them.
+
+    Args:
+        pipe, clip: the model and its judge.
+        prompts: picture i starts from noise of seed `seed` + i.
+        candidates: all captions, for the retrieval.
+        wanted: pictures to compare with, uint8, one per prompt; None: the drawn ones themselves.
+        steps, guidance: of the sampler.
+        real: real pictures for the Fréchet distance on mini-CLIP features.
+    """
+    pictures = generate(pipe, list(prompts), steps=steps, guidance=guidance, seed=seed)
+    target = unit(pictures if wanted is None else wanted)
+    figures = {
+        "ssim": ssim(unit(pictures), target),
+        "psnr_db": psnr(unit(pictures), target).clamp(max=PSNR_CAP),
+        "clip_score": clip_score(clip, pictures, prompts),
+        "top5": (retrieval_rank(clip, pictures, prompts, candidates) <= TOP).float(),
+    }
+    distance = None if real is None else frechet(pictures, real, features=clip, n_boot=100).to_dict()
+    return Judged(pictures, figures, distance)
+
+
+def once(path: Path, work: Callable[[], dict]) -> dict:
+    """Return what `path` holds, or do the work and keep its result there: an interrupted benchmark goes on."""
+    if not path.is_file():
+        write_whole(path, json.dumps(work()))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Return the most memory used so far: of the GPU's tensors, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # ru_maxrss is inherited from the process that started this one
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
+    """Return measured beside promised speed, of at least two rounds."""
+    faster = ratio(base, latency)
+    return {
+        "latency": latency.to_dict(),
+        "times_as_fast": faster.to_dict(),
+        "promised": 1 / macs_ratio,
+        "reached": faster.value * macs_ratio,
+    }
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Return `count` indices spread evenly over `total`."""
+    return torch.linspace(0, total - 1, count).round().long().tolist()
+
+
+def tiles_of(sheet: Path) -> Tensor:
+    """Return the pictures of a sheet of one row, uint8 `[n, 3, 64, 64]`."""
+    pixels = torch.from_numpy(np.array(Image.open(sheet).convert("RGB")))
+    return pixels.view(64, -1, 64, 3).permute(1, 3, 0, 2)

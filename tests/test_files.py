@@ -1,0 +1,87 @@
+"""Files of the library: written whole or not at all, and read back with words for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pruning_lib.files import load_json, load_tensors, reading, save_json, save_tensors, write_whole
+
+
+def test_what_is_saved_is_loaded_and_others_may_read_it(tmp_path):
+    paths = [save_json(tmp_path / "new/a.json", "plan", 2, {"x": [1, "µ"]})]
+    assert load_json(paths[0], "plan", (1, 2)) == {"x": [1, "µ"], "version": 2}
+    table = torch.arange(6).reshape(2, 3).T  # not contiguous
+    paths.append(save_tensors(tmp_path / "new/a.safetensors", "scores", 1, {"table": table}, {"x": 1}))
+    tensors, told = load_tensors(paths[1], "scores")
+    assert torch.equal(tensors["table"], table) and told == {"x": 1, "version": 1}
+    assert sorted(paths[0].parent.iterdir()) == paths and all(path.stat().st_mode & 0o044 for path in paths)
+
+
+def test_files_that_say_their_version_only(tmp_path):
+    (tmp_path / "a.json").write_text('{"version": 1, "x": 3}')
+    assert load_json(tmp_path / "a.json", "plan") == {"version": 1, "x": 3}
+    save_file({"t": torch.ones(1)}, tmp_path / "a.safetensors", {"scores": '{"version": 1}'})
+    assert load_tensors(tmp_path / "a.safetensors", "scores")[1] == {"version": 1}
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_crash_while_writing_leaves_what_was_there(tmp_path, what):
+    def write(path, text: str) -> None:
+        if what == "folder":
+            path.mkdir()
+        (path / "part" if what == "folder" else path).write_text(text)
+
+    with write_whole(tmp_path / "a") as part:
+        write(part, "old")
+    with pytest.raises(KeyboardInterrupt), write_whole(tmp_path / "a") as part:
+        write(part, "new")
+        raise KeyboardInterrupt
+    if what == "folder":
+        with pytest.raises(OSError), write_whole(tmp_path / "a") as part:  # one that is not empty stays
+            write(part, "new")
+    assert (
+        os.listdir(tmp_path) == ["a"]
+        and "old" in (tmp_path / "a" / "part" if what == "folder" else tmp_path / "a").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": "pruning_lib.plan/1"', "is not valid JSON"),
+        ("[1]", "holds no plan, but list"),
+        ('{"x": 1}', "holds no plan: its format is None"),
+        ('{"format": "pruning_lib.schedule/1"}', "holds no plan: its format is 'pruning_lib.schedule/1'"),
+        ('{"format": "pruning_lib.plan/3"}', "is a plan of version 3; this pruning_lib reads 1, 2"),
+    ],
+)
+def test_another_file_is_named(tmp_path, text, said):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        load_json(path, "plan", (1, 2))
+    assert str(path) in str(caught.value)
+    if "valid" not in said:
+        save_file({"t": torch.ones(1)}, tmp_path / "a.safetensors", {"plan": text})
+        with pytest.raises(ValueError, match=said):
+            load_tensors(tmp_path / "a.safetensors", "plan", (1, 2))
+
+
+def test_damage_is_named(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ValueError, match="holds no scores, or is damaged"):
+        load_tensors(tmp_path / "a.safetensors", "scores")
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        load_tensors(tmp_path / "none.safetensors", "scores")
+    with (
+        pytest.raises(ValueError, match="x.json is a damaged plan: 'base' is missing. Save it anew"),
+        reading("plan", "x.json"),
+    ):
+        json.loads("{}")["base"]
+    with pytest.raises(ValueError, match="does not end in .safetensors"):
+        save_tensors(tmp_path / "a.pt", "scores", 1, {}, {})
