@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from pruning_book.frechet import frechet
+from pruning_book.judge import generate
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.latency import Latency, ratio
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.records import check_writable, passport, save_record
-from zoo.acceptance import generate
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "pruning_book" / "records"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pruning_book as pb
+from pruning_book.judge import generate
 from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_book.rivals.schedule_search import genetic_search, random_search
 from pruning_lib.quality import clip_score, psnr, ssim
@@ -21,7 +22,6 @@ from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, grid_of
 from pruning_lib.steps.search import cell_importance, local_search
 from pruning_lib.steps.training import TrainedPruner
-from zoo.acceptance import generate
 
 from .common import unit
 

@@ -20,6 +20,7 @@ import torch
 
 import pruning_book as pb
 import pruning_lib as pl
+from pruning_book.judge import generate
 from pruning_book.rivals.rankings import greedy_plan, pairs_of, score_together, spearman
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.operators.budget import choose, reductions
@@ -29,7 +30,6 @@ from pruning_lib.operators.remove import change_operators
 from pruning_lib.operators.score import score_operators
 from pruning_lib.operators.scores import Scores
 from pruning_lib.quality import ssim
-from zoo.acceptance import generate
 
 from .common import Record, once
 from .operator_scores import MODEL, NUM_LATENTS, SAMPLING, SCORES

@@ -21,13 +21,13 @@ from transformers import CLIPModel
 
 import pruning_book as pb
 import pruning_lib as pl
+from pruning_book.judge import generate
 from pruning_book.ldm_layout import ldm_ema, to_ldm
 from pruning_lib.finetuning.loop import read_checkpoint
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.loading import models_folder
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.sampling import quietly
-from zoo.acceptance import generate
 from zoo.assemble import text_encoder_of
 
 from .common import Record, unit

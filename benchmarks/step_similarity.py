@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import pruning_book as pb
 import pruning_lib as pl
+from pruning_book.judge import generate
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
-from zoo.acceptance import generate
 
 from .common import Record, once, spread, unit
 

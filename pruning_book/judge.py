@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from pruning_lib.checks import check_device, nearest
 from pruning_lib.finetuning.denoising import to_model_range
 from pruning_lib.loading import check_complete, check_weights, models_folder
 from pruning_lib.quality import as_bytes
-from pruning_lib.sampling import quietly
+from pruning_lib.sampling import pictures, quietly
 
 
 @dataclass(frozen=True)
@@ -126,3 +127,17 @@ def _tiles(sheet: Path, count: int) -> Tensor:
     rows, columns = pixels.shape[0] // 64, pixels.shape[1] // 64
     tiles = pixels.view(rows, 64, columns, 64, 3).permute(0, 2, 4, 1, 3)
     return tiles.reshape(-1, 3, 64, 64)[:count].contiguous()
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    *,
+    steps: int = 25,
+    guidance: float = 3.0,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Return uint8 `[n, 3, 64, 64]`; image i starts from noise of seed `seed` + i, whatever the batch size."""
+    seeds = range(seed, seed + len(prompts))
+    return as_pixels(as_bytes(pictures(pipe, prompts, seeds, steps=steps, guidance_scale=guidance, batch=batch)))

@@ -18,16 +18,7 @@ def installed_version(distribution: str) -> str:
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
-    """Return a sentence that suggests the options closest to `name`.
-
-    Args:
-        name: what the caller asked for.
-        options: the names that would have been accepted.
-        count: how many suggestions at most.
-
-    Returns:
-        `"Did you mean 'a' or 'b'?"`, or, where nothing is close, the whole list.
-    """
+    """Return `"Did you mean 'a' or 'b'?"`, with at most `count` close options; where none is close, the whole list."""
     by_lower = {option.lower(): option for option in options}
     close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)
     if close:
@@ -47,11 +38,7 @@ def path_levels(path: str) -> list[str]:
 
 
 def place(value: object, among: Sequence, what: str) -> int:
-    """Return where `value` stands in a list.
-
-    Raises:
-        ValueError: nowhere; the message calls it `what` and names what is there.
-    """
+    """Return where `value` stands in a list; the ValueError calls it `what` and names what is there."""
     if value not in among:
         raise ValueError(f"there is no {what} {value!r}. {nearest(str(value), list(map(str, among)))}")
     return list(among).index(value)
@@ -67,8 +54,7 @@ def check_whole(name: str, value: object, least: int) -> int:
 def check_number(name: str, value: object, interval: str) -> float:
     """Return `value` if it is a number, and no truth value, in an interval such as "[0, 1)" or "(0, inf)".
 
-    Raises:
-        ValueError: it is not; the message says what it is called, and the interval.
+    The ValueError says what it is called, and the interval.
     """
     low, high = map(float, interval[1:-1].split(","))
     inside = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
@@ -78,39 +64,30 @@ def check_number(name: str, value: object, interval: str) -> float:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return `device` as a `torch.device` that this machine has.
-
-    Args:
-        device: "cpu", "cuda", "cuda:1", "mps" or the like.
-
-    Raises:
-        ValueError: an unknown name, or a device that is not there.
-    """
+    """Return `device`, such as "cpu", "cuda:1" or "mps"; an unknown name or one that is not there is a ValueError."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"Unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:0', 'mps' or the like.") from error
     if found.type == "meta":
         raise ValueError("device='meta' has shapes and no values, so nothing can run there. Use 'cpu' or 'cuda'.")
+    asked = f"device={str(device)!r} was asked for, but"
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
             raise ValueError(
-                f"device={str(device)!r} was asked for, but torch sees no CUDA GPU. "
-                "In Colab: Runtime > Change runtime type > GPU. Or use device='cpu'."
+                f"{asked} torch sees no CUDA GPU. In Colab: Runtime > Change runtime type > GPU. Or use device='cpu'."
             )
         if (found.index or 0) >= count:
-            raise ValueError(f"device={str(device)!r} was asked for, but there are {count} GPUs, numbered from 0.")
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps' was asked for, but torch has no Metal backend here. Use device='cpu'.")
-    if found.type not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"{asked} there are {count} GPUs, numbered from 0.")
+    elif found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"{asked} torch has no Metal backend here. Use device='cpu'.")
+    elif found.type not in ("cpu", "mps"):
         try:  # the rarer ones (xpu, hpu, …) are there if they can hold a tensor
             torch.empty(0, device=found)
         except (RuntimeError, AssertionError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"device={str(device)!r} was asked for, but torch cannot use it: {reason}. Use 'cpu' or 'cuda'."
-            ) from error
+            raise ValueError(f"{asked} torch cannot use it: {reason}. Use 'cpu' or 'cuda'.") from error
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +19,7 @@ from torch import Tensor
 
 
 def check_place(path: Path) -> None:
-    """Make the folder of `path`, and check that a file can be written there under that name; nothing is left behind.
-
-    Raises:
-        OSError: it cannot.
-    """
+    """Make the folder of `path`, and raise OSError unless a file can be written there; no file is left behind."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -36,18 +31,17 @@ def check_place(path: Path) -> None:
 
 
 def check_new_file(path: Path, suffix: str = "") -> None:
-    """Check that a command can make a new file, or folder, at `path`.
-
-    Raises:
-        ValueError: another ending than `suffix`, or it exists.
-        OSError: it cannot be written there.
-    """
-    if suffix and path.suffix != suffix:
-        raise ValueError(f"{path} does not end in {suffix}.")
+    """Check that a command can make a new file, or folder, at `path`: it ends in `suffix` and is not there yet."""
+    _check_suffix(path, suffix)
     if path.exists():
         what = "folder" if path.is_dir() else "file"
         raise ValueError(f"{path} exists already. Give a new {what}, or move that one away.")
     check_place(path)
+
+
+def _check_suffix(path: Path, suffix: str) -> None:
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"{path} does not end in {suffix}.")
 
 
 def beside(folder: str) -> Path:
@@ -59,8 +53,7 @@ def beside(folder: str) -> Path:
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Give a name beside `path` to write a file or a folder to, and move it into place; a crash leaves the old one.
 
-    Raises:
-        OSError: the place cannot be written to, or a folder is there that is not empty.
+    A place that cannot be written to, or a folder there that is not empty, is an OSError.
 
     Example:
         >>> with write_whole("numbers.json") as part:
@@ -68,21 +61,19 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    box = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp"))
-    part = box / path.name
-    try:
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}-", suffix=".tmp", ignore_cleanup_errors=True
+    ) as box:
+        part, usual = Path(box, path.name), Path(box, "usual")
         yield part
-        if part.is_dir():
-            if path.is_dir():
-                path.rmdir()  # fails where it is not empty
-        else:
-            (box / "usual").touch()
-            part.chmod((box / "usual").stat().st_mode)  # safetensors makes private files
+        if part.is_file():
+            usual.touch()
+            part.chmod(usual.stat().st_mode)  # safetensors makes private files
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
+        elif path.is_dir():
+            path.rmdir()  # fails where it is not empty
         os.replace(part, path)
-    finally:
-        shutil.rmtree(box, ignore_errors=True)
 
 
 def save_json(path: str | Path, kind: str, version: int, data: Mapping) -> Path:
@@ -93,12 +84,7 @@ def save_json(path: str | Path, kind: str, version: int, data: Mapping) -> Path:
 
 
 def load_json(path: str | Path, kind: str, versions: Collection[int] = (1,)) -> dict:
-    """Read what `save_json` wrote; "version" tells which.
-
-    Raises:
-        OSError: no such file, or it cannot be read.
-        ValueError: a damaged file, another kind or another version.
-    """
+    """Read what `save_json` wrote; a damaged file, another kind or another version is a ValueError."""
     try:
         data = json.loads(Path(path).read_text("utf-8"))
     except ValueError as error:
@@ -108,13 +94,11 @@ def load_json(path: str | Path, kind: str, versions: Collection[int] = (1,)) -> 
 
 def save_tensors(path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], data: Mapping) -> Path:
     """Write tensors, and plain values beside them, as a .safetensors file of this kind and version."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} does not end in .safetensors.")
+    _check_suffix(Path(path), ".safetensors")
     note = json.dumps({"format": f"pruning_lib.{kind}/{version}", **data})
     with write_whole(path) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {kind: note})
-    return path
+    return Path(path)
 
 
 def load_tensors(path: str | Path, kind: str, versions: Collection[int] = (1,)) -> tuple[dict[str, Tensor], dict]:
@@ -134,15 +118,15 @@ def check_format(data: object, kind: str, versions: Collection[int] = (1,), *, s
     """Return saved values with their "version", after checking that they are of this kind and a version we read."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{source} holds no {kind}, but {type(data).__name__}. Expected what its save() wrote.")
-    data = dict(data)
     old = f"pruning_lib.{kind}/{data['version']}" if "version" in data else None  # of old some said no more
-    tag = data.pop("format", old)
+    tag = data.get("format", old)
     name, _, version = str(tag).partition("/")
     if name != f"pruning_lib.{kind}":
         raise ValueError(f"{source} holds no {kind}: its format is {tag!r}. Expected what its save() wrote.")
     if version not in map(str, versions):
         known = ", ".join(map(str, versions))
         raise ValueError(f"{source} is a {kind} of version {version}; this pruning_lib reads {known}. Update it.")
+    data = {key: value for key, value in data.items() if key != "format"}
     return {**data, "version": int(version)}
 
 

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pruning_book.judge import MiniCLIP, as_pixels
+from pruning_book.judge import MiniCLIP, generate
 from pruning_lib.interval import bootstrap_interval
-from pruning_lib.quality import as_bytes, psnr, retrieval_rank
-from pruning_lib.sampling import pictures
+from pruning_lib.quality import psnr, retrieval_rank
 
 from .assemble import MAX_BYTES
 from .vae import to_model_range
@@ -26,7 +25,7 @@ from .vae import to_model_range
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-__all__ = ["PSNR_MIN", "RATE_MIN", "generate", "run_gate"]
+__all__ = ["PSNR_MIN", "RATE_MIN", "run_gate"]
 
 PSNR_MIN = 27.0
 RATE_MIN = 0.8
@@ -41,20 +40,6 @@ def reconstruct(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
         latent = pipe.vae.encode(to_model_range(part).to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
         parts.append(pipe.vae.decode(latent).sample.float().cpu())
     return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def generate(
-    pipe: StableDiffusionPipeline,
-    prompts: list[str],
-    *,
-    steps: int = 25,
-    guidance: float = 3.0,
-    seed: int = 0,
-    batch: int = 32,
-) -> Tensor:
-    """Return uint8 `[n, 3, 64, 64]`; image i starts from noise of seed `seed` + i, whatever the batch size."""
-    seeds = range(seed, seed + len(prompts))
-    return as_pixels(as_bytes(pictures(pipe, prompts, seeds, steps=steps, guidance_scale=guidance, batch=batch)))
 
 
 def run_gate(

@@ -81,7 +81,8 @@ class Evaluator:
             unpruned ones are not counted.
 
     Raises:
-        ValueError: prompts, loss or hold that do not fit.
+        ValueError: prompts, loss or hold that do not fit; later, a schedule of another grid.
+        MemoryError: later, out of memory, with what to lower.
 
     Example:
         >>> evaluator = Evaluator(pipe, ["lion", "pizza"], grid_of(pipe, 20), guidance_scale=3)
@@ -117,12 +118,7 @@ class Evaluator:
         return self.per_prompt(schedule).mean().item()
 
     def per_prompt(self, schedule: Schedule) -> Tensor:
-        """Return the loss of each prompt, `[n]`.
-
-        Raises:
-            ValueError: a schedule of another grid.
-            MemoryError: out of memory, with what to lower.
-        """
+        """Return the loss of each prompt, `[n]`."""
         if schedule.grid != self.grid:
             raise ValueError(
                 f"The schedule is of another grid than the evaluator: {schedule.grid.difference(self.grid)}."
@@ -172,16 +168,13 @@ class SearchBudget:
     """Asks an evaluator on behalf of a search: within a budget of MACs, and with a limited number of images.
 
     Args:
-        grid, keep_macs: of the schedules.
+        grid, keep_macs: a share of the MACs that no schedule exceeds.
         evaluator: asked for losses.
         images: that may be drawn, at least those of one schedule.
 
     Attributes:
         best: the table with the lowest loss so far, and `loss`, its loss.
         trace: [images drawn, lowest loss] whenever it fell.
-
-    Raises:
-        ValueError: too few images for a single schedule, or a budget below the first call.
     """
 
     def __init__(self, grid: Grid, keep_macs: float, evaluator: Evaluator, images: int):
@@ -201,11 +194,7 @@ class SearchBudget:
         return self.evaluator.images - self._before + self._charged
 
     def charge(self, images: int) -> None:
-        """Count work that is not a schedule's images, such as a backward pass, as so many images.
-
-        Raises:
-            BudgetExhausted: it is more than what is left.
-        """
+        """Count other work, such as a backward pass, as so many images; BudgetExhausted if that is too many."""
         if self.spent + images > self.images:
             raise BudgetExhausted
         self._charged += images
@@ -215,12 +204,7 @@ class SearchBudget:
         return self.grid.macs_of(on) <= self.allowed
 
     def ask(self, on: Tensor) -> float:
-        """Return the loss of a table.
-
-        Raises:
-            BudgetExhausted: there are no images left to find out.
-            ValueError: a table over the budget.
-        """
+        """Return the loss of a table within the budget; BudgetExhausted without images left to find out."""
         if not self.fits(on):
             raise ValueError("A search asked for a schedule over its budget.")
         if self.spent + len(self.evaluator.prompts) > self.images:
@@ -232,11 +216,7 @@ class SearchBudget:
         return loss
 
     def schedule(self, method: str, seed: int, **more: object) -> Schedule:
-        """Return the best schedule, with its provenance.
-
-        Raises:
-            ValueError: no loss was a finite number.
-        """
+        """Return the best schedule, with its provenance."""
         if self.best is None:
             raise ValueError("No picture could be compared: the latents hold numbers that are not finite.")
         told = {"keep_macs": self.keep_macs, "images": self.spent, "seed": seed, "loss": self.loss, "trace": self.trace}

@@ -23,16 +23,12 @@ _KEEP = (0.0, 1.0)  # first logits, "reuse" and "keep": the probability to keep 
 
 
 class PrunerNetwork(nn.Module):
-    """N x T learned queries -> self-attention -> MLP -> two logits each.
+    """T x N learned queries -> self-attention -> MLP -> two logits each.
 
     Args:
-        calls: T, calls of the denoiser, >= 1.
-        units: N, >= 1.
-        width: of a query, >= 4; the published code has 512.
-        heads: of the attention; must divide the width.
-
-    Raises:
-        ValueError: numbers out of range.
+        calls, units: T and N, >= 1.
+        width: of a query, >= 4, a multiple of `heads`; the published code has 512.
+        heads: of the attention.
     """
 
     def __init__(self, calls: int, units: int, *, width: int = 512, heads: int = 8):
@@ -57,11 +53,7 @@ class PrunerNetwork(nn.Module):
 
 
 class GateTable(nn.Module):
-    """The same T x N x 2 logits without a network: each learns for itself.
-
-    Args:
-        calls, units: T and N.
-    """
+    """The same T x N x 2 logits without a network: each learns for itself."""
 
     def __init__(self, calls: int, units: int):
         super().__init__()
@@ -73,14 +65,9 @@ class GateTable(nn.Module):
 
 
 def keep_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the probability to keep, the second softmax value.
+    """Return the probability to keep, `[...]` in [0, 1]: the second softmax value of logits `[..., 2]`.
 
-    Args:
-        logits: `[..., 2]`.
-        temperature: > 0; the lower, the nearer to 0 and 1.
-
-    Returns:
-        `[...]`, in [0, 1].
+    The lower the temperature, > 0, the nearer it is to 0 and 1.
     """
     return F.softmax(logits.float() / temperature, dim=-1)[..., 1]
 
@@ -113,14 +100,7 @@ def cell_shares(on: Tensor, grid: Grid) -> Tensor:
 
     A unit costs its own MACs and those of the units that only work for it. For an open cell: what would fall with it if
     it were shut. For a shut one: what would run if it were opened. All other cells stay as they are. Cascades end with
-    the call, as in the published code.
-
-    Args:
-        on: bool `[T, N]`.
-        grid: of the calls and units.
-
-    Returns:
-        float32 `[T, N]`, in [0, 1]; 0 where opening or shutting changes nothing, as behind a shut gate.
+    the call, as in the published code. So float32 `[T, N]`, in [0, 1]; 0 where nothing changes, as behind a shut gate.
     """
     own, eye = own_shares(grid), torch.eye(len(grid.names), dtype=torch.bool)
     known: dict[tuple, Tensor] = {}
@@ -133,15 +113,10 @@ def cell_shares(on: Tensor, grid: Grid) -> Tensor:
 
 
 def sparsity_loss(gates: Tensor, shares: Tensor) -> Tensor:
-    """Return the sparsity loss: the mean over calls of the sum of gate times share.
+    """Return the sparsity loss: the mean over calls of the sum of gate `[T, N]` times share `[T, N]` or `[N]`.
 
-    Args:
-        gates: `[T, N]`, differentiable.
-        shares: `[T, N]` or `[N]`, as `cell_shares` or `own_shares` gives them.
-
-    Returns:
-        A number >= 0: with `own_shares` and all gates open, 1; with cascades counted, more, because a unit's MACs count
-        for every unit they fall with.
+    With `own_shares` and all gates open it is 1; with `cell_shares` more, because a unit's MACs count for every unit they
+    fall with.
     """
     return (gates * shares.to(gates.device)).sum(dim=1).mean()
 
@@ -164,12 +139,7 @@ class GateSample:
 
 
 class GatePruner(nn.Module):
-    """A pruner with its budget: from logits to gates, and from the gates' gradient back to logits.
-
-    Args:
-        grid: of calls and units.
-        config: of the run.
-    """
+    """A pruner with its budget: from logits to gates, and from the gates' gradient back to logits."""
 
     def __init__(self, grid: Grid, config: PrunerConfig):
         super().__init__()
@@ -215,11 +185,7 @@ class GatePruner(nn.Module):
         return within_budget(torch.rand(self.grid.shape, generator=drawn), self.grid, budget)
 
     def backward(self, sample: GateSample, gradient: Tensor) -> float | None:
-        """Hand the gradient of the consistency loss, `[T, N]`, and that of the sparsity loss on to the parameters.
-
-        Returns:
-            The sparsity loss, or None.
-        """
+        """Hand the gradient of the consistency loss, `[T, N]`, and that of the sparsity loss on; return the latter."""
         if self.config.per_mac:
             # What a cell gains per MAC decides which cells a budget should buy; the mean size sets the unit.
             gradient = gradient / own_shares(self.grid).clamp_min(1e-9)

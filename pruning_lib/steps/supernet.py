@@ -34,11 +34,7 @@ Values = list[Tensor]
 
 
 class SoftGates(Control):
-    """Mixes every unit's new value with its last one.
-
-    Args:
-        checkpointing: True to compute a call's activations again in the backward pass instead of keeping them.
-    """
+    """Mixes every unit's new value with its last one; `checkpointing` as in `SuperNet`."""
 
     def __init__(self, *, checkpointing: bool = True):
         self.checkpointing = checkpointing
@@ -91,8 +87,7 @@ class HardGates(SoftGates):
     """Gates at the rows of a schedule that call the denoiser; at the others a hold answers, as in the schedule's run.
 
     Args:
-        grid: of the calls and units.
-        on: bool `[T, N]`, the schedule's table.
+        grid, on: of the schedule.
         hold: makes what answers, as `replay.hold_of` returns it.
     """
 
@@ -290,8 +285,8 @@ def gate_gradients(
         float32 `[T, N]` on the CPU; row 0 is 0. Negative: an open gate helps, or a shut one would.
 
     Raises:
-        ValueError: a table that does not fit the grid, no prompts, other numbers out of range, an unknown loss.
-        MemoryError: out of memory, with what to do.
+        TypeError, ValueError: what does not fit, before any work.
+        MemoryError: out of memory, with what to lower.
 
     Example:
         >>> grid = grid_of(pipe, 10)

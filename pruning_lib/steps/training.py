@@ -61,14 +61,10 @@ class TrainingStep:
 
     @torch.no_grad()
     def pictures(self, prompts: Sequence, seeds: Sequence[int] | None = None) -> Tensor:
-        """Draw with the current gates, hard: costs one generation.
+        """Draw with the current gates, hard, float32 `[n, 3, h, w]` in [0, 1] on the CPU: costs one generation.
 
         Args:
-            prompts: n texts or numbers of classes.
-            seeds: n seeds. Default: 0, 1, ...
-
-        Returns:
-            float32 `[n, 3, h, w]` in [0, 1], on the CPU.
+            prompts, seeds: n texts or numbers of classes, and n seeds. Default: 0, 1, ...
         """
         seeds = list(range(len(prompts)) if seeds is None else seeds)
         return self.net.pictures(self.net.latents(self.schedule.on.float(), prompts, seeds)).float().cpu()
@@ -115,10 +111,7 @@ class TrainedPruner:
         """Return the schedule that opens the cells of the highest scores, as many as the budget allows.
 
         Args:
-            keep_macs: largest share of the MACs to keep, in (0, 1].
-
-        Raises:
-            ValueError: a budget that the first call alone exceeds.
+            keep_macs: largest share of the MACs to keep, in (0, 1], and no less than the first call takes.
         """
         check_budget(self.grid, keep_macs)
         on = within_budget(self.scores_for(keep_macs), self.grid, keep_macs)
@@ -126,26 +119,17 @@ class TrainedPruner:
         return self.grid.schedule(on, method="DiP-GO", keep_macs=float(keep_macs), **told)
 
     def curve(self, name: str = "loss") -> tuple[list[int], list]:
-        """Return the iterations, from 1, and the values of one figure of the history.
-
-        Raises:
-            KeyError: there is none of that name.
-        """
+        """Return the iterations, from 1, and the values of one figure of the history."""
         if not self.history or name not in self.history[0]:
             known = ", ".join(self.history[0]) if self.history else "nothing"
             raise KeyError(f"The history has no {name!r}. It has: {known}.")
         return [line["step"] for line in self.history], [line[name] for line in self.history]
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file.
-
-        Raises:
-            ValueError: another ending.
-            OSError: a place that cannot be written to.
-        """
+        """Write everything to a .safetensors file."""
         told = {
             "grid": self.grid.to_dict(),
-            "budgets": list(self.budgets),
+            "budgets": self.budgets,
             "history": self.history,
             "settings": self.settings,
         }
@@ -215,13 +199,8 @@ def train_pruner(
         settings: any field of `PrunerConfig`, in place of the recipe's: iterations, batch, accumulation, loss, alpha,
             keep_macs, optimizer, lr, temperature, leak, checkpointing, bf16 ...
 
-    Returns:
-        The trained scores; `.schedule(keep_macs=0.25)` makes a schedule of them.
-
     Raises:
-        TypeError: not a pipeline, or an unknown setting.
-        ValueError: no prompts, numbers out of range, a budget that the first call exceeds, a folder of another run, or
-            a loss that is not finite.
+        TypeError, ValueError: what does not fit, before any work; or a loss that is not finite.
         PrunerCollapseError: all gates shut and stayed so; the message explains it.
         MemoryError: out of memory, with what to lower.
 
