@@ -26,7 +26,7 @@ from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.latency import measure_latency, ratio
 from pruning_lib.steps.budget import deepcache, every
 from pruning_lib.steps.schedule import grid_of
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import Record, judge, once, tiles_of
 from .gpu.ways import by_the_package

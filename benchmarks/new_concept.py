@@ -20,7 +20,7 @@ from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import psnr, retrieval_rank, ssim
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import Record, judge, once, spread, tiles_of, unit
 

@@ -22,7 +22,7 @@ from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.operators.budget import choose, reductions
 from pruning_lib.operators.plan import Plan
 from pruning_lib.operators.remove import remove_operators
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import Record, once, tiles_of
 from .operator_runs import (

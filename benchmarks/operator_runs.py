@@ -15,14 +15,14 @@ from torch import Tensor
 
 import pruning_book as pb
 import pruning_lib as pl
-from pruning_book.rivals.rankings import output_ranking, params_ranking, random_ranking
+from pruning_book.rivals.rankings import contributions, params_ranking, random_ranking
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.operators.budget import choose, reductions
 from pruning_lib.operators.find import Operators, find_operators
 from pruning_lib.operators.plan import Plan
 from pruning_lib.operators.remove import remove_operators
 from pruning_lib.operators.scores import Scores
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import judge, once, spread, tiles_of
 from .operator_scores import MODEL
@@ -102,10 +102,12 @@ def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
     operators, known = bench.operators, Scores.load(scores)
     values, found = known.values(), {"score": [path for path in known.ranked() if path in bench.operators]}
     found["score-per-mac"] = sorted(found["score"], key=lambda path: values[path] / operators[path].macs)
-    found["output"] = once(
-        work / "output-ranking.json",
-        lambda: {"ranking": output_ranking(bench.pipe, operators=operators, **known.sampling)},
-    )["ranking"]
+
+    def by_output() -> dict[str, list[str]]:
+        added = contributions(bench.pipe, operators=operators, **known.sampling)
+        return {"ranking": sorted(added, key=added.__getitem__)}
+
+    found["output"] = once(work / "output-ranking.json", by_output)["ranking"]
     found["params"] = params_ranking(operators)
     return found | {f"random-{seed}": random_ranking(operators, seed) for seed in SEEDS}
 

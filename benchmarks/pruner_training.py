@@ -20,7 +20,7 @@ from pruning_lib.steps.budget import evenly
 from pruning_lib.steps.schedule import decode_table, grid_of
 from pruning_lib.steps.supernet import SuperNet
 from pruning_lib.steps.training import TrainedPruner
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import Record, once
 

@@ -30,7 +30,7 @@ from pruning_lib.interval import bootstrap_interval, quantile_pair, resamples
 from pruning_lib.latency import ratio
 from pruning_lib.steps.budget import deepcache
 from pruning_lib.steps.schedule import grid_of
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import RESULTS, Record
 from .schedule_rows import (

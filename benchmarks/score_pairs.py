@@ -77,10 +77,10 @@ def sets(pipe, scores: Scores, work: Path) -> dict[str, object]:
         pipe, few, len(begun) + SHARE_MORE, start=begun, pool=POOL, per_macs=True, folder=work / "greedy-few"
     )
     plans = {}
-    for name, ranking in (("single", scores.ranked()), ("greedy", greedy.order)):
+    for name, ranking in (("single", scores.ranked()), ("greedy", greedy.plan.paths)):
         for count in COUNTS[name]:
             plans[name, f"{count}"] = choose(ranking, scores.operators, pipe.unet, count=count)
-    for name, ranking in (("single per MAC", by_macs), ("greedy per MAC", again.order)):
+    for name, ranking in (("single per MAC", by_macs), ("greedy per MAC", again.plan.paths)):
         most = reductions(pipe.unet, plan_for(ranking, scores.operators))[0]
         for share in (s for s in SHARES if s <= most):
             plans[name, f"{share}"] = choose(ranking, scores.operators, pipe.unet, macs_ratio=share)

@@ -28,7 +28,7 @@ from pruning_lib.interval import bootstrap_interval
 from pruning_lib.loading import models_folder
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.sampling import quietly
-from zoo.assemble import text_encoder_of
+from zoo.parts import text_encoder_of
 
 from .common import Record, unit
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def measure(repeats: int = 30, curve: str = "sparsity_curve", device: str = "cpu
         "guidance": GUIDANCE,
         "timed_batch": 2,
         "warmup": WARMUP,
-        "histogram": explorer.histogram.to_dict(),
+        "histogram": asdict(explorer.histogram),
     }
     seeds = [FIRST_SEED + i for i in range(len(PROMPTS))]
     return Record(more, seeds=seeds, n=repeats, device=device, explorer=explorer)

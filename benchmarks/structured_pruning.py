@@ -21,7 +21,7 @@ import pruning_lib as pl
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.latency import ratio
-from zoo.assemble import contact_sheet
+from zoo.data import contact_sheet
 
 from .common import Record, judge, once, spread, tiles_of
 

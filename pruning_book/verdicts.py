@@ -7,7 +7,7 @@ repeats. What has not been measured is said to be so.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,18 +23,10 @@ _MARKS = {"holds": "✔", "holds in part": "◐", "does not hold": "✘", "not m
 
 
 def verdict(claim: str, ruling: Ruling, because: str, *, source: str = "the popular account") -> HTML:
-    """Return a box with a claim, a ruling and what was measured.
+    """Return a box with a claim, who says it (`source`), a ruling, and one or two sentences with what was measured.
 
-    Compute `ruling` and the numbers in `because` from a record, so that the box follows the measurement.
-
-    Args:
-        claim: what is said, in one sentence.
-        ruling: "holds", "holds in part", "does not hold" or "not measured".
-        because: one or two sentences with the measured numbers.
-        source: who says it.
-
-    Raises:
-        ValueError: another ruling, or an empty claim or reason.
+    Compute `ruling` and the numbers in `because` from a record, so that the box follows the measurement. Another
+    ruling, or an empty claim or reason, is a ValueError.
 
     Example:
         >>> verdict("Zeros are fast.", "holds" if ratio > 1.05 else "does not hold", f"{ratio:.2f} times as fast")
@@ -104,12 +96,10 @@ def crossing(found: Data) -> str:
 def ten_times_smaller(sizes: Sequence[Data], curve: Data | None) -> tuple[Ruling, str]:
     """Rule on "about 10 times smaller at high accuracy".
 
-    The sparsity is asked for at which the smallest file is 10 times smaller than the dense one of the same type. At
-    the last stop before it, at least 95 % of the unpruned share of pictures must still be recognised (top 5).
-
-    Args:
-        sizes: rows of the record of sizes, of one dtype.
-        curve: data of the record `sparsity_curve`; None where it has not been made.
+    The sparsity is asked for at which the smallest file is 10 times smaller than the dense one of the same type. At the
+    last stop before it, at least 95 % of the unpruned share of pictures must still be recognised (top 5). `sizes` are
+    rows of the record of sizes, of one dtype, `curve` the data of the record `sparsity_curve`, None where it has not
+    been made.
     """
     try:
         needed = sparsity_for(10, sizes)
@@ -132,11 +122,8 @@ def smaller_and_faster(half: Data, unet: Sequence[Data]) -> tuple[Ruling, str]:
     """Rule on "smaller and faster, because zeros are not computed".
 
     Smaller: the smallest file at half zeros is at most 60 % of the dense one. Faster: the interval of the dense
-    kernel's speed with half zeros lies above 1.05. Both hold, one holds in part.
-
-    Args:
-        half: row of the record of sizes at sparsity 0.5.
-        unet: rows of the whole UNet in the record of latencies.
+    kernel's speed with half zeros lies above 1.05. Both hold, one holds in part. `half` is a row of the record of
+    sizes, `unet` are the rows of the whole UNet in the record of latencies.
     """
     zeros, csr = (only_row(unet, form, 0.5)["times_as_fast"] for form in ("zeros", "csr"))
     left = share(half, SMALLEST)
@@ -262,13 +249,8 @@ def faster_and_as_good(
 
     Asked of the mildest trained cut that takes at least 30 % from the time of a whole generation, or of the largest one
     where none does: its Fréchet distance after training must not be above the unpruned model's. Time and distance hold
-    together, one of them holds in part.
-
-    Args:
-        latency: data of the record `operator_latency`; None where it has not been made.
-        training: data of the record `operator_training`.
-        cuts: level of a trained cut -> its name in the record of latencies.
-        device: on which it was timed.
+    together, one of them holds in part. `latency` and `training` are data of the records `operator_latency`, None where
+    it has not been made, and `operator_training`; `cuts` is level of a trained cut -> its name among the latencies.
     """
     runs = {run["name"]: run for run in training["runs"]}
     found = []
@@ -299,38 +281,39 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Beaten:
-    """A comparison that ours loses: `by`, ours minus the rival, lies on the rival's side of zero."""
+class Comparison:
+    """Ours against a rival at one budget, by one of `METRICS`; `by` is ours minus the rival, with its interval."""
 
-    steps: int
     budget: float
     row: str
     metric: str
     by: Mapping[str, float]
 
-
-def _compared(cells: Cells, steps: int, rivals: Sequence[str]) -> Iterator[tuple[float, str, str, Mapping[str, float]]]:
-    """Yield budget, rival, metric and difference of every comparison with ours."""
-    for budget in sorted(cells.data["budgets"], reverse=True):
-        for row in rivals:
-            found = cells.at(steps, row, budget)["ours_minus"]
-            for metric in METRICS:
-                yield budget, row, metric, found[metric]
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the most by which ours is better."""
+        low, high = self.by["low"], self.by["high"]
+        return (low, high) if METRICS[self.metric][1] > 0 else (-high, -low)
 
 
-def beaten(cells: Cells, steps: int, rivals: Sequence[str]) -> list[Beaten]:
-    """Return the comparisons that ours loses: no interval of the difference reaches ours' side of zero."""
+def _compared(cells: Cells, steps: int, rivals: Sequence[str]) -> list[Comparison]:
     return [
-        Beaten(steps, budget, row, metric, by)
-        for budget, row, metric, by in _compared(cells, steps, rivals)
-        if (by["high"] if METRICS[metric][1] > 0 else -by["low"]) < 0
+        Comparison(budget, row, metric, cells.at(steps, row, budget)["ours_minus"][metric])
+        for budget in sorted(cells.data["budgets"], reverse=True)
+        for row in rivals
+        for metric in METRICS
     ]
+
+
+def beaten(cells: Cells, steps: int, rivals: Sequence[str]) -> list[Comparison]:
+    """Return the comparisons that ours loses: no interval of the difference reaches ours' side of zero."""
+    return [found for found in _compared(cells, steps, rivals) if found.ends[1] < 0]
 
 
 def best_or_tied(cells: Cells, steps: int, rivals: Sequence[str]) -> tuple[Ruling, str]:
     """Rule whether ours is best or tied on every metric at every budget."""
-    every, lost = list(_compared(cells, steps, rivals)), beaten(cells, steps, rivals)
-    won = sum((by["low"] if METRICS[metric][1] > 0 else -by["high"]) > 0 for _, _, metric, by in every)
+    every, lost = _compared(cells, steps, rivals), beaten(cells, steps, rivals)
+    won = sum(found.ends[0] > 0 for found in every)
     text = (
         f"At {steps} steps, of {len(every)} comparisons ({len(cells.data['budgets'])} budgets, {len(rivals)} rivals, "
         f"{len(METRICS)} metrics) ours is clearly better in {won}, clearly worse in {len(lost)}; the rest are ties."

@@ -107,6 +107,17 @@ def _tell(told: dict, text: str, as_json: bool) -> None:
     echo(json.dumps(told, indent=1) if as_json else text)
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_new(target: Path, suffix: str = "") -> None:
+    """Refuse a target that cannot be made, before anything is loaded."""
+    from .files import check_new_file
+
+    check_new_file(target, suffix)
+
+
 @contextmanager
 def _unfinished(folder: Path | None, target: Path) -> Iterator[Path]:
     """Give the folder that keeps what is finished; the one beside the target goes when the work is done."""
@@ -145,16 +156,12 @@ def _draw(pipe: Any, texts: list[str], *, steps: int, guidance: float | None, se
     return pipe(**unroll.asked(unroll.check(_prompts(pipe, texts)), [seed] * len(texts))).images
 
 
-def _schedule_of(file: Path | None, steps: int | None) -> pl.Schedule | None:
-    """Read a schedule; a number of steps beside it must be its own."""
-    schedule = pl.Schedule.load(file) if file else None
-    _check_steps(file, schedule, steps)
-    return schedule
-
-
-def _check_steps(file: Path | None, made: Any, steps: int | None) -> None:
+def _read(kind: Any, file: Path | None, steps: int | None, otherwise: int) -> tuple[Any, int]:
+    """Read a schedule or a pruner, if there is one, and return the steps: a number beside it must be its own."""
+    made = kind.load(file) if file else None
     if made and steps not in (None, made.grid.steps):
         raise ValueError(f"{file} is for {made.grid.steps} steps, and --steps {steps} was given. Leave --steps out.")
+    return made, made.grid.steps if made else steps or otherwise
 
 
 def _save(pipe: Any, target: Path) -> None:
@@ -213,9 +220,9 @@ def bench(
         raise ValueError("--schedule compares pictures of one model: give one model, and --part pipeline.")
     if record:
         check_writable(record)
-    followed = _schedule_of(schedule, steps)
+    followed, steps = _read(pl.Schedule, schedule, steps, 25)
     what = "pipeline" if followed else (part or Part.denoiser).value
-    drawing = {"steps": followed.steps if followed else steps or 25, "guidance": guidance, "seed": seed}
+    drawing = {"steps": steps, "guidance": guidance, "seed": seed}
     pipes = {name: pl.load(name, device=device) for name in models}
     first = models[0]
     if followed:
@@ -264,8 +271,7 @@ def generate(
 ) -> None:
     """Draw pictures and save them as PNG; the same command writes the same files again."""
     paths = _picture_paths(out, prompts, seed)  # before the model is loaded: a wrong place should fail at once
-    followed = _schedule_of(schedule, steps)
-    steps = followed.steps if followed else steps or 25
+    followed, steps = _read(pl.Schedule, schedule, steps, 25)
     pipe = pl.load(model, device=device)
     with followed.applied(pipe) if followed else nullcontext():
         for path, prompt in zip(paths, prompts, strict=True):
@@ -342,10 +348,9 @@ def prune(
 
     from .checks import nearest
     from .denoisers import denoiser_of
-    from .files import check_new_file
     from .weights.select import IGNORE
 
-    check_new_file(target)  # before the model is loaded
+    _check_new(target)
     pipe = pl.load(model)
     parts = {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
     part = part or denoiser_of(pipe)[0]
@@ -375,9 +380,7 @@ def score(
     device: Device = "cpu",
 ) -> None:
     """Score every operator: change it alone, draw the same latents, measure how far they moved (LD-Pruner)."""
-    from .files import check_new_file
-
-    check_new_file(target, ".safetensors")
+    _check_new(target, ".safetensors")
     texts = _texts(prompt, prompts)
     pipe = pl.load(model, device=device)
     drawing = {"num_latents": latents, "steps": steps, "guidance_scale": _scale(pipe, guidance), "batch": batch}
@@ -405,17 +408,15 @@ def cut(
 ) -> None:
     """Remove the operators of lowest score, or those of a plan, and save a folder that every other command takes."""
     from .denoisers import denoiser_of
-    from .files import check_new_file
     from .operators.budget import reductions
 
-    asked = {"count": count, "macs_ratio": macs, "params_ratio": params, "latency_ratio": latency}
-    budget = {name: value for name, value in asked.items() if value is not None}
+    budget = _given(count=count, macs_ratio=macs, params_ratio=params, latency_ratio=latency)
     if (scores is None) == (plan is None) or len(budget) != (1 if scores else 0):
         raise ValueError(
             "Give either --scores, with one budget (--count, --macs, --params, --latency), or --plan, with none; "
             f"{len(budget)} of the four were given."
         )
-    check_new_file(target)
+    _check_new(target)
     known = pl.Scores.load(scores) if scores else pl.Plan.load(plan)  # before the model, which takes longer
     pipe = pl.load(model, device=device)
     if latency is not None and _is_guided(pipe, guidance):
@@ -457,13 +458,10 @@ def train_pruner(
     device: Device = "cpu",
 ) -> None:
     """Train a pruner; `schedule make --method scores` makes schedules of its scores, for any budget."""
-    from .files import check_new_file
-
-    check_new_file(target, ".safetensors")
+    _check_new(target, ".safetensors")
     texts = _texts(prompt, prompts)
-    asked = {"iterations": iterations, "batch": batch, "loss": loss, "keep_macs": keep_macs and tuple(keep_macs)}
-    asked |= {"bf16": bf16 or None, "checkpointing": None if checkpointing else False}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    asked = _given(iterations=iterations, batch=batch, loss=loss, keep_macs=keep_macs and tuple(keep_macs))
+    asked |= _given(bf16=bf16 or None, checkpointing=None if checkpointing else False)
     pipe = pl.load(model, device=device)
     asked |= {"steps": steps, "grain": grain, "recipe": recipe.value, "guidance_scale": _scale(pipe, guidance)}
     with _unfinished(folder, target) as place:
@@ -502,21 +500,18 @@ def make(
     device: Device = "cpu",
 ) -> None:
     """Make a schedule within a budget of MACs; only --method search draws pictures, and wants prompts."""
-    from .files import check_new_file
     from .steps.budget import deepcache, uniform
     from .steps.training import TrainedPruner
 
     if method is not Method.search and (scores is not None) != (method is Method.scores):
         raise ValueError("--method scores goes with --scores FILE, --method search may, and the others go without.")
-    check_new_file(target, ".json")
+    _check_new(target, ".json")
     texts = _texts(prompt, prompts)
-    trained = TrainedPruner.load(scores) if scores else None
-    _check_steps(scores, trained, steps)
-    steps = trained.grid.steps if trained else steps or 20
+    trained, steps = _read(TrainedPruner, scores, steps, 20)
     pipe = pl.load(model, device=device)
     if method is Method.search:
         options = {"steps": steps, "keep": keep_macs, "grain": grain, "start": trained, "images": images, "seed": seed}
-        options |= {"guidance_scale": _scale(pipe, guidance), "tell": echo} | ({"hold": hold.value} if hold else {})
+        options |= {"guidance_scale": _scale(pipe, guidance), "tell": echo, **_given(hold=hold and hold.value)}
         with _unfinished(folder, target) as place:
             made = pl.search_schedule(pipe, _prompts(pipe, texts), folder=place, **options)
     elif trained:

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def denoiser_of(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
-    """Return the name of the component that removes noise, and the module itself.
-
-    Raises:
-        TypeError: not a pipeline, or one without `unet` and `transformer`.
-    """
+    """Return the name of the component that removes noise, "unet" or "transformer", and the module itself."""
     for name in ("unet", "transformer"):
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module) and hasattr(pipe, "components"):
@@ -93,18 +89,18 @@ def _dit(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
 
 
 def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
-    inputs = {
+    wants = c.use_additional_conditions
+    wants = c.sample_size == 128 if wants is None else wants  # diffusers' own rule for the 1024 pixel models
+    return {
         "hidden_states": make.normal(c.in_channels, *make.size),
         # PixArt-alpha: 120 T5 tokens
         "encoder_hidden_states": make.normal(make.tokens or 120, c.caption_channels or c.cross_attention_dim),
         "timestep": make.whole(500),
+        "added_cond_kwargs": {
+            "resolution": make.normal(2) if wants else None,
+            "aspect_ratio": make.normal(1) if wants else None,
+        },
     }
-    extra = c.use_additional_conditions
-    if extra or (extra is None and c.sample_size == 128):  # diffusers' own rule for the 1024 pixel models
-        inputs["added_cond_kwargs"] = {"resolution": make.normal(2), "aspect_ratio": make.normal(1)}
-    else:
-        inputs["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
-    return inputs
 
 
 def _sd3(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
@@ -173,9 +169,9 @@ def example_inputs(
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wraps
     kind = _family(denoiser)
     config = SimpleNamespace(**denoiser.config)
-    for name, value in (("batch", batch), ("tokens", tokens)):
-        if value is not None:
-            check_whole(name, value, 1)
+    check_whole("batch", batch, 1)
+    if tokens is not None:
+        check_whole("tokens", tokens, 1)
     size = sample_size if sample_size is not None else getattr(config, "sample_size", None) or _DEFAULT_SIZE.get(kind)
     if size is None:
         raise ValueError(f"The configuration of this {kind} has no sample_size. Pass sample_size=64, say.")
@@ -205,13 +201,11 @@ def _family(denoiser: nn.Module) -> str:
 
 def _tokens_beside(where: str | None) -> int | None:
     """Read the text length from the text encoder's configuration in the same pipeline folder, if there is one."""
-    if not where:
-        return None
-    path = Path(where).parent / "text_encoder" / "config.json"
     try:
-        length = json.loads(path.read_text("utf-8")).get("max_position_embeddings")
+        config = json.loads((Path(where).parent / "text_encoder/config.json").read_text("utf-8")) if where else {}
     except (OSError, ValueError):
         return None
+    length = config.get("max_position_embeddings")
     return length if isinstance(length, int) and length >= 1 else None
 
 
@@ -221,17 +215,11 @@ _PATCHES = {"forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` with every tensor on the meta device and without hooks, in evaluation mode.
+    """Return a copy of any module with every tensor on the meta device and without hooks, in evaluation mode.
 
     It is made from the live structure, not from the configuration, so a denoiser whose layers were removed or narrowed
-    is counted as it stands, and it needs no memory to speak of.
-
-    Args:
-        module: any module, on any device, in any dtype; it is only read.
-
-    Returns:
-        A module of the same class and structure. Floating-point tensors become float32, so that models with mixed
-        types run; tied parameters stay tied.
+    is counted as it stands; the given one is only read. Floating-point tensors become float32, so that models with
+    mixed types run; tied parameters stay tied.
     """
     return _copy(getattr(module, "_orig_mod", module), {}).eval()
 

@@ -59,9 +59,6 @@ def bootstrap_interval(
         level: between 0 and 1.
         seed: of the resampling.
 
-    Raises:
-        ValueError: fewer than two values, values that are not finite, or options out of range.
-
     Example:
         >>> bootstrap_interval(psnr(images, pruned))
         Interval(value=31.2, low=30.8, high=31.7, n=256, level=0.95)
@@ -77,21 +74,15 @@ def bootstrap_interval(
     check_number("level", level, "(0, 1)")
     draws = resamples(len(values), n_boot=n_boot, seed=seed)
     if statistic is None:
-        value = values.mean().item()
-        found = torch.cat([values[part].mean(1) for part in draws])
+        found, value = torch.cat([values[part].mean(1) for part in draws]), values.mean().item()
     else:
         found = torch.tensor([float(statistic(values[row])) for part in draws for row in part], dtype=torch.float64)
         value = float(statistic(values))
-    low, high = quantile_pair(found, level)
-    return Interval(value, low, high, len(values), level)
+    return Interval(value, *quantile_pair(found, level), len(values), level)
 
 
 def resamples(n: int, *, n_boot: int, seed: int) -> Iterator[Tensor]:
-    """Yield `n_boot` rows of indices in batches, int64 `[rows, n]`, drawn with replacement.
-
-    Raises:
-        ValueError: n < 2 or n_boot < 100.
-    """
+    """Yield `n_boot` >= 100 rows of indices in batches, int64 `[rows, n]`, n >= 2, drawn with replacement."""
     if n < 2:
         raise ValueError(f"An interval needs at least 2 samples; got {n}.")
     check_whole("n_boot", n_boot, 100)  # of fewer the ends mean little

@@ -54,7 +54,7 @@ class Latency:
 
     @property
     def p90_ms(self) -> float:
-        """Time that nine calls in ten stay below, in milliseconds."""
+        """What nine calls in ten stay below, in milliseconds."""
         return self._quantile(0.9)
 
     def _quantile(self, q: float) -> float:
@@ -86,9 +86,6 @@ def measure_latency(
         device: to wait for before the clock is read. Default: the GPU if there is one (waiting for an idle GPU costs
             nothing), else the CPU.
 
-    Raises:
-        TypeError, ValueError: no functions by name, counts out of range, or a device that is not there.
-
     Example:
         >>> times = measure_latency({"whole": lambda: unet(**x), "pruned": lambda: small(**x)})
         >>> print(ratio(times["whole"], times["pruned"]))
@@ -115,12 +112,8 @@ def measure_latency(
 def ratio(baseline: Latency, candidate: Latency, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Return how many times faster `candidate` is: the median over rounds of baseline / candidate.
 
-    Args:
-        baseline, candidate: from one call of `measure_latency`, so that round i of both happened side by side.
-        level, seed: of the bootstrap interval.
-
-    Raises:
-        ValueError: different numbers of rounds, or fewer than two.
+    Both come from one call of `measure_latency`, of two rounds or more, so that round i of both happened side by side;
+    `level` and `seed` are of the bootstrap interval.
     """
     if baseline.n != candidate.n:
         raise ValueError(

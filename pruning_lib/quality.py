@@ -20,12 +20,7 @@ WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III-C
 
 
 def check_unit(images: Tensor, name: str, *, check_range: bool = True) -> Tensor:
-    """Return `images` as float32, or float64 if it was that, after checking that it is `[n, 3, h, w]` in [0, 1].
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: another shape, no image, or values outside [0, 1].
-    """
+    """Return `images` as float32, or float64 if it was that, after checking that it is `[n, 3, h, w]` in [0, 1]."""
     if not isinstance(images, Tensor):
         raise TypeError(
             f"{name} is {type(images).__name__}; expected a tensor [n, 3, h, w] with values in [0, 1]. "
@@ -66,9 +61,6 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         Decibels `[n]`, higher is closer; infinite where two images are equal.
-
-    Raises:
-        TypeError, ValueError: other types, shapes or ranges.
     """
     a, b = _pair(a, b)
     return -10 * (a - b).square().mean((1, 2, 3)).log10()
@@ -88,9 +80,6 @@ def ssim(a: Tensor, b: Tensor, *, check_range: bool = True) -> Tensor:
 
     Returns:
         `[n]`, at most 1, which means equal; negative where structure is reversed.
-
-    Raises:
-        TypeError, ValueError: other types, shapes or ranges.
     """
     a, b = _pair(a, b, check_range)
     n, channels, height, width = a.shape
@@ -120,16 +109,13 @@ def as_bytes(images: Tensor | Sequence[Image.Image]) -> Tensor:
 
     Args:
         images: PIL images of one size; uint8 `[n, 3, h, w]`; or floats in [0, 1] of that shape, rounded to 8 bits.
-
-    Raises:
-        TypeError, ValueError: anything else.
     """
     if isinstance(images, Tensor):
-        if images.dtype == torch.uint8:
-            if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-                raise ValueError(f"The images have shape {list(images.shape)}; expected [n, 3, h, w].")
-            return images.cpu()
-        return (check_unit(images, "the set of images").clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+        if images.dtype != torch.uint8:
+            return (check_unit(images, "the set of images").clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise ValueError(f"The images have shape {list(images.shape)}; expected [n, 3, h, w].")
+        return images.cpu()
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise TypeError(f"Expected a list of PIL images or a tensor [n, 3, h, w]; got {type(images).__name__}.")
     if not images or not all(isinstance(image, Image.Image) for image in images):
@@ -165,9 +151,6 @@ def clip_score(clip: Judge, images: Tensor | Sequence[Image.Image], prompts: Seq
 
     Returns:
         `[n]`, from 0 to 100, on the CPU.
-
-    Raises:
-        TypeError, ValueError: other images, or not one prompt per image.
     """
     pixels = _paired(images, prompts)
     cosine = (clip.embed_images(pixels) * clip.embed_texts(list(prompts))).sum(1)
@@ -187,9 +170,6 @@ def retrieval_rank(
 
     Returns:
         int64 `[n]`; 1 is best, `len(candidates)` worst.
-
-    Raises:
-        TypeError, ValueError: as `clip_score`; a prompt that is no candidate, or a candidate given twice.
     """
     pixels = _paired(images, prompts)
     place = {text: i for i, text in enumerate(candidates)}

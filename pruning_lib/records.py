@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from .checks import best_device, check_device, installed_version
+from .checks import best_device, check_device, check_whole, installed_version
 from .files import beside, check_place, write_whole
 
 
@@ -42,14 +42,10 @@ def passport(*, seeds: Sequence[int], n: int, device: str | torch.device | None 
         runs from or was installed from ("uncommitted" where neither is known) and whether a tracked file of it was
         changed since (`dirty`; None where unknown). Of an NVIDIA GPU also driver, memory in MiB, clocks in MHz, and
         power limit in W.
-
-    Raises:
-        TypeError, ValueError: seeds that are no whole numbers, n < 1, or a device that is not there.
     """
     if not isinstance(seeds, Sequence) or not all(type(s) is int for s in seeds):
         raise TypeError(f"seeds={seeds!r}; expected a list of whole numbers, as in [0, 1].")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n={n!r}; expected the number of samples behind a figure, >= 1.")
+    check_whole("n", n, 1)
     device = best_device() if device is None else check_device(device)
     commit, dirty = _commit()
     versions = {name: installed_version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
@@ -91,11 +87,8 @@ _READ_OFF = {
 def _gpu(device: torch.device) -> dict[str, object]:
     """Describe a CUDA GPU: what PyTorch knows of it, and what `nvidia-smi` says now."""
     known = torch.cuda.get_device_properties(device)
-    found: dict[str, object] = {
-        "cuda": torch.version.cuda,
-        "memory_mib": known.total_memory // 2**20,
-        "capability": f"{known.major}.{known.minor}",
-    }
+    found = {"cuda": torch.version.cuda, "memory_mib": known.total_memory // 2**20}
+    found["capability"] = f"{known.major}.{known.minor}"
     index = torch.cuda.current_device() if device.index is None else device.index
     asked = (f"--query-gpu={','.join(_READ_OFF)}", "--format=csv,noheader,nounits", f"--id={index}")
     said = [value.strip() for value in _output("nvidia-smi", *asked).split(",")]
@@ -134,9 +127,9 @@ def _output(*command: str) -> str:
 
 
 _ADVICE = "Check that its folder is no file and that you may write there."
-SCHEMA_VERSION = 1
-FIELDS = {"schema_version": int, "experiment": str, "data": dict, "passport": dict}
-PASSPORT_FIELDS = {"hardware": str, "versions": dict, "seeds": list, "n": int, "date": str, "commit": str}
+_VERSION = 1
+_FIELDS = {"schema_version": int, "experiment": str, "data": dict, "passport": dict}
+_PASSPORT_FIELDS = {"hardware": str, "versions": dict, "seeds": list, "n": int, "date": str, "commit": str}
 
 
 class RecordError(ValueError):
@@ -156,7 +149,7 @@ def results_folder() -> Path:
 
 
 def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapping) -> Path:
-    """Write a record, whole or not at all.
+    """Write a record, whole or not at all, and return its file.
 
     If the place cannot be written to, the record is kept in the folder for temporary files and the error says where: a
     measurement may have taken hours.
@@ -167,14 +160,11 @@ def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapp
         data: JSON types, numbers finite; also tensors, arrays and dataclasses, which become lists and objects.
         passport: from `passport()`.
 
-    Returns:
-        The file.
-
     Raises:
         RecordError: data that JSON cannot hold, a passport without its fields, or a place that cannot be written to.
     """
     path = _json_path(path)
-    record = {"schema_version": SCHEMA_VERSION, "experiment": experiment}
+    record = {"schema_version": _VERSION, "experiment": experiment}
     record |= {"data": _plain(data, "data"), "passport": _plain(passport, "passport")}
     _check(record, str(path))
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -191,18 +181,13 @@ def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapp
 
 
 def check_writable(path: str | Path) -> Path:
-    """Return the file of a record, after making its folder and checking that it can be written, before the work.
-
-    Raises:
-        RecordError: it cannot.
-    """
+    """Return the file of a record, after making its folder and checking, before the work, that it can be written."""
     path = _json_path(path)
     try:
         check_place(path)
     except OSError as error:
-        raise RecordError(
-            f"Cannot write {path}: {error.strerror or error}. Nothing was measured yet. {_ADVICE}"
-        ) from error
+        reason = error.strerror or error
+        raise RecordError(f"Cannot write {path}: {reason}. Nothing was measured yet. {_ADVICE}") from error
     return path
 
 
@@ -219,20 +204,16 @@ def _is_name(path_or_name: str | Path) -> bool:
 
 
 def load_record(path_or_name: str | Path) -> dict[str, object]:
-    """Read a record and check its form.
+    """Return the `schema_version`, `experiment`, `data` and `passport` of a record, after checking its form.
 
     Args:
         path_or_name: a file; or the name of an experiment, looked up in `results_folder()`.
-
-    Returns:
-        `schema_version`, `experiment`, `data` and `passport`.
 
     Raises:
         RecordError: no such file, a file that cannot be read, is no JSON or has another form.
 
     Example:
-        >>> record = load_record("first_explorer")
-        >>> record["passport"]["hardware"]
+        >>> load_record("first_explorer")["passport"]["hardware"]
     """
     path = record_path(path_or_name)
     try:
@@ -259,17 +240,17 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
 
 def _check(record: object, where: str) -> None:
     """Raise RecordError unless `record` has the form that the module's docstring shows."""
-    _check_fields(record, FIELDS, where)
-    if record["schema_version"] != SCHEMA_VERSION:
+    _check_fields(record, _FIELDS, where)
+    if record["schema_version"] != _VERSION:
         raise RecordError(
-            f"{where} has schema_version {record['schema_version']}; this pruning_lib reads {SCHEMA_VERSION}. "
+            f"{where} has schema_version {record['schema_version']}; this pruning_lib reads {_VERSION}. "
             "Use the pruning_lib it was written with, or measure again."
         )
     if not re.fullmatch("[a-z][a-z0-9_]*", record["experiment"]):
         raise RecordError(
             f"{where}: experiment is {record['experiment']!r}; use lower-case letters, digits and underscores."
         )
-    _check_fields(record["passport"], PASSPORT_FIELDS, f"{where}, passport")
+    _check_fields(record["passport"], _PASSPORT_FIELDS, f"{where}, passport")
 
 
 def _check_fields(found: object, fields: dict[str, type], where: str) -> None:

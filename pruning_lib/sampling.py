@@ -44,10 +44,6 @@ class Unroll:
         steps: `num_inference_steps`, >= 1.
         guidance_scale: of the pipeline's call. Default: the pipeline's own.
         options: other arguments of the pipeline's call, for example {"height": 512, "width": 512}.
-
-    Raises:
-        TypeError: not a pipeline, or one that cannot be asked for several latents.
-        ValueError: an argument that the pipeline does not take, or numbers out of range.
     """
 
     def __init__(
@@ -69,20 +65,14 @@ class Unroll:
                 "several latents."
             )
         check_whole("steps", steps, 1)
-        self.call: dict[str, object] = {"num_inference_steps": steps}
-        if guidance_scale is not None:
-            self.call["guidance_scale"] = float(guidance_scale)
-        self.call |= options or {}
+        scale = {} if guidance_scale is None else {"guidance_scale": float(guidance_scale)}
+        self.call: dict[str, object] = {"num_inference_steps": steps, **scale, **(options or {})}
         for argument in self.call:
             if argument not in takes:
                 raise ValueError(f"{name} takes no {argument!r}. {nearest(argument, takes)}")
 
     def check(self, prompts: object) -> list:
-        """Return prompts as a list, after checking that the pipeline draws from such.
-
-        Raises:
-            ValueError: none, one text instead of a list, or of the wrong kind.
-        """
+        """Return prompts as a list, after checking that the pipeline draws from such."""
         kind, wanted = _ASKED_BY[self.argument]
         name = type(self.pipe).__name__
         if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)) or not prompts:
@@ -93,11 +83,7 @@ class Unroll:
         return list(prompts)
 
     def seeds(self, prompts: Sequence, seeds: Sequence[int] | None) -> list[int]:
-        """Return one seed for each prompt: those given, or 1000, 1001, ...
-
-        Raises:
-            ValueError: another number of seeds than of prompts.
-        """
+        """Return one seed for each prompt: those given, or 1000, 1001, ..."""
         seeds = list(range(1000, 1000 + len(prompts)) if seeds is None else seeds)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each.")
@@ -110,21 +96,18 @@ class Unroll:
         return {self.argument: which, "generator": noise, **self.call}
 
     def latents(self, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
-        """Draw.
+        """Draw latents `[n, ...]` in the denoiser's type, with a graph behind them if gates with gradients are there.
 
         Args:
             prompts: n texts or numbers of classes; of a pipeline without either, n numbers that are not looked at.
             seeds: n seeds; latent i starts from noise of seed i, whatever stands beside it.
-
-        Returns:
-            `[n, ...]` in the denoiser's type, with a graph behind it if gates with gradients were in the way.
         """
         asked = self.asked(prompts, seeds)
         with _no_progress_bar(self.pipe), _stop_after_the_last_step(self.pipe, asked["generator"]):
             try:
                 self._run(self.pipe, **asked)
             except _SamplingFinished as finished:
-                return finished.latents[: len(seeds)]  # with guidance some pipelines carry each twice
+                return finished.args[0][: len(seeds)]  # with guidance some pipelines carry each twice
             finally:
                 self.pipe.maybe_free_model_hooks()  # what the pipeline itself does at its end
         raise TypeError(
@@ -133,10 +116,9 @@ class Unroll:
         )
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents, differentiably.
+        """Decode latents, differentiably, to floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type.
 
-        Returns:
-            Floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type; pipelines without one draw pixels themselves.
+        Pipelines without one draw pixels themselves.
         """
         vae = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None)
         if not isinstance(vae, nn.Module):
@@ -186,9 +168,6 @@ class LatentSampler:
         seed: latent i starts from noise of seed `seed` + i.
         batch: latents at a time, >= 1. A pipeline with guidance calls its denoiser with twice as many.
         sampling: `guidance_scale` and `options`, as in `Unroll`.
-
-    Raises:
-        TypeError, ValueError: as `Unroll`, or prompts that the pipeline does not take.
 
     Example:
         >>> LatentSampler(pipe, ["lion", "pizza"], num_latents=4, steps=10).draw().shape
@@ -274,11 +253,7 @@ class LatentSampler:
 
 
 class _SamplingFinished(Exception):
-    """Ends a pipeline's call after its last step, and carries what that step returned."""
-
-    def __init__(self, latents: Tensor):
-        super().__init__()
-        self.latents = latents
+    """Ends a pipeline's call after its last step; its argument is what that step returned."""
 
 
 @contextmanager

@@ -14,39 +14,12 @@ from typing import NoReturn
 from setup_env import MINIMUM, ROOT
 
 # What a machine with PyTorch is expected to have, with all that these ask for themselves.
-ASSUMED = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "pillow",
-    "tqdm",
-    "typer",
-    "matplotlib",
-    "packaging",
-)
+ASSUMED = "torch transformers accelerate safetensors numpy scipy pillow tqdm typer matplotlib packaging".split()
 # What is brought along, each with all that it asks for; a test follows the chain of requirements to its end.
-PACKAGES = (
-    "diffusers",
-    "importlib-metadata",
-    "zipp",
-    "lazy-importer",
-    "huggingface-hub",
-    "requests",
-    "charset-normalizer",
-    "idna",
-    "urllib3",
-    "certifi",
-    "torch-pruning",
-    "deepcache",
-    "clean-fid",
-    "pytest",
-    "iniconfig",
-    "pluggy",
-    "pygments",
-)
+PACKAGES = """
+diffusers importlib-metadata zipp lazy-importer huggingface-hub requests charset-normalizer idna urllib3 certifi
+torch-pruning deepcache clean-fid pytest iniconfig pluggy pygments
+""".split()
 PINS = ("requirements.lock", "requirements-no-deps.txt")
 # diffusers 0.42 cannot be imported beside a huggingface-hub before 1.32, transformers 5.17 beside one from 2.0 on.
 OTHER_PINS = {"huggingface-hub": "1.33.0"}

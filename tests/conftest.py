@@ -20,6 +20,7 @@ PROGRAMS = (
     "tests/operators",
     "tests/steps",
     "tests/training",
+    "tests/book",
     "tests/show",
     "tests/gpu",
 )

@@ -94,14 +94,17 @@ def test_nothing_unfinished_is_left_behind(room, trained):
 
 @pytest.mark.parametrize("how", ["magnitude", "channels", "blocks"])
 def test_what_else_prunes_is_loaded_bit_for_bit(tmp_path, how):
-    pipe = pl.load("emoji-sd")
+    pipe, t = pl.load("emoji-sd"), torch.arange(0, 1000, 7)
     if how == "magnitude":
         runs("prune", "emoji-sd", tmp_path / "small", "--sparsity", 0.5)
         pl.prune_magnitude(pipe.unet, 0.5)
     else:
-        made = pl.prune_structured(pipe.unet, 0.3) if how == "channels" else pl.remove_blocks(pipe.unet, "base")
-        pipe.unet = made.unet
+        whole = pipe.unet
+        pipe.unet = (pl.prune_structured(whole, 0.3) if how == "channels" else pl.remove_blocks(whole, "base")).unet
         pipe.save_pretrained(tmp_path / "small")
+        with torch.no_grad():
+            old, new = (unet.time_embedding(unet.time_proj(t)) for unet in (whole, pipe.unet))
+        assert (old - new).norm() / old.norm() < 0.1, "a narrower first level, fitted to fewer waves, knows the time"
     again = pl.load(tmp_path / "small")
     assert all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), again.unet.parameters(), strict=True))
     runs("generate", "lion", "--model", tmp_path / "small", *STEPS, "--out", tmp_path / "small.png")

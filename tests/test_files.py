@@ -29,25 +29,23 @@ def test_files_that_say_their_version_only(tmp_path):
     assert load_tensors(tmp_path / "a.safetensors", "scores")[1] == {"version": 1}
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_crash_while_writing_leaves_what_was_there(tmp_path, what):
-    def write(path, text: str) -> None:
-        if what == "folder":
-            path.mkdir()
-        (path / "part" if what == "folder" else path).write_text(text)
+@pytest.mark.parametrize("inside", ["", "part"], ids=["file", "folder"])
+def test_a_crash_while_writing_leaves_what_was_there(tmp_path, inside):
+    def write(text: str, crash: bool = False) -> None:
+        with write_whole(tmp_path / "a") as part:
+            if inside:
+                part.mkdir()
+            (part / inside).write_text(text)
+            if crash:
+                raise KeyboardInterrupt
 
-    with write_whole(tmp_path / "a") as part:
-        write(part, "old")
-    with pytest.raises(KeyboardInterrupt), write_whole(tmp_path / "a") as part:
-        write(part, "new")
-        raise KeyboardInterrupt
-    if what == "folder":
-        with pytest.raises(OSError), write_whole(tmp_path / "a") as part:  # one that is not empty stays
-            write(part, "new")
-    assert (
-        os.listdir(tmp_path) == ["a"]
-        and "old" in (tmp_path / "a" / "part" if what == "folder" else tmp_path / "a").read_text()
-    )
+    write("old")
+    with pytest.raises(KeyboardInterrupt):
+        write("new", crash=True)
+    if inside:
+        with pytest.raises(OSError):  # one that is not empty stays
+            write("new")
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a" / inside).read_text() == "old"
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The tiny models the book ships: their data, their training and how to load them (and the big ones)."""
+"""How the shipped model emoji-sd was made: its data, its parts, their training, and whether it is good enough."""

@@ -1,4 +1,4 @@
-"""Is the model good enough to teach with?  Three checks with thresholds, and a contact sheet for the eye.
+"""Is the model good enough to teach with?  Three checks with thresholds, and the card that says so.
 
 1. The autoencoder reconstructs the training images at 27 dB or better on average.
 2. Images generated from training captions find their own caption among the nearest five of all captions at least 0.8
@@ -9,27 +9,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
-from pruning_book.judge import MiniCLIP, generate
+from pruning_book.judge import MiniCLIP, captions, generate, training_images
+from pruning_lib.finetuning.denoising import to_model_range
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import psnr, retrieval_rank
 
-from .assemble import MAX_BYTES
-from .vae import to_model_range
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
-__all__ = ["PSNR_MIN", "RATE_MIN", "run_gate"]
+from .assemble import MAX_BYTES, weights_bytes
+from .data import contact_sheet
 
 PSNR_MIN = 27.0
 RATE_MIN = 0.8
 TOP = 5
+# Sixty-four things in eight rows: faces, animals, birds and sea, plants and fruit, food, travel, objects, signs.
+CONTACT_PROMPTS = """grinning face|face with tears of joy|smiling face with heart-eyes|smiling face with sunglasses|
+crying face|enraged face|thinking face|clown face|
+lion|tiger face|panda|fox|elephant|monkey face|unicorn|frog|
+penguin|owl|parrot|flamingo|octopus|tropical fish|crab|butterfly|
+rose|sunflower|cactus|palm tree|red apple|banana|strawberry|watermelon|
+hamburger|pizza|doughnut|ice cream|birthday cake|taco|egg|hot beverage|
+rocket|airplane|automobile|bus|fire engine|bicycle|sailboat|helicopter|
+guitar|trumpet|camera|light bulb|laptop|crown|graduation cap|wrapped gift|
+red heart|blue heart|star|fire|rainbow|sun with face|snowman|soccer ball""".replace("\n", "").split("|")
 
 
 @torch.no_grad()
@@ -45,46 +53,32 @@ def reconstruct(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
 def run_gate(
     pipe: StableDiffusionPipeline,
     clip: MiniCLIP,
-    images: Tensor,
-    texts: list[str],
-    folder: str | Path,
+    folder: Path,
     *,
     n: int = 256,
     steps: int = 25,
     guidance: float = 3.0,
     seed: int = 0,
-) -> tuple[dict, Tensor]:
-    """Measure the gate.
+) -> dict:
+    """Measure emoji-sd with `n` of its captions, chosen by `seed`; return the figures, with `passed`.
 
-    Args:
-        pipe, clip: the model and its judge.
-        images, texts: the real images and all captions, in the same order.
-        folder: the model's folder, whose weights are weighed.
-        n: captions to generate, chosen by `seed`.
-
-    Returns:
-        The figures, with `passed`, and the generated images uint8 `[n, 3, 64, 64]` in the order of
-        `figures["captions"]`.
-
-    Raises:
-        ValueError: n exceeds the number of captions, or is too small for an interval.
+    `folder` is the model's own, whose weights are weighed.
     """
+    texts, images = captions(), training_images()
     if not 2 <= n <= len(texts):
         raise ValueError(f"n={n} captions were asked for; give 2 to {len(texts)}, which is all the model knows.")
     own = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     asked = [texts[i] for i in own]
     drawn = generate(pipe, asked, steps=steps, guidance=guidance, seed=seed)
     quality = psnr(reconstruct(pipe, images).float() / 255, images.float() / 255)
-    real = retrieval_rank(clip, images[own], asked, texts) <= TOP
-    fake = retrieval_rank(clip, drawn, asked, texts) <= TOP
-    size = sum(p.stat().st_size for p in Path(folder).rglob("*.safetensors"))
+    real, fake = ((retrieval_rank(clip, found, asked, texts) <= TOP).float() for found in (images[own], drawn))
     figures = {
-        "psnr_db": _interval(quality),
+        "psnr_db": bootstrap_interval(quality).to_dict(),
         "psnr_worst_db": quality.min().item(),
-        "top5_real": _interval(real.float()),
-        "top5_generated": _interval(fake.float()),
-        "ratio": fake.float().mean().item() / max(real.float().mean().item(), 1e-9),
-        "weights_bytes": size,
+        "top5_real": bootstrap_interval(real).to_dict(),
+        "top5_generated": bootstrap_interval(fake).to_dict(),
+        "ratio": fake.mean().item() / max(real.mean().item(), 1e-9),
+        "weights_bytes": weights_bytes(folder),
         "steps": steps,
         "guidance": guidance,
         "seed": seed,
@@ -92,12 +86,53 @@ def run_gate(
         "captions": asked,
         "thresholds": {"psnr_db": PSNR_MIN, "ratio": RATE_MIN, "bytes": MAX_BYTES},
     }
-    figures["passed"] = bool(
-        figures["psnr_db"]["value"] >= PSNR_MIN and figures["ratio"] >= RATE_MIN and size <= MAX_BYTES
+    good = figures["psnr_db"]["value"] >= PSNR_MIN and figures["ratio"] >= RATE_MIN
+    return figures | {"passed": good and figures["weights_bytes"] <= MAX_BYTES}
+
+
+def write_card(folder: Path, figures: dict, stamp: dict, sheet: Tensor) -> None:
+    """Write README.md, gate.json, contact_sheet.png and training_curve.png into the model's folder.
+
+    Args:
+        folder: of the assembled model; `training.json` is read from it.
+        figures: from `run_gate`.
+        stamp: the passport of that measurement.
+        sheet: generated images of `CONTACT_PROMPTS`, uint8 `[64, 3, 64, 64]`.
+    """
+    training = json.loads((folder / "training.json").read_text("utf-8"))
+    (folder / "gate.json").write_text(json.dumps({"figures": figures, "passport": stamp}, indent=1) + "\n", "utf-8")
+    contact_sheet(sheet, columns=8, gap=8).save(folder / "contact_sheet.png", optimize=True)
+    _curve(training).save(folder / "training_curve.png", optimize=True)
+
+    template = Path(__file__).with_name("card.md").read_text("utf-8")
+    card = template.format(
+        figures=figures,
+        stamp=stamp,
+        training=training,
+        prompts=", ".join(CONTACT_PROMPTS),
+        rows="\n".join(_row(part, training) for part in ("vae", "clip", "unet")),
+        state="passed" if figures["passed"] else "not passed",
+        megabytes=figures["weights_bytes"] / 1e6,
     )
-    return figures, drawn
+    (folder / "README.md").write_text(card, "utf-8")
 
 
-def _interval(values: Tensor) -> dict:
-    found = bootstrap_interval(values)
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+def _row(part: str, training: dict) -> str:
+    done, config = training[part]["steps_done"], training[part]["config"]
+    batch, minutes = training["recipes"][part]["batch"], training[part]["log"][-1]["seconds"] / 60
+    kind = "bfloat16 autocast" if config["bf16"] else "float32"
+    return f"| {part} | {done:,} | {batch} | {done * batch:,} | {config['lr']:g} | {kind} | {minutes:.0f} |"
+
+
+def _curve(training: dict) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8), dpi=100, layout="constrained")
+    for axis, part in zip(figure.subplots(1, 3), ("vae", "clip", "unet"), strict=True):
+        log = training[part]["log"]
+        axis.plot([line["seconds"] / 60 for line in log], [line["loss"] for line in log], lw=1.2)
+        axis.set(title=part, xlabel="minutes", ylabel="loss", yscale="log")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")

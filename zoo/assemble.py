@@ -1,4 +1,4 @@
-"""From trained parts to an ordinary diffusers folder: pipeline, judge, captions, real images, half precision."""
+"""From trained parts to an ordinary diffusers folder in half precision, with the judge, captions and real images."""
 
 from __future__ import annotations
 
@@ -6,140 +6,98 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
-from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
 
-from .data import EmojiData
-from .unet import build_scheduler
+from pruning_lib.finetuning.loop import read_checkpoint, read_log
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
-__all__ = ["assemble", "check_replaceable", "contact_sheet", "text_encoder_of"]
+from .data import EmojiData, contact_sheet
+from .parts import build_scheduler, build_unet, merges_of, text_encoder_of
+from .train import RECIPES, trained
 
 MAX_BYTES = 25_000_000
 
 
-def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
-    """Return the text tower of `clip` as a model of its own, as Stable Diffusion wants it."""
-    encoder = CLIPTextModel(clip.config.text_config)
-    weights = clip.text_model.state_dict()
-    own = encoder.state_dict()
-    # transformers 4 nests the tower under "text_model.", transformers 5 does not
-    prefix = "text_model." if any(k.startswith("text_model.") for k in own) else ""
-    encoder.load_state_dict({prefix + k: v for k, v in weights.items()})
-    return encoder.eval()
+def assemble(data: EmojiData, run: Path, folder: Path) -> Path:
+    """Write the pipeline of a training run and what belongs to it into `folder`, in one move.
 
-
-def assemble(
-    folder: str | Path,
-    *,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    clip: CLIPModel,
-    tokenizer: CLIPTokenizer,
-    data: EmojiData,
-    training: dict,
-) -> Path:
-    """Write the pipeline and what belongs to it into `folder`, replacing what was there in one move.
-
-    Args:
-        folder: where; `StableDiffusionPipeline.from_pretrained` reads it.
-        unet, vae, clip, tokenizer: the trained parts.
-        data: its concepts give the captions and the real images.
-        training: configuration and logs of the three runs, stored as `training.json`.
+    A denoiser still in training is taken from its checkpoint, with its averaged weights. The configuration and logs of
+    the three trainings become `training.json`; an older card stays.
 
     Raises:
+        FileNotFoundError: a part was not trained.
         ValueError: the weights together exceed 25 MB, or `folder` holds something that is no pipeline.
     """
-    check_replaceable(folder)
-    from diffusers import StableDiffusionPipeline  # here: it prints notes about optional packages
-
     folder = Path(folder)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        if not folder.is_dir() or any(folder.iterdir()) or folder.resolve() == Path.cwd():
+            raise ValueError(
+                f"{folder} is there and is no pipeline; it would be replaced. Give a new folder, or one that holds a "
+                "model."
+            )
+    tokenizer, clip, vae = (trained(run, part) for part in ("tokenizer", "clip", "vae"))
+    unet, training = build_unet(), {"concepts": int(data.concept.sum())}
+    for part in RECIPES:
+        path = run / part / "checkpoint.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: train {part!r} first.")
+        saved = read_checkpoint(path)
+        training[part] = {"config": saved["config"], "steps_done": saved["step"], "log": _thin(read_log(run / part))}
+    unet.load_state_dict(saved["model"])  # of the last part
+    if saved["ema"]:
+        for parameter, average in zip(unet.parameters(), saved["ema"]["shadow_params"], strict=True):
+            parameter.data.copy_(average)
+    training["recipes"] = {part: {**asdict(config), "batch": batch} for part, (config, batch) in RECIPES.items()}
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder_of(clip),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(dtype=torch.float16)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        pipe = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder_of(clip),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        _save_half(pipe, clip, work)
+        pipe.save_pretrained(work, safe_serialization=True)
+        clip.half().save_pretrained(work / "clip", safe_serialization=True)
+        _mend_configs(work)
         _save_tokenizer(tokenizer, work / "tokenizer")
         concepts = data.concepts()
         contact_sheet(concepts.images, columns=22).save(work / "training_images.png", optimize=True)
         text = {"labels": concepts.labels, "tags": concepts.tags}
         (work / "concepts.json").write_text(json.dumps(text, indent=0, ensure_ascii=False) + "\n", "utf-8")
-        training = {"concepts": len(concepts.labels), **training}
         (work / "training.json").write_text(json.dumps(training, indent=1) + "\n", "utf-8")
-        size = sum(p.stat().st_size for p in work.rglob("*.safetensors"))
+        size = weights_bytes(work)
         if size > MAX_BYTES:
             raise ValueError(f"The weights take {size / 1e6:.1f} MB, more than the {MAX_BYTES / 1e6:.0f} MB allowed.")
         for extra in ("README.md", "gate.json", "contact_sheet.png"):  # kept from an earlier assembly
             if (folder / extra).is_file():
                 shutil.copy2(folder / extra, work / extra)
         os.chmod(work, 0o755)
+        old = work.with_name(work.name + "-old")
         if folder.exists():  # moved aside first, so that the old one is whole until the new one stands
-            old = work.with_name(work.name + "-old")
             os.replace(folder, old)
-            os.replace(work, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(work, folder)
+        os.replace(work, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
-def check_replaceable(folder: str | Path) -> None:
-    """Refuse a place that holds anything but a pipeline: `assemble` would delete it.
-
-    Raises:
-        ValueError: it is a file, or a folder with other content.
-    """
-    folder = Path(folder)
-    if not folder.exists() or (folder / "model_index.json").is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()) or folder.resolve() == Path.cwd():
-        raise ValueError(
-            f"{folder} is there and is no pipeline; it would be replaced. Give a new folder, or one that holds a model."
-        )
+def weights_bytes(folder: Path) -> int:
+    """Return the size of all weights of a model."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def contact_sheet(images: Tensor, columns: int, gap: int = 0) -> Image.Image:
-    """Lay uint8 images `[n, 3, h, w]` out in rows of `columns`, `gap` white pixels apart."""
-    n, _, h, w = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
-        sheet[y : y + h, x : x + w] = image
-    return Image.fromarray(sheet)
-
-
-def _save_half(pipe: StableDiffusionPipeline, clip: CLIPModel, work: Path) -> None:
-    # Copies, so that the caller's models keep their precision.
-    parts = {"vae": pipe.vae, "unet": pipe.unet, "text_encoder": pipe.text_encoder, "clip": clip}
-    kept = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts.items()}
-    try:
-        pipe.to(dtype=torch.float16)
-        pipe.save_pretrained(work, safe_serialization=True)
-        clip.half().save_pretrained(work / "clip", safe_serialization=True)
-    finally:
-        for name, part in parts.items():
-            part.float().load_state_dict(kept[name])
+def _mend_configs(work: Path) -> None:
     for config in work.glob("*/config.json"):
         settings = json.loads(config.read_text("utf-8"))
         settings.pop("_name_or_path", None)  # where the part was trained means nothing to who loads it
@@ -154,7 +112,14 @@ def _save_half(pipe: StableDiffusionPipeline, clip: CLIPModel, work: Path) -> No
 
 def _save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Add the two files that transformers 4 reads; transformers 5 writes only `tokenizer.json`."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", "utf-8")
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", "utf-8")
+    merges = [" ".join(pair) for pair in merges_of(tokenizer.backend_tokenizer)]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
+
+
+def _thin(log: list[dict], points: int = 200) -> list[dict]:
+    """Keep at most `points` lines, each the mean loss of the lines it stands for."""
+    size = max(1, -(-len(log) // points))
+    chunks = [log[i : i + size] for i in range(0, len(log), size)]
+    return [{**chunk[-1], "loss": sum(line["loss"] for line in chunk) / len(chunk)} for chunk in chunks]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
-import sd15_schedules
-import sd15_scoring
 import torch
 from torch import nn
 
@@ -23,6 +22,7 @@ from pruning_lib.operators.remove import remove_operators
 from pruning_lib.steps.schedule import grid_of
 from pruning_lib.structured.structured import narrow_widths
 
+from .. import sd15_schedules, sd15_scoring
 from ..big_schedules import cache_bytes, decoding_bytes
 from ..common import compared, peak_mib
 from .ways import timed_ways, ways_at
@@ -30,15 +30,6 @@ from .worker import Run
 
 PROMPTS = ("a photograph of a lion", "a bowl of soup", "a red bicycle", "a lighthouse in a storm")
 GUIDANCE = 7.5
-KEEPS = (0.5, 0.3, 0.2)
-SHALLOW = {
-    "_class_name": "UNet2DConditionModel",
-    "block_out_channels": [16, 32],
-    "layers_per_block": 1,
-    "attention_head_dim": 4,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-}
 
 
 def build(run: Run, dtype: str = "float16"):
@@ -46,61 +37,64 @@ def build(run: Run, dtype: str = "float16"):
     return sd15_schedules.build({"side": run.at(64, 8), "dtype": dtype, "scale": run.at(1, 0.1)}, run.device)
 
 
+def setting(run: Run, **more: object) -> dict:
+    """Return what a part's record says of how it was measured."""
+    return {"guidance": GUIDANCE, "side": run.at(64, 8), "dtype": "float16", **more}
+
+
 def drawing(pipe, run: Run, batch: int) -> Callable[[int], object]:
     """Return a generation of `batch` latents from the same noise."""
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
     side = 8 * run.at(64, 8)
+    how = {"guidance_scale": GUIDANCE, "height": side, "width": side, "output_type": "latent"}
 
     def draw(steps: int) -> object:
         noise = [torch.Generator().manual_seed(i) for i in range(batch)]
-        return pipe(
-            prompts,
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            height=side,
-            width=side,
-            generator=noise,
-            output_type="latent",
-        )
+        return pipe(list(PROMPTS[:batch]), num_inference_steps=steps, generator=noise, **how)
 
     return draw
 
 
 def speed(run: Run) -> None:
+    """Time every way to be faster, at two numbers of steps and two batch sizes."""
     pipe = build(run)
-    settings = ((50, 1, 3, 45), (20, 1, 5, 30), (50, 4, 3, 60), (20, 4, 3, 25))
-    for steps, batch, repeats, seconds in run.at(settings, ((20, 2, 2, 1),)):
-        facts = {
-            "steps": run.at(steps, 4),
-            "batch": batch,
-            "guidance": GUIDANCE,
-            "side": run.at(64, 8),
-            "dtype": "float16",
-        }
-        grid = grid_of(pipe, facts["steps"])
 
-        def work(grid=grid, batch=batch, repeats=repeats) -> dict:
-            draw, keeps = drawing(pipe, run, batch), run.at(KEEPS, (0.5,))
-            return timed_ways(pipe, grid, draw, keeps, repeats=run.at(repeats, 2), device=run.device)
+    def work(steps: int, batch: int, repeats: int) -> dict:
+        draw, keeps = drawing(pipe, run, batch), run.at((0.5, 0.3, 0.2), (0.5,))
+        return timed_ways(pipe, grid_of(pipe, steps), draw, keeps, repeats=repeats, device=run.device)
 
-        run.part(f"{steps} steps, batch {batch}", seconds, work, **facts)
+    # steps, batch, rounds, seconds
+    for steps, batch, repeats, seconds in run.at(
+        ((50, 1, 3, 45), (20, 1, 5, 30), (50, 4, 3, 60), (20, 4, 3, 25)), ((20, 2, 2, 1),)
+    ):
+        count = run.at(steps, 4)
+        facts = setting(run, steps=count, batch=batch)
+        run.part(f"{steps} steps, batch {batch}", seconds, partial(work, count, batch, repeats), **facts)
 
 
 def compiled(run: Run) -> None:
-    steps = run.at(20, 4)
+    """Time the ways under torch.compile."""
     for batch in run.at((1, 4), (1,)):
-        facts = {"steps": steps, "batch": batch, "guidance": GUIDANCE, "side": run.at(64, 8), "dtype": "float16"}
-        run.part(f"20 steps, batch {batch}", 120, lambda batch=batch: _compiled(run, steps, batch), **facts)
+        facts = setting(run, steps=run.at(20, 4), batch=batch)
+        run.part(f"20 steps, batch {batch}", 120, partial(_compiled, run, facts["steps"], batch), **facts)
 
 
 def _compiled(run: Run, steps: int, batch: int) -> dict:
     """Time a compiled UNet under schedules, beside the one that is not compiled."""
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     pipe, eager = build(run), build(run)
     if run.dry:  # a CPU compiles a UNet of this depth for minutes
+        shallow = {
+            "_class_name": "UNet2DConditionModel",
+            "block_out_channels": [16, 32],
+            "layers_per_block": 1,
+            "attention_head_dim": 4,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        }
         for one in (pipe, eager):
-            one.unet = drawn({**one.unet.config, **SHALLOW}, device=run.device, dtype=one.unet.dtype)
+            one.unet = drawn({**one.unet.config, **shallow}, device=run.device, dtype=one.unet.dtype)
     grid, backend = grid_of(pipe, steps), run.at("inductor", "eager")
     draw, plain = drawing(pipe, run, batch), drawing(eager, run, batch)
     keeps, wanted = run.at((0.5, 0.2), (0.5,)), ("fewer steps", "uniform", "DeepCache", "searched-like")
@@ -110,34 +104,18 @@ def _compiled(run: Run, steps: int, batch: int) -> dict:
         pipe.unet = torch.compile(pipe.unet, backend=backend, dynamic=False)
         started = time.time()
         draw(steps)
-        whole = time.time() - started
+        first = time.time() - started
         for keep in keeps:  # every way once, which compiles what it needs
             for _, _, applied, count in ways_at(pipe, grid, keep, wanted):
                 with applied():
                     draw(count)
         draw(steps)
-        compiling = time.time() - started
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        found = timed_ways(
-            pipe,
-            grid,
-            draw,
-            keeps,
-            repeats=3,
-            warmup=1,
-            device=run.device,
-            wanted=wanted,
-            more={"eager_unpruned": torch.no_grad()(lambda: plain(steps))},
-        )
-        late = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
-    return {
-        **found,
-        "first_call_seconds": whole,
-        "compile_seconds": compiling,
-        "graphs": graphs,
-        "late_graphs": late,
-        "backend": backend,
-    }
+        compiling, graphs = time.time() - started, counters["stats"]["unique_graphs"]
+        more = {"eager_unpruned": torch.no_grad()(lambda: plain(steps))}
+        found = timed_ways(pipe, grid, draw, keeps, repeats=3, device=run.device, wanted=wanted, more=more)
+        late = counters["stats"]["unique_graphs"] - graphs
+    told = {"first_call_seconds": first, "compile_seconds": compiling, "graphs": graphs, "late_graphs": late}
+    return {**found, **told, "backend": backend}
 
 
 # (steps, recipe, type of the denoiser, checkpointing, seconds). What fits a T4 first; what may not fit anything last.
@@ -154,28 +132,22 @@ TRAININGS = (
 
 
 def training(run: Run) -> None:
+    """Train pruners for a moment by both recipes: time and memory beside what the formula counts."""
     pipes: dict[str, object] = {}
     for steps, recipe, dtype, checkpointing, seconds in run.at(TRAININGS, (*TRAININGS[2:4], TRAININGS[5])):
-        loss = {"best": "latent", "published": "ssim"}[recipe]
-        name = f"{steps} steps, {recipe}, {dtype}, {'checkpoints' if checkpointing else 'all is kept'}"
-        facts = {
-            "steps": run.at(steps, 2),
-            "recipe": recipe,
-            "loss": loss,
-            "dtype": dtype,
-            "checkpointing": checkpointing,
-            "side": run.at(64, 8),
-            "guidance": GUIDANCE,
-        }
         if dtype not in pipes:
             pipes.clear()  # one model at a time
             run.tidy()
             pipes[dtype] = build(run, dtype)
-        facts["counted_mib"] = _counted(pipes[dtype], facts["steps"], loss, checkpointing) / 2**20
-        run.part(name, seconds, lambda f=facts: _training(run, pipes[f["dtype"]], f), **facts)
+        loss = {"best": "latent", "published": "ssim"}[recipe]
+        how = {"steps": run.at(steps, 2), "recipe": recipe, "loss": loss, "checkpointing": checkpointing}
+        counted = _counted(pipes[dtype], how["steps"], loss, checkpointing) / 2**20
+        name = f"{steps} steps, {recipe}, {dtype}, {'checkpoints' if checkpointing else 'all is kept'}"
+        facts = setting(run, **how, counted_mib=counted) | {"dtype": dtype}
+        run.part(name, seconds, partial(_training, run, pipes[dtype], how), **facts)
 
 
-def _training(run: Run, pipe, facts: dict) -> dict:
+def _training(run: Run, pipe, how: dict) -> dict:
     """Take three iterations of `pl.train_pruner`; the first warms up."""
     ended, side = [], 8 * run.at(64, 8)
     run.tidy()
@@ -184,26 +156,19 @@ def _training(run: Run, pipe, facts: dict) -> dict:
     pl.train_pruner(
         pipe,
         PROMPTS,
-        steps=facts["steps"],
-        recipe=facts["recipe"],
         guidance_scale=GUIDANCE,
         options={"height": side, "width": side},
         iterations=3,
         batch=1,
         accumulation=1,
-        checkpointing=facts["checkpointing"],
-        loss=facts["loss"],
         callback=lambda look: ended.append(time.time()),
         on_collapse="go on",  # with random weights it may; what an iteration costs stays the same
-        **({"keep_macs": (0.5,)} if facts["recipe"] == "best" else {}),
+        **how,
+        **({"keep_macs": (0.5,)} if how["recipe"] == "best" else {}),
     )
     seconds = [b - a for a, b in zip([started, *ended], ended, strict=False)]
-    return {
-        "seconds_per_iteration": min(seconds[1:]),
-        "seconds": seconds,
-        "before_mib": before,
-        "peak_mib": peak_mib(run.device),
-    }
+    found = {"seconds_per_iteration": min(seconds[1:]), "seconds": seconds}
+    return {**found, "before_mib": before, "peak_mib": peak_mib(run.device)}
 
 
 def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
@@ -221,18 +186,12 @@ def _counted(pipe, steps: int, loss: str, checkpointing: bool) -> float:
 
 
 def operators(run: Run) -> None:
-    how = {
-        "size": run.at(64, 8),
-        "latents": run.at(8, 2),
-        "steps": run.at(10, 2),
-        "guidance": GUIDANCE,
-        "batch": run.at(8, 2),
-        "dtype": "float16",
-        "scale": run.at(1, 0.1),
-    }
-    count = run.at(24, 3)
-    run.part("scoring", 45, lambda: sd15_scoring.scoring(run.device, how, count))
-    run.part("cut", 25, lambda: _cut(run), dtype="float16")
+    """Score operators, and time the model without some."""
+    names = ("size", "latents", "steps", "batch", "scale")
+    sizes = dict(zip(names, run.at((64, 8, 10, 8, 1), (8, 2, 2, 2, 0.1)), strict=True))
+    how = {**sizes, "guidance": GUIDANCE, "dtype": "float16"}
+    run.part("scoring", 45, partial(sd15_scoring.scoring, run.device, how, run.at(24, 3)))
+    run.part("cut", 25, partial(_cut, run), dtype="float16")
 
 
 def _cut(run: Run) -> dict:
@@ -241,32 +200,35 @@ def _cut(run: Run) -> dict:
     operators = find_operators(pipe.unet)
     order = torch.randperm(len(operators), generator=torch.Generator().manual_seed(0)).tolist()
     plan = choose([operators.paths[i] for i in order], operators, pipe.unet, macs_ratio=0.3)
-    small = remove_operators(pipe, plan)
-    removed, rows = reductions(pipe.unet, plan)[0], []
+    models = {"whole": pipe.unet, "cut": remove_operators(pipe, plan).unet}
+    kept, rows = 1 - reductions(pipe.unet, plan)[0], []
     for batch in (1, 8):
-        inputs = example_inputs(pipe.unet, batch=2 * batch, device=run.device, dtype=torch.float16)
-        calls = {"whole": lambda x=inputs: pipe.unet(**x), "cut": lambda x=inputs: small.unet(**x)}
-        with torch.no_grad():
-            times = pl.measure_latency(calls, repeats=run.at(30, 2), warmup=run.at(5, 1), device=run.device)
-        row = compared(times["whole"], times["cut"], 1 - removed)
+        times = _timed(run, models, batch)
+        row = compared(times["whole"], times["cut"], kept)
         rows.append({"batch": batch, "whole": times["whole"].to_dict(), "cut": row.pop("latency"), **row})
-    return {"removed": 0.3, "macs_ratio": 1 - removed, "operators": len(plan.paths), "rows": rows}
+    return {"removed": 0.3, "macs_ratio": kept, "operators": len(plan.paths), "rows": rows}
 
 
 def fewer_channels(run: Run) -> dict:
     """Time UNets with fewer channels. Their shapes are what `prune_structured` leaves; time asks for no more."""
-    pipe = build(run)
-    config, batch = dict(pipe.unet.config), 2
-    config |= {"_class_name": "UNet2DConditionModel", "time_embedding_dim": 4 * config["block_out_channels"][0]}
-    base, models, kept = pl.count_macs(pipe.unet).macs, {"whole": pipe.unet}, {}
+    unet = build(run).unet
+    config = {**unet.config, "_class_name": "UNet2DConditionModel"}
+    config["time_embedding_dim"] = 4 * config["block_out_channels"][0]
+    models = {"whole": unet}
     for share in (0.25, 0.5):
-        small = drawn(
-            {**config, "block_out_channels": narrow_widths(pipe.unet, share)}, device=run.device, dtype=torch.float16
-        )
-        models[str(share)], kept[share] = small, pl.count_macs(small).macs / base
-    inputs = example_inputs(pipe.unet, batch=batch, device=run.device, dtype=torch.float16)
-    calls = {name: lambda m=model: m(**inputs) for name, model in models.items()}
+        narrow = {**config, "block_out_channels": narrow_widths(unet, share)}
+        models[share] = drawn(narrow, device=run.device, dtype=torch.float16)
+    times, macs = _timed(run, models, 1), {name: pl.count_macs(model).macs for name, model in models.items()}
+    rows = []
+    for share in list(models)[1:]:
+        kept = macs[share] / macs["whole"]
+        rows.append({"ratio": share, "macs_ratio": kept, **compared(times["whole"], times[share], kept)})
+    return {"batch": 2, "unpruned": times["whole"].to_dict(), "rows": rows}
+
+
+def _timed(run: Run, models: dict[object, nn.Module], batch: int) -> dict:
+    """Time single calls of denoisers in turn; guidance doubles the batch."""
+    inputs = example_inputs(models["whole"], batch=2 * batch, device=run.device, dtype=torch.float16)
+    calls = {name: partial(model, **inputs) for name, model in models.items()}
     with torch.no_grad():
-        times = pl.measure_latency(calls, repeats=run.at(30, 2), warmup=run.at(5, 1), device=run.device)
-    rows = [{"ratio": r, "macs_ratio": k, **compared(times["whole"], times[str(r)], k)} for r, k in kept.items()]
-    return {"batch": batch, "unpruned": times["whole"].to_dict(), "rows": rows}
+        return pl.measure_latency(calls, repeats=run.at(30, 2), warmup=run.at(5, 1), device=run.device)

@@ -6,21 +6,13 @@ and how long nobody knows before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DONE, NO_GPU, OUT_OF_TIME, BROKEN = 0, 2, 3, 4
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        name: of the record, without "gpu_".
-        what: a few words.
-        seconds: what it takes on a data-centre GPU, roughly; an estimate until it ran on one.
-        n: rounds or samples behind a figure, for the passport.
-    """
+class Stage(NamedTuple):
+    """One stage: the record's name without "gpu_", a few words, seconds on a data-centre GPU, rounds or samples."""
 
     name: str
     what: str

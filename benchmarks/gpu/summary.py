@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pruning_lib as pl
+
 from .stages import STAGES
 
 HEAD = ("stage", "what", "expected", "measured")
@@ -33,43 +35,43 @@ def finished(folder: Path, hardware: str) -> set[str]:
     return {stage for stage, run in runs(folder) if run["hardware"] == hardware and not run["unfinished"]}
 
 
-def rows_of(stage: str, run: dict) -> Iterator[tuple[str, str, str]]:
-    """Yield (what, expected, measured) for the parts of a run."""
+def rows_of(stage: str, run: dict) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (stage, what, expected, measured) for the parts of a run."""
     for name, part in run["parts"].items():
-        if "error" in part or "out_of_memory" in part:
-            yield name, "", part.get("error") or "out of memory"
-            continue
-        if "passed" in part:
-            failed = f", failed: {', '.join(part['failed'])}" if part["failed"] else ""
-            yield name, "all pass", f"{part['passed']} passed, {part['skipped']} skipped{failed}"
-        if "unpruned" in part:
-            yield f"{name}: unpruned", "", f"{part['unpruned']['median_ms']:.0f} ms"
-        for row in part.get("rows", ()):
-            yield from _row(name, row)
-        if "seconds_per_iteration" in part:
-            yield (
-                name,
-                f"{part['counted_mib'] / 1024:.1f} GiB",
-                (f"{part['peak_mib'] / 1024:.1f} GiB, {part['seconds_per_iteration']:.2f} s an iteration"),
-            )
-        if "of_floor" in part:
-            yield (
-                name,
-                "1.00 of k + 1 generations",
-                f"{part['of_floor']:.2f}, {part['peak_scoring_mib'] / 1024:.1f} GiB",
-            )
-        if "images_per_second" in part:
-            yield name, "", f"{part['images_per_second']:.0f} images/s"
+        for what, expected, measured in _part_rows(part):
+            yield stage, f"{name}{what}", expected, measured
+    if run["unfinished"]:
+        yield stage, "not complete", "", run["unfinished"]
 
 
-def _row(name: str, row: dict) -> Iterator[tuple[str, str, str]]:
+def _part_rows(part: dict) -> Iterator[tuple[str, str, str]]:
+    if "error" in part or "out_of_memory" in part:
+        yield "", "", part.get("error") or "out of memory"
+        return
+    if "passed" in part:
+        failed = f", failed: {', '.join(part['failed'])}" if part["failed"] else ""
+        yield "", "all pass", f"{part['passed']} passed, {part['skipped']} skipped{failed}"
+    if "unpruned" in part:
+        yield ": unpruned", "", f"{part['unpruned']['median_ms']:.0f} ms"
+    for row in part.get("rows", ()):
+        promised = row["times_fewer_macs" if "form" in row else "promised"]
+        yield f": {_row_name(row)}", f"{promised:.2f} times", f"{row['times_as_fast']['value']:.2f} times"
+    if "seconds_per_iteration" in part:
+        took = f"{part['peak_mib'] / 1024:.1f} GiB, {part['seconds_per_iteration']:.2f} s an iteration"
+        yield "", f"{part['counted_mib'] / 1024:.1f} GiB", took
+    if "of_floor" in part:
+        took = f"{part['of_floor']:.2f}, {part['peak_scoring_mib'] / 1024:.1f} GiB"
+        yield "", "1.00 of k + 1 generations", took
+    if "images_per_second" in part:
+        yield "", "", f"{part['images_per_second']:.0f} images/s"
+
+
+def _row_name(row: dict) -> str:
     if "form" in row:
-        what, promised = f"{row['form']} {row['sparsity']:g}", row["times_fewer_macs"]
-    elif "way" in row:
-        what, promised = f"{row['way']}, {row['keep']:g}", row["promised"]
-    else:
-        what, promised = (f"batch {row['batch']}" if "batch" in row else f"{row['ratio']:g} removed", row["promised"])
-    yield f"{name}: {what}", f"{promised:.2f} times", f"{row['times_as_fast']['value']:.2f} times"
+        return f"{row['form']} {row['sparsity']:g}"
+    if "way" in row:
+        return f"{row['way']}, {row['keep']:g}"
+    return f"batch {row['batch']}" if "batch" in row else f"{row['ratio']:g} removed"
 
 
 def table(folder: Path, hardware: str) -> str:
@@ -77,12 +79,10 @@ def table(folder: Path, hardware: str) -> str:
     rows = [HEAD]
     for stage, run in runs(folder):
         if run["hardware"] == hardware:
-            rows += [(stage, *row) for row in rows_of(stage, run)]
-            rows += [(stage, "not complete", "", run["unfinished"])] * bool(run["unfinished"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+            rows += rows_of(stage, run)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown(folder: Path, *, dry: bool = False) -> str:
@@ -94,22 +94,12 @@ def markdown(folder: Path, *, dry: bool = False) -> str:
     for stage, run in runs(folder):
         machines.setdefault(run["hardware"], []).append((stage, run))
     for hardware, found in machines.items():
-        passport = found[0][1]["passport"]
-        versions = ", ".join(f"{name} {version}" for name, version in passport["versions"].items())
-        gpu = ", ".join(f"{key} {value}" for key, value in passport.get("gpu", {}).items())
-        lines += [
-            f"## {hardware}",
-            "",
-            f"{passport['date']}; {gpu or 'no GPU'}; {versions}; commit {passport['commit']}.",
-            "",
-        ]
-        lines += ["| " + " | ".join(HEAD) + " |", "|---|---|---|---|"]
-        for stage, run in found:
-            lines += [
-                f"| {stage} | {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows_of(stage, run)
-            ]
-            if run["unfinished"]:
-                lines.append(f"| {stage} | not complete | | {run['unfinished'].replace('|', '/')} |")
+        stamp = found[0][1]["passport"]
+        versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
+        gpu = ", ".join(f"{key} {value}" for key, value in stamp.get("gpu", {}).items()) or "no GPU"
+        lines += [f"## {hardware}", "", f"{stamp['date']}; {gpu}; {versions}; commit {stamp['commit']}.", ""]
+        rows = [HEAD, ["---"] * len(HEAD), *(row for stage, run in found for row in rows_of(stage, run))]
+        lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         lines.append("")
     return "\n".join(lines)
 
@@ -124,38 +114,28 @@ def sources_hash(root: Path, folders: tuple[str, ...]) -> str:
 
 def commit_of(root: Path, folders: tuple[str, ...], sources: str) -> str:
     """Return the commit of this checkout if its sources are the ones that were measured with, else ""."""
-    if sources_hash(root, folders) != sources:
-        return ""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else "?"
 
-    changed, commit = git("status", "--porcelain", "--", *folders), git("rev-parse", "HEAD")
-    return "" if changed or commit == "?" else commit
+    if sources_hash(root, folders) != sources or git("status", "--porcelain", "--", *folders):
+        return ""
+    return git("rev-parse", "HEAD").strip("?")
 
 
 def put_runs(path: Path, mine: list[dict], passport: dict) -> None:
     """Put runs into a record, each in place of an earlier one on the same kind of machine."""
-    import pruning_lib as pl
-
     theirs = pl.load_record(path)["data"]["runs"] if path.is_file() else []
     kept = [run for run in theirs if run["hardware"] not in {one["hardware"] for one in mine}]
     pl.save_record(path, path.stem, {"runs": kept + mine}, passport)
 
 
 def merge(source: Path, out: Path, commit: str) -> list[str]:
-    """Put the runs of some records into others, each in place of an earlier one on the same kind of machine.
+    """Put the runs of a folder's records into those of another, but none of a dry run; return the records' names.
 
-    Args:
-        source, out: folders of records.
-        commit: for passports of a machine that had no repository; "" leaves them as they are.
-
-    Returns:
-        The names of the records.
+    `commit` is for passports of a machine that had no repository; "" leaves them as they are.
     """
-    import pruning_lib as pl
-
     names = []
     for path in sorted(source.glob("gpu_*.json")):
         record = pl.load_record(path)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from DeepCache import DeepCacheSDHelper
@@ -16,8 +16,6 @@ from pruning_lib.steps.schedule import Grid, Schedule, decode_table
 from pruning_lib.steps.search import simple_starts
 
 from ..common import compared
-
-Draw = Callable[[int], object]  # a generation with so many steps
 
 FOUND = "schedule_comparison"  # the record that holds what our search found for emoji-sd
 WAYS = ("fewer steps", "uniform", "DeepCache", "deepcache package", "searched-like")
@@ -53,44 +51,35 @@ def by_the_package(pipe, interval: int, branch: int) -> Iterator[None]:
 
 def ways_at(pipe, grid: Grid, keep: float, wanted: Sequence[str] = WAYS) -> Iterator[tuple[str, dict, Callable, int]]:
     """Yield (way, its counts, a context in which the pipeline runs so, steps) for every way that fits the budget."""
-    make = {
-        "fewer steps": lambda: fewer_steps(pipe, grid, keep),
-        "uniform": lambda: uniform(grid, keep),
-        "searched-like": lambda: searched_like(grid, keep),
-    }
+    make = {"fewer steps": partial(fewer_steps, pipe), "uniform": uniform, "searched-like": searched_like}
     for way in wanted:
         try:
-            found = make.get(way, lambda: deepcache(grid, keep_macs=keep))()
+            found = make[way](grid, keep) if way in make else deepcache(grid, keep_macs=keep)
         except ValueError as error:
             print(f"    {way} at {keep:g}: {error}", flush=True)
             continue
         counts = {"keep": keep, "macs_ratio": found.macs_ratio()}
         if isinstance(found, Schedule):
-            counts |= {
-                "calls": int(grid.calls(found.on).sum()),
-                "cells": int(found.live().sum()),
-                "provenance": found.provenance,
-            }
+            counts["calls"], counts["cells"] = int(grid.calls(found.on).sum()), int(found.live().sum())
+            counts["provenance"] = found.provenance
         else:
-            counts |= {"calls": found.calls, "cells": found.calls * grid.shape[1]}
-        applied = functools.partial(found.applied, pipe)
+            counts["calls"], counts["cells"] = found.calls, found.calls * grid.shape[1]
+        applied = partial(found.applied, pipe)
         if way == "deepcache package":
-            pattern = found.provenance
-            applied = functools.partial(by_the_package, pipe, pattern["interval"], pattern["branch"])
+            applied = partial(by_the_package, pipe, found.provenance["interval"], found.provenance["branch"])
         yield way, counts, applied, found.steps
 
 
 def timed_ways(
     pipe,
     grid: Grid,
-    draw: Draw,
+    draw: Callable[[int], object],
     keeps: Sequence[float],
     *,
     repeats: int,
     device: torch.device,
     wanted: Sequence[str] = WAYS,
     more: Mapping[str, Callable[[], object]] | None = None,
-    warmup: int = 1,
 ) -> dict:
     """Time the unpruned generation and every way at every budget in turn.
 
@@ -98,7 +87,7 @@ def timed_ways(
         pipe, grid: a pipeline and its grid.
         draw: generates with a number of steps.
         keeps: shares of MACs.
-        repeats, warmup: rounds of `measure_latency`.
+        repeats: rounds.
         device: to wait for.
         wanted: which of `WAYS`.
         more: further calls to time beside them; name -> call.
@@ -107,31 +96,21 @@ def timed_ways(
         "unpruned" and the names of `more` -> latency, "rows" -> one row per way and budget: expected beside measured.
     """
 
-    def run(context: Callable[[], AbstractContextManager], steps: int) -> Callable[[], None]:
-        def call() -> None:
-            with torch.no_grad(), context():
-                draw(steps)
+    def run(context: Callable[[], AbstractContextManager], steps: int) -> None:
+        with torch.no_grad(), context():
+            draw(steps)
 
-        return call
-
-    calls = {"unpruned": run(nullcontext, grid.steps), **(more or {})}
-    counts = {}
+    more, counts = more or {}, {}
+    calls = {"unpruned": partial(run, nullcontext, grid.steps), **more}
     for keep in keeps:
         for way, found, context, steps in ways_at(pipe, grid, keep, wanted):
             name = f"{way}, {keep:g}"
-            calls[name], counts[name] = run(context, steps), {"way": way, **found}
-    times = pl.measure_latency(calls, repeats=repeats, warmup=warmup, device=device)
-    rows = [
-        {**found, **compared(times["unpruned"], times[name], found["macs_ratio"])} for name, found in counts.items()
-    ]
-    for row in rows:
-        print(
-            f"    {row['way']}, {row['keep']:g}: {row['times_as_fast']['value']:.2f} times as fast, "
-            f"{row['reached']:.2f} of the promise",
-            flush=True,
-        )
-    return {
-        "unpruned": times["unpruned"].to_dict(),
-        "rows": rows,
-        **{name: times[name].to_dict() for name in more or {}},
-    }
+            calls[name], counts[name] = partial(run, context, steps), {"way": way, **found}
+    times = pl.measure_latency(calls, repeats=repeats, warmup=1, device=device)
+    rows = []
+    for name, found in counts.items():
+        row = {**found, **compared(times["unpruned"], times[name], found["macs_ratio"])}
+        faster = row["times_as_fast"]["value"]
+        print(f"    {name}: {faster:.2f} times as fast, {row['reached']:.2f} of the promise", flush=True)
+        rows.append(row)
+    return {"rows": rows, **{name: times[name].to_dict() for name in ("unpruned", *more)}}

@@ -15,8 +15,8 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,11 +25,8 @@ from pruning_lib.checks import synchronise
 from pruning_lib.processes import is_out_of_memory
 
 from ..common import write_whole
-from .stages import BROKEN, DONE, OUT_OF_TIME
+from .stages import BROKEN, DONE, OUT_OF_TIME, Stage
 from .summary import put_runs, slug
-
-if TYPE_CHECKING:
-    from .stages import Stage
 
 
 class OutOfTime(Exception):
@@ -40,27 +37,32 @@ class Incomplete(Exception):
     """Something failed; what did not is kept, and the stage is tried again."""
 
 
+@dataclass
 class Run:
     """What a stage is given.
 
     Attributes:
         device: where it measures.
-        dry: True for toy shapes.
         hardware: what the record calls this machine.
         work: folder of its parts.
         running: a file that holds the name of the stage that is under way, for the supervisor.
         out: folder of the records.
         deadline: when to be done, in seconds since 1970.
+        dry: True for toy shapes.
+        stage, failed: the stage that is under way, and its parts that failed.
+        pace: how many times as long as on a data-centre GPU the last part took.
     """
 
-    def __init__(
-        self, device: torch.device, hardware: str, work: Path, running: Path, out: Path, deadline: float, dry: bool
-    ):
-        self.device, self.hardware, self.work, self.running, self.out = device, hardware, work, running, out
-        self.deadline, self.dry = deadline, dry
-        self.stage = ""
-        self.failed: list[str] = []
-        self.pace = 1.0  # how many times as long as on a data-centre GPU the last part took
+    device: torch.device
+    hardware: str
+    work: Path
+    running: Path
+    out: Path
+    deadline: float
+    dry: bool
+    stage: str = ""
+    failed: list[str] = field(default_factory=list)
+    pace: float = 1.0
 
     def at(self, real: object, toy: object) -> object:
         """Return a setting: the one that counts, or in a dry run the toy one."""
@@ -80,24 +82,21 @@ class Run:
             OutOfTime: too little time is left.
         """
         path = self._path(name)
-        if path.is_file():
-            kept = json.loads(path.read_text("utf-8"))
-            if "error" not in kept:
-                return kept
+        if path.is_file() and "error" not in (kept := json.loads(path.read_text("utf-8"))):
+            return kept
         if time.time() + (0 if self.dry else seconds * self.pace) > self.deadline:
             raise OutOfTime(name)
         started = time.time()
         try:
             found = work()
+            self.pace = max(1.0, (time.time() - started) / seconds)
         except Exception as error:  # noted, and the next part is run
-            if not out_of_memory(error):
+            if out_of_memory(error):
+                found = {"out_of_memory": one_line(error)}
+            else:
                 traceback.print_exc()
                 self.failed.append(name)
                 found = {"error": one_line(error)}
-            else:
-                found = {"out_of_memory": one_line(error)}
-        else:
-            self.pace = max(1.0, (time.time() - started) / seconds)
         self.tidy()
         found = {"name": name, **facts, **found, "took_seconds": round(time.time() - started, 2), "ended": time.time()}
         write_whole(path, json.dumps(found, indent=1))
@@ -139,7 +138,7 @@ class Run:
 
 def run_stages(run: Run, stages: Sequence[Stage], measures: Mapping[str, Callable[[Run], None]]) -> int:
     """Run stages, each to its record; `measures` holds the function of each. Returns what the process ends with."""
-    late = False
+    status = DONE
     for stage in stages:
         run.stage, run.failed = stage.name, []
         write_whole(run.running, stage.name)
@@ -147,34 +146,22 @@ def run_stages(run: Run, stages: Sequence[Stage], measures: Mapping[str, Callabl
         started, unfinished = time.time(), ""
         try:
             measures[stage.name](run)
-            if run.failed:
-                raise Incomplete(f"failed: {', '.join(run.failed)}")
+            unfinished = f"failed: {', '.join(run.failed)}" if run.failed else ""
         except OutOfTime as error:
-            late, unfinished = True, f"no time was left for {error}; the same command goes on from there"
+            status, unfinished = OUT_OF_TIME, f"no time was left for {error}; the same command goes on from there"
         except Incomplete as error:
             unfinished = str(error)
         except Exception as error:
             traceback.print_exc()
             unfinished = one_line(error)
-        record(run, stage, unfinished)
+        passport = pl.passport(seeds=[0], n=stage.n, device=run.device)
+        mine = {"hardware": run.hardware, "passport": passport, "unfinished": unfinished, "dry": run.dry}
+        put_runs(run.out / f"gpu_{stage.name}.json", [{**mine, "parts": run.parts(stage.name)}], passport)
         run.running.unlink(missing_ok=True)
         print(f"   {time.time() - started:.0f} s{'; ' + unfinished if unfinished else ''}", flush=True)
         run.tidy()
         run.check_alive()
-    return OUT_OF_TIME if late else DONE
-
-
-def record(run: Run, stage: Stage, unfinished: str) -> None:
-    """Put what is known of a stage into its record."""
-    passport = pl.passport(seeds=[0], n=stage.n, device=run.device)
-    mine = {
-        "hardware": run.hardware,
-        "passport": passport,
-        "unfinished": unfinished,
-        "dry": run.dry,
-        "parts": run.parts(stage.name),
-    }
-    put_runs(run.out / f"gpu_{stage.name}.json", [mine], passport)
+    return status
 
 
 def out_of_memory(error: BaseException | None) -> bool:

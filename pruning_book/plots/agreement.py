@@ -8,16 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..rivals.rankings import spearman
-from .figure import BESIDE, COLOURS, INK, columns, error_bars, finish, looks, new_figure, one_panel
+from .figure import BESIDE, COLOURS, INK, columns, error_bars, finish, log_places, looks, new_figure, one_panel
 
 
 def rank_slopes(first: Mapping[str, float], second: Mapping[str, float], names: tuple[str, str]) -> Figure:
-    """Join each operator's place in one ranking with its place in another.
-
-    Args:
-        first, second: path -> score, the same paths.
-        names: of the two rankings.
-    """
+    """Join each operator's place in one ranking with its place in another; `first`, `second`: path -> score."""
     ranks = [{path: i for i, path in enumerate(sorted(s, key=s.__getitem__))} for s in (first, second)]
     moved = [abs(ranks[0][path] - ranks[1][path]) for path in first]
     found = spearman([first[p] for p in first], [second[p] for p in first])
@@ -42,11 +37,8 @@ def decay(
 ) -> Figure:
     """Draw scores against the number of latents, both axes logarithmic.
 
-    Args:
-        counts: numbers of latents.
-        measured: name -> scores, drawn as points.
-        expected: name -> what a formula says, drawn as dashed lines in the same colour.
-        ylabel: what is drawn.
+    `measured` is name -> a score for each of `counts`, drawn as points; `expected` is name -> what a formula says,
+    drawn as dashed lines in the same colour.
     """
     ends = "; ".join(f"{name}: {v[0]:.3g} to {v[-1]:.3g}" for name, v in measured.items())
     alt = f"{ylabel} against the number of latents, {counts[0]} to {counts[-1]}, both axes logarithmic. {ends}."
@@ -55,10 +47,8 @@ def decay(
         ax.plot(counts, values, linestyle="none", markersize=5.5, label=name, **look)
         if expected:
             ax.plot(counts, expected[name], "--", color=look["color"], linewidth=1.2)
-    ax.set(xscale="log", yscale="log")
-    ax.minorticks_off()
-    ax.set_xticks(list(counts), [str(n) for n in counts])
-    finish(ax, xlabel="latents", ylabel=ylabel, legend={"fontsize": 8, **BESIDE})
+    log_places(ax, counts)
+    finish(ax, xlabel="latents", ylabel=ylabel, yscale="log", legend={"fontsize": 8, **BESIDE})
     return figure
 
 
@@ -69,10 +59,8 @@ def correlations(
 ) -> Figure:
     """Draw rank correlations with their intervals, one panel for each thing that is varied.
 
-    Args:
-        panels: what is varied -> its values.
-        named: name -> for each panel one interval ("value", "low", "high") per value.
-        dots: (value, correlation) pairs in the first panel, such as those of groups that share no latent.
+    `panels` is what is varied -> its values, `named` name -> for each panel one interval per value. `dots` are (value,
+    correlation) pairs in the first panel, such as those of groups that share no latent.
     """
     lowest = min(row["low"] for rows in named.values() for panel in rows for row in panel)
     words = "; ".join(
@@ -88,22 +76,15 @@ def correlations(
             error_bars(ax, at, *columns(parts[i]), markersize=5, capsize=3, linewidth=1.2, label=name, **look)
         if i == 0 and dots:
             ax.plot(*zip(*dots, strict=True), "x", color=INK, markersize=4, alpha=0.6, label="two groups apart")
-        ax.set(xscale="log", ylim=(bottom, 1.01))
-        ax.minorticks_off()
-        ax.set_xticks(list(values), [str(v) for v in values])
-        finish(ax, xlabel=what)
+        log_places(ax, values)
+        finish(ax, xlabel=what, ylim=(bottom, 1.01))
     axes[0, 0].set_ylabel("rank correlation")
     axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
 def pairs(rows: Sequence[Mapping], worst: Mapping | None = None) -> Figure:
-    """Draw the score of pairs against two predictions from the single scores.
-
-    Args:
-        rows: with "joint", "sum" and "linear".
-        worst: one of them to mark.
-    """
+    """Draw the scores of pairs ("joint") against two predictions ("sum", "linear"); `worst`, one of them, is marked."""
     titles = {"sum": "sum of the two scores", "linear": "length of the summed shifts"}
     off = {name: np.array([row["joint"] / row[name] for row in rows]) for name in titles}
     words = "; ".join(
@@ -127,9 +108,8 @@ def pairs(rows: Sequence[Mapping], worst: Mapping | None = None) -> Figure:
 def sets(rows: Sequence[Mapping], names: Mapping[str, str]) -> Figure:
     """Draw what sets of operators cost in quality and what was promised, against the MACs that they save.
 
-    Args:
-        rows: with "by", "count", "macs_ratio", "joint", "sum", "linear" and "ssim", an interval.
-        names: value of "by" -> how it is called; of the first, what was promised is drawn as well.
+    `rows` have "by", "macs_ratio", "joint", "sum", "linear" and "ssim", an interval; `names` is value of "by" -> how it
+    is called, and for the first of them what was promised is drawn as well.
     """
     found = {
         name: sorted((r for r in rows if r["by"] == by), key=lambda r: r["macs_ratio"]) for by, name in names.items()

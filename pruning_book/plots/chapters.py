@@ -20,6 +20,7 @@ from .figure import (
     beside,
     curves,
     finish,
+    log_places,
     looks,
     name_rows,
     new_figure,
@@ -36,12 +37,9 @@ def image_grid(
 ) -> Figure:
     """Draw images in rows, with names above the columns and beside the rows.
 
-    Args:
-        images: `[n, 3, h, w]` in [0, 1] or uint8, or PIL images, row by row; n = rows × columns, else a ValueError.
-        columns: names of the columns; with no `rows`, all images stand in one row.
-        rows: names of the rows.
-        what: what the pictures are, for the alt text, as in "lion from three samplers".
-        size: inches per picture.
+    `images` are `[n, 3, h, w]` in [0, 1] or uint8, or PIL images, row by row; n = rows × columns, else a ValueError.
+    With no `rows`, all stand in one row. `what` says what the pictures are, for the alt text, as in "lion from three
+    samplers"; `size` is in inches per picture.
     """
     pictures = as_array(images)
     across = len(columns) or len(pictures)
@@ -84,12 +82,9 @@ def latent_channels(latents: Tensor, names: Sequence[str]) -> Figure:
 
 
 def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figure:
-    """Draw paths of the one-dimensional toy and where they end.
+    """Draw paths of the one-dimensional toy, `[steps + 1, n]` from noise to data, and where they end.
 
-    Args:
-        paths: `[steps + 1, n]`, from noise to data.
-        ends: name -> end points `[n]`, one panel each.
-        spread: standard deviation of each of the two bumps at -1 and +1.
+    `ends` is name -> end points `[n]`, a panel each; `spread` the standard deviation of both bumps, at -1 and +1.
     """
     where = "; ".join(f"{name}: mean {v.mean():.2f}, spread {v.std():.2f}" for name, v in ends.items())
     alt = f"Left: {paths.shape[1]} paths from one cloud of noise to two clusters near -1 and +1. Right, ends. {where}."
@@ -116,13 +111,9 @@ def toy_diffusion(paths: Tensor, ends: dict[str, Tensor], spread: float) -> Figu
 
 
 def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: str, form: str = "{:.2f}") -> Figure:
-    """Draw a table of similarities as coloured squares with the numbers in them; dark is high.
+    """Draw a table of similarities `[rows, columns]` as coloured squares with the numbers in them; dark is high.
 
-    Args:
-        matrix: `[rows, columns]`.
-        rows, columns: their names.
-        what: what the numbers are, for the alt text and the colour bar.
-        form: how a number is written.
+    `what` says what the numbers are, `form` how one is written.
     """
     table = matrix.detach().cpu().numpy()
     itself = np.eye(len(rows), dtype=bool) if list(rows) == list(columns) else np.zeros(table.shape, dtype=bool)
@@ -148,33 +139,19 @@ def heat(matrix: Tensor, rows: Sequence[str], columns: Sequence[str], *, what: s
 def lines(
     x: Sequence[float], named: dict[str, Sequence[float]], *, xlabel: str, ylabel: str, log: bool = False
 ) -> Figure:
-    """Draw curves over the same positions, each with a marker of its own.
-
-    Args:
-        x: positions, at least two.
-        named: name -> values at `x`.
-        xlabel, ylabel: names of the axes, with their units.
-        log: True for a logarithmic horizontal axis.
-    """
+    """Draw curves, name -> values, over the same two or more positions `x`, on a logarithmic axis if `log`."""
     ends = "; ".join(f"{name} from {v[0]:.3g} to {v[-1]:.3g}" for name, v in named.items())
     figure, ax = one_panel(6.4, 3.4, f"{ylabel} against {xlabel}, {x[0]:g} to {x[-1]:g}: {ends}.")
     curves(ax, {name: (x, values) for name, values in named.items()}, markersize=5)
     if log:
-        ax.set_xscale("log")
-        ax.minorticks_off()
+        log_places(ax, x)
     ax.set_xticks(list(x), [f"{v:g}" for v in x])
     finish(ax, xlabel=xlabel, ylabel=ylabel, legend={})
     return figure
 
 
 def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str = "share, %") -> Figure:
-    """Draw, for each name, one bar per kind of share.
-
-    Args:
-        names: the blocks, in the order in which they run.
-        parts: kind (such as "MACs") -> shares in percent, one per name.
-        unit: name of the horizontal axis.
-    """
+    """Draw, for each name, one bar per kind of share; `parts`: kind, as in "MACs", -> percent for each name."""
     tops = "; ".join(f"most {kind}: {names[int(np.argmax(v))]} with {max(v):.0f} %" for kind, v in parts.items())
     alt = f"Bars for {len(names)} blocks: {', '.join(parts)} in percent. {tops}."
     figure, ax = one_panel(7.2, 0.13 * len(names) * (len(parts) + 0.8) + 0.9, alt)
@@ -190,10 +167,8 @@ def shares(names: Sequence[str], parts: dict[str, Sequence[float]], *, unit: str
 def roofline(points: dict[str, tuple[float, float]], peak: float, bandwidth: float) -> Figure:
     """Draw layers under the roof that arithmetic and memory put over them (Williams et al. 2009, figure 1).
 
-    Args:
-        points: layer -> (MACs per byte, MACs per second); both above zero.
-        peak: best rate of arithmetic, MACs per second.
-        bandwidth: best rate of memory, bytes per second.
+    `points` is layer -> (MACs per byte, MACs per second), both above zero; `peak` is in MACs, `bandwidth` in bytes per
+    second.
     """
     part = {name: 100 * rate / min(peak, reuse * bandwidth) for name, (reuse, rate) in points.items()}
     near, far = max(part, key=part.get), min(part, key=part.get)

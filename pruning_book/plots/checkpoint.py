@@ -30,8 +30,7 @@ def _unit(largest: float) -> tuple[float, str]:
 def bytes_by_part(files: Mapping[str, Mapping[str, int]]) -> Figure:
     """Draw one bar per file, its bytes stacked by part.
 
-    Args:
-        files: label -> part -> bytes; parts as `inspect_checkpoint` names them, and "container"; no others.
+    `files` is label -> part -> bytes; parts as `inspect_checkpoint` names them, and "container"; no others.
     """
     unknown = {part for parts in files.values() for part in parts} - _PARTS.keys()
     if unknown:
@@ -63,8 +62,7 @@ def bytes_by_part(files: Mapping[str, Mapping[str, int]]) -> Figure:
 def where_bytes_went(before: int, causes: Mapping[str, int], after: int) -> Figure:
     """Draw the way from the size `before` to that `after`, in bytes, one step per cause.
 
-    Args:
-        causes: cause -> bytes saved, as `SlimReport.causes`; they lead from one size to the other, else a ValueError.
+    `causes` is cause -> bytes saved, as `SlimReport.causes`; they lead from one size to the other, else a ValueError.
     """
     if before - sum(causes.values()) != after:
         raise ValueError(f"{before} - {sum(causes.values())} is not {after}; every byte must have a cause.")

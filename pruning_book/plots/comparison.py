@@ -10,7 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .figure import COLOURS, INK, MARKERS, beside, curves, error_bars, finish, name_rows, new_figure, one_panel, title
+from .figure import (
+    COLOURS,
+    INK,
+    MARKERS,
+    beside,
+    curves,
+    error_bars,
+    finish,
+    name_rows,
+    new_figure,
+    one_panel,
+    panels,
+    shared_legend,
+    title,
+)
 
 Cell = Mapping[str, Any]
 STYLES = ("-", "--")
@@ -57,12 +71,8 @@ def against_budget(
 ) -> Figure:
     """Draw figures of quality against the share of MACs kept, one panel each, two side by side, one curve per row.
 
-    Args:
-        cells: of the record.
-        steps: denoising steps of the unpruned model.
-        figures: name in the record -> name of the vertical axis.
-        rows: which to draw. Default: all methods.
-        log: figures on a logarithmic axis; there, an SSIM is drawn as 1 - SSIM.
+    `steps` are those of the unpruned model, `figures` name in the record -> name of the vertical axis; `rows` are by
+    default all methods. Figures in `log` get a logarithmic axis; there, an SSIM is drawn as 1 - SSIM.
     """
     rows = list(rows or cells.methods(steps))
     first = next(iter(figures))
@@ -71,7 +81,7 @@ def against_budget(
     last = [f"{cells.names[row]} {_drawn(cells.at(steps, row, least), first, log)[0]:.3g}" for row in order]
     alt = f"{len(figures)} charts against MACs kept, {steps} steps, {len(rows)} methods. {figures[first]} at "
     alt += f"{100 * least:.0f} %: {last[0]}{f', {last[1]}, …' if len(last) > 2 else ''}, {last[-1]}."
-    figure, axes = _panels(len(figures), 3.7, 2.9, alt, room=0.7)
+    figure, axes = panels(len(figures), 3.7, 2.9, alt, room=0.7)
     for ax, (key, label) in zip(axes, figures.items(), strict=True):
         for index, row in enumerate(rows):
             found = cells.over_budgets(steps, row)
@@ -90,7 +100,7 @@ def against_budget(
             ax.set_yscale("log")
         title(ax, label, 10, loc="left")
         finish(ax, xlabel="MACs kept, %")
-    _shared_legend(figure, axes, min(3, len(rows)))
+    shared_legend(figure, axes[0], min(3, len(rows)))
     return figure
 
 
@@ -100,28 +110,10 @@ def _drawn(cell: Cell, key: str, log: Sequence[str]) -> tuple[float, float, floa
     return (1 - value, 1 - high, 1 - low) if key == "ssim" and key in log else (value, low, high)
 
 
-def _panels(count: int, width: float, height: float, alt: str, room: float, **grid) -> tuple[Figure, list]:
-    """Return a figure of `count` panels, two side by side, each so wide and high in inches, and room for a legend."""
-    rows = (count + 1) // 2
-    figure, axes = new_figure(min(count, 2) * width, rows * height + room, alt, nrows=rows, ncols=min(count, 2), **grid)
-    for ax in axes.flat[count:]:
-        ax.remove()
-    return figure, list(axes.flat[:count])
-
-
-def _shared_legend(figure: Figure, axes: Sequence, across: int) -> None:
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=across)
-
-
 def differences(cells: Cells, steps: int, figures: Mapping[str, tuple[str, int]], rows: Sequence[str]) -> Figure:
-    """Draw ours minus each rival, with paired intervals, one panel per figure; right of 0 ours is better.
+    """Draw ours minus each rival of `rows`, with paired intervals, one panel per figure; right of 0 ours is better.
 
-    Args:
-        cells: of the record.
-        steps: denoising steps of the unpruned model.
-        figures: name in the record -> (title, 1 where higher is better, -1 where lower is).
-        rows: the rivals.
+    `figures` is name in the record -> (title, 1 where higher is better, -1 where lower is).
     """
     budgets = sorted(cells.data["budgets"], reverse=True)
     found = {  # low, value and high, turned so that more is better
@@ -135,7 +127,7 @@ def differences(cells: Cells, steps: int, figures: Mapping[str, tuple[str, int]]
     worse = sum(high < 0 for _, _, high in found.values())
     alt = f"Ours minus {len(rows)} rivals at {len(budgets)} budgets, {steps} steps, {len(figures)} figures of quality."
     alt += f" A rival is clearly better in {worse} of {len(found)} comparisons."
-    figure, axes = _panels(len(figures), 3.9, 0.52 * len(rows) + 0.6, alt, room=0.4, sharey=True)
+    figure, axes = panels(len(figures), 3.9, 0.52 * len(rows) + 0.6, alt, room=0.4, sharey=True)
     for ax, (key, (name, _)) in zip(axes, figures.items(), strict=True):
         for place, row in enumerate(rows):
             for index, budget in enumerate(budgets):
@@ -156,17 +148,14 @@ def differences(cells: Cells, steps: int, figures: Mapping[str, tuple[str, int]]
         title(ax, name, 10, loc="left")
         finish(ax, grid="x")
     name_rows(axes[0], [cells.names[row] for row in rows])
-    _shared_legend(figure, axes, 3)
+    shared_legend(figure, axes[0], 3)
     return figure
 
 
 def timelines(tables: Mapping[str, Tensor], macs: Sequence[int], base: int = 0) -> Figure:
-    """Draw, for each schedule, which share of a whole call is computed at each call.
+    """Draw, for each schedule, name -> live cells, bool `[T, N]`, which share of a whole call is computed at each call.
 
-    Args:
-        tables: name -> live cells, bool `[T, N]`.
-        macs: of the units.
-        base: MACs of what runs in every call besides the units.
+    `macs` are those of the N units, `base` those of what runs in every call besides.
     """
     weights = torch.tensor(macs, dtype=torch.float64)
     parts = {
@@ -185,11 +174,8 @@ def timelines(tables: Mapping[str, Tensor], macs: Sequence[int], base: int = 0) 
 
 
 def toy_holding(angles: Sequence[float], paths: Mapping[str, Tensor]) -> Figure:
-    """Draw the toy's samples on their way from noise to data, in the plane of the clean value and the noise.
-
-    Args:
-        angles: of the noise level at each step, in radians.
-        paths: name -> the path `[steps + 1]`; the first is what the others should be.
+    """Draw the toy's samples from noise to data, name -> path `[steps + 1]`, one step for each of `angles`; the first
+    is right.
     """
     (first, exact), *rest = paths.items()
     off = "; ".join(f"{name} {abs(float(path[-1] - exact[-1])):.3f}" for name, path in rest)
@@ -202,12 +188,9 @@ def toy_holding(angles: Sequence[float], paths: Mapping[str, Tensor]) -> Figure:
 
 
 def search_traces(traces: Mapping[str, Sequence[Sequence[float]]], images: int, *, ylabel: str) -> Figure:
-    """Draw the best loss so far against the images drawn.
+    """Draw the best loss so far against the images drawn, up to `images`.
 
-    Args:
-        traces: name -> [images, loss] whenever the loss fell.
-        images: at which the searches ended.
-        ylabel: what the loss is.
+    `traces` is name -> [images, loss] whenever the loss fell; `ylabel` says what the loss is.
     """
     ends = "; ".join(f"{name} {trace[-1][1]:.3g}" for name, trace in traces.items())
     alt = f"{ylabel} of the best schedule so far, up to {images} images. At the end: {ends}."

@@ -19,12 +19,9 @@ BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # where a legend would
 
 
 def new_figure(width: float, height: float, alt: str, **grid) -> tuple[Figure, np.ndarray]:
-    """Return a figure with an opaque background and its axes `[rows, columns]`.
+    """Return a figure, in inches, with an opaque background and its axes `[rows, columns]`.
 
-    Args:
-        width, height: in inches.
-        alt: the figure's words, cut to what alt text may have.
-        grid: as for `Figure.subplots`.
+    `alt` are its words, cut to what alt text may have; `grid` is as for `Figure.subplots`.
     """
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     axes = figure.subplots(squeeze=False, **grid)
@@ -43,6 +40,15 @@ def one_panel(width: float, height: float, alt: str) -> tuple[Figure, Axes]:
     return figure, axes[0, 0]
 
 
+def panels(count: int, width: float, height: float, alt: str, room: float = 0, **grid) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` panels, two side by side, each so wide and high in inches, and room for a legend."""
+    rows, across = (count + 1) // 2, min(count, 2)
+    figure, axes = new_figure(across * width, rows * height + room, alt, nrows=rows, ncols=across, **grid)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
+
+
 def looks(named: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict]]:
     """Yield each name, its value, and a colour and a marker of its own."""
     for (name, value), colour, marker in zip(named.items(), COLOURS, MARKERS, strict=False):
@@ -55,6 +61,19 @@ def finish(ax: Axes, *, legend: Mapping | None = None, grid: str = "both", **lab
     ax.grid(axis=grid, alpha=0.25)
     if legend is not None:
         ax.legend(**{"fontsize": 9, "frameon": False, **legend})
+
+
+def shared_legend(figure: Figure, ax: Axes, across: int) -> None:
+    """Put the legend of a panel below the whole figure, in so many columns."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=across)
+
+
+def log_places(ax: Axes, places: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with ticks at these places alone."""
+    ax.set_xscale("log")
+    ax.minorticks_off()
+    ax.set_xticks(list(places), [f"{place:g}" for place in places])
 
 
 def columns(intervals: Sequence[Mapping[str, float]]) -> tuple[list, list, list]:

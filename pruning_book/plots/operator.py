@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..rivals.rankings import spearman
-from .figure import COLOURS, INK, MARKERS, finish, name_rows, new_figure, one_panel, title
+from .figure import COLOURS, INK, MARKERS, finish, name_rows, one_panel, panels, shared_legend, title
 
 PAPER = "#eef1f4"
 # Kinds that share a colour and a marker; there are more kinds than a reader can tell apart.
@@ -42,10 +42,8 @@ def stage_of(path: str) -> str:
 def sorted_scores(rows: Sequence[Mapping], floor: float | None = None) -> Figure:
     """Draw all scores in rising order, on a logarithmic axis, each with the mark of its kind.
 
-    Args:
-        rows: of a record or of `Scores.rows()`, with "path", "kind" and "score"; those without a finite score are
-            left out, zeros are drawn at the lower edge.
-        floor: score below which an operator does nothing that could be seen, drawn as a line.
+    `rows` are of a record or of `Scores.rows()`, with "path", "kind" and "score"; those without a finite score are left
+    out, zeros are drawn at the lower edge. Below `floor`, a line, an operator does nothing that could be seen.
     """
     rows, values = _finite(rows)
     order = np.argsort([row["score"] for row in rows], kind="stable")
@@ -62,12 +60,7 @@ def sorted_scores(rows: Sequence[Mapping], floor: float | None = None) -> Figure
 
 
 def scores_by_kind(rows: Sequence[Mapping], kinds: Sequence[str]) -> Figure:
-    """Draw one line of points for each kind, with a bar at the median.
-
-    Args:
-        rows: as of `sorted_scores`.
-        kinds: those shown, the first at the top.
-    """
+    """Draw one line of points for each of `kinds`, with a bar at the median; `rows` as of `sorted_scores`."""
     rows, values = _finite(rows)
     found = {kind: values[[row["kind"] == kind for row in rows]] for kind in kinds}
     found = {kind: scores for kind, scores in found.items() if len(scores)}
@@ -86,11 +79,7 @@ def scores_by_kind(rows: Sequence[Mapping], kinds: Sequence[str]) -> Figure:
 
 
 def scores_in_order(rows: Sequence[Mapping]) -> Figure:
-    """Draw scores in the order in which operators run: down the U, through the middle, and up again.
-
-    Args:
-        rows: as of `sorted_scores`, and in this order.
-    """
+    """Draw scores in the order in which operators run, that of `rows`: down the U, through the middle, and up again."""
     rows, values = _finite(rows)
     stages: dict[str, list[float]] = {}
     for row in rows:
@@ -123,15 +112,10 @@ def score_against(
     marks: Mapping[str, str] | None = None,
     least: float | None = None,
 ) -> Figure:
-    """Draw something else about each operator against its score.
+    """Draw something else about each operator, path -> number, against its score.
 
-    Args:
-        rows: as of `sorted_scores`.
-        values: path -> number.
-        ylabel: what the number is, with its unit.
-        log: a logarithmic vertical axis; then numbers of 0 or less are drawn at the lower edge.
-        marks: path -> a short word written beside it.
-        least: lower edge of a logarithmic vertical axis, to which smaller numbers are raised.
+    `rows` are as of `sorted_scores`; `marks` is path -> a short word written beside it. On a logarithmic vertical axis
+    (`log`) numbers below its lower edge, `least` or the lowest positive one, are raised to it.
     """
     (rows, xs), marks = _finite(rows), marks or {}
     ys = np.array([values[row["path"]] for row in rows], float)
@@ -155,20 +139,14 @@ def score_against(
 def toy_clouds(original: Tensor, modified: Mapping[str, Tensor], scores: Mapping[str, tuple[float, float]]) -> Figure:
     """Draw points before and after each change, their average and, as a box, one standard deviation on each side.
 
-    Args:
-        original: `[n, 2]`.
-        modified: what was changed -> `[n, 2]`, the same seeds in the same order.
-        scores: what was changed -> (average part, spread part).
+    `original` is `[n, 2]`, `modified` what was changed -> `[n, 2]` from the same seeds, `scores` what was changed ->
+    (average part, spread part).
     """
     parts = ", ".join(f"{name} {a:.2f} + {s:.2f}" for name, (a, s) in scores.items())
     alt = f"{len(original)} points in the plane, before and after {len(modified)} changes. Distance of averages + "
     alt += f"distance of spreads: {parts}."
-    across = 2 if len(modified) > 1 else 1
-    down = -(-len(modified) // across)
-    figure, axes = new_figure(3.6 * across, 2.7 * down, alt, nrows=down, ncols=across, sharex=True, sharey=True)
-    for ax in axes.flat[len(modified) :]:
-        ax.set_visible(False)
-    for ax, (name, points) in zip(axes.flat, modified.items(), strict=False):
+    figure, axes = panels(len(modified), 3.6, 2.7, alt, sharex=True, sharey=True)
+    for ax, (name, points) in zip(axes, modified.items(), strict=True):
         for start, end in zip(original.numpy(), points.numpy(), strict=True):
             ax.plot(*zip(start, end, strict=True), color="#c3ccd4", linewidth=0.7, zorder=0)
         # Open squares, so that a point which did not move is seen below.
@@ -184,8 +162,7 @@ def toy_clouds(original: Tensor, modified: Mapping[str, Tensor], scores: Mapping
         average, spread = scores[name]
         title(ax, f"{name}: {average:.2f} + {spread:.2f} = {average + spread:.2f}", 10)
         ax.set_aspect("equal")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=2)
+    shared_legend(figure, axes[0], 2)
     return figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..widgets.editor_grid import short_name
+from ..widgets.schedule_editor import short_name
 from .figure import COLOURS, INK, columns, count_calls, curves, finish, new_figure, one_panel, title
 
 FLOOR = 1e-6  # below, a loss is drawn here: 0 has no place on a logarithmic axis
@@ -49,12 +49,7 @@ def kept_curves(histories: Mapping[str, History], *, floor: float) -> Figure:
 
 
 def score_map(tables: Mapping[str, Tensor], names: Sequence[str]) -> Figure:
-    """Draw scores as shades, by rank: the darker, the more a cell is worth.
-
-    Args:
-        tables: title -> scores `[T, N]`.
-        names: of the N units.
-    """
+    """Draw scores as shades, by rank: the darker, the more a cell is worth; title -> scores `[T, N]` of N units."""
     widths = [min(0.2 * len(scores), 6 / len(tables) + 1) for scores in tables.values()]
     ranks = {what: _ranks(scores) for what, scores in tables.items()}
     means = {what: found[1:].mean(0) for what, found in ranks.items()}
@@ -86,12 +81,9 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 def budget_curves(rows: Mapping[str, Sequence[Mapping]], figure_name: str, *, ylabel: str) -> Figure:
-    """Draw a figure of quality over the share of MACs kept, with intervals.
+    """Draw a figure of quality, with intervals, over the share of MACs kept.
 
-    Args:
-        rows: name -> rows with "macs_ratio" and `figure_name`, which holds "value", "low" and "high".
-        figure_name: which figure.
-        ylabel: name of the vertical axis.
+    `rows` is name -> rows with "macs_ratio" and `figure_name`, which holds "value", "low" and "high".
     """
     ordered = {name: sorted(found, key=lambda row: row["macs_ratio"]) for name, found in rows.items()}
     at = "; ".join(f"{name} {found[0][figure_name]['value']:.3f}" for name, found in ordered.items())
@@ -106,10 +98,8 @@ def budget_curves(rows: Mapping[str, Sequence[Mapping]], figure_name: str, *, yl
 
 
 def memory_curves(rows: Sequence[Mapping]) -> Figure:
-    """Draw peak memory of one training iteration over the number of steps, with and without checkpointing.
-
-    Args:
-        rows: with "steps", "checkpointing" and "memory_mib".
+    """Draw peak memory of one training iteration over "steps", with and without "checkpointing": "memory_mib" of
+    `rows`.
     """
     parts = {
         name: sorted((r["steps"], r["memory_mib"]) for r in rows if r["checkpointing"] == on)
@@ -125,12 +115,7 @@ def memory_curves(rows: Sequence[Mapping]) -> Figure:
 
 
 def gradients(tables: Mapping[str, Tensor], names: Sequence[str]) -> Figure:
-    """Draw the size of each gate's gradient, on a logarithmic scale; where it is 0 the cell stays white.
-
-    Args:
-        tables: title -> gradients `[T, N]`.
-        names: of the N units.
-    """
+    """Draw the size of each gate's gradient, title -> `[T, N]`, on a logarithmic scale; 0 stays white."""
     nothing = "; ".join(
         f"{what}: {int((grad[1:] == 0).sum())} of {grad[1:].numel()} cells without gradient"
         for what, grad in tables.items()

@@ -27,13 +27,7 @@ CHANCE = "chance"
 
 
 def toy_branches(names: Sequence[str], said: Sequence[float], heard: Sequence[float]) -> Figure:
-    """Draw, for each branch of the toy, how much it adds to the stream and how much the answer changes without it.
-
-    Args:
-        names: of the branches.
-        said: mean size of what each adds.
-        heard: mean change of the answer when it is gone.
-    """
+    """Draw, for each branch of the toy, the size of what it adds and how the answer changes without it, both means."""
     loud, vital = (names[max(range(len(names)), key=values.__getitem__)] for values in (said, heard))
     alt = f"Bars for {len(names)} branches. {loud} adds most, {max(said):.2f}; the answer changes most without {vital}"
     figure, axes = new_figure(6.4, 2.6, f"{alt}, by {max(heard):.2f}.", ncols=2, sharey=True)
@@ -49,11 +43,8 @@ def toy_branches(names: Sequence[str], said: Sequence[float], heard: Sequence[fl
 def curve_of(rows: Sequence[Row], ranking: str, *, budget: str, scope: str = "all") -> list[Row]:
     """Return the points of one ranking in the record `operator_removal`, by what was asked for; none is a ValueError.
 
-    Args:
-        rows: of the record.
-        ranking: name of a ranking; "chance" takes every one drawn by chance.
-        budget: "count" or "macs_ratio".
-        scope: "all", or "outside" of the blocks that are free to remove.
+    The ranking "chance" takes every one drawn by chance. `budget` is "count" or "macs_ratio", `scope` "all", or
+    "outside" of the blocks that are free to remove.
     """
     chosen = {row["ranking"] for row in rows if row["ranking"] == ranking}
     if ranking in (CHANCE, "random"):
@@ -78,15 +69,9 @@ def removal_curves(
 ) -> Figure:
     """Draw a figure of quality against how much is removed, one curve for each ranking.
 
-    Args:
-        rows: of the record `operator_removal`.
-        figure_name: such as "ssim".
-        labels: ranking -> its name in the legend; "chance" is drawn as the range of all draws.
-        budget: "count" or "macs_ratio": what the rankings were cut by.
-        ylabel: name of the vertical axis.
-        scope: see `curve_of`.
-        reference: value of the unpruned model, drawn as a dotted line.
-        mark: a row that is drawn as a single star, such as that of a choice made by hand.
+    `rows`, `budget` and `scope` are as in `curve_of`, `figure_name` such as "ssim". `labels` is ranking -> its name in
+    the legend; "chance" is drawn as the range of all draws. `reference` is the value of the unpruned model, a dotted
+    line; `mark` a row that is drawn as a star, such as that of a choice made by hand.
     """
     percent = 100 if budget == "macs_ratio" else 1
     found = {}
@@ -128,10 +113,8 @@ def before_after(
 ) -> Figure:
     """Draw what fine-tuning gives back: a hollow point before, a filled one for each seed after, an arrow between.
 
-    Args:
-        pairs: (name, values before, values after), from top to bottom; the values are of single seeds.
-        xlabel: name of the figure of quality.
-        reference: value of the unpruned model.
+    `pairs` are (name, values before, values after) of single seeds, from top to bottom; `reference` is the unpruned
+    value.
     """
     means = [(name, sum(b) / len(b), sum(a) / len(a)) for name, b, a in pairs]
     words = "; ".join(f"{name} {b:.2f} to {a:.2f}" for name, b, a in means).replace("\n", " ")
@@ -159,13 +142,8 @@ def training_curves(
 ) -> Figure:
     """Draw a figure of quality over training: the mean of the seeds as a line, each seed as a thin one.
 
-    Args:
-        runs: of the record `operator_training`.
-        figure_name: such as "ssim" or "frechet".
-        labels: name of a run, which must be in the record, -> its name in the legend.
-        ylabel: name of the vertical axis.
-        reference: value of the unpruned model, fully trained.
-        log: True for a logarithmic vertical axis.
+    `runs` are of the record `operator_training`, `labels` name of a run, which must be there, -> its name in the
+    legend. `reference` is the value of the unpruned model, fully trained.
     """
     known = {run["name"]: run for run in runs}
     if missing := [name for name in labels if name not in known]:
@@ -189,8 +167,7 @@ def training_curves(
 def promise(points: Mapping[str, Sequence[tuple[str, float, Row]]]) -> Figure:
     """Draw measured against promised speed, with the line on which both agree.
 
-    Args:
-        points: what was timed -> (name, times as fast by MACs, measured interval with value, low and high).
+    `points` is what was timed -> (name, times as fast by MACs, measured interval).
     """
     every = [(promised, found["value"]) for group in points.values() for _, promised, found in group]
     most = max(max(pair) for pair in every) * 1.05

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Arc, Patch
 from torch import Tensor
 
-from ..widgets.editor_grid import short_name
+from ..widgets.schedule_editor import short_name
 from .figure import COLOURS, INK, count_calls, new_figure, one_panel, title
 
 if TYPE_CHECKING:
@@ -31,11 +31,9 @@ def table_maps(
 ) -> Figure:
     """Draw tables of units by calls side by side; none is a ValueError.
 
-    Args:
-        tables: title -> (cells that are on, those of them that are live), both bool `[T, N]`; all of the same N.
-        names: of the N units.
-        size: inches per cell at most; many calls are drawn narrower.
-        step: name of the horizontal axis.
+    `tables` is title -> (cells that are on, those of them that are live), both bool `[T, N]` of the same N units,
+    `names`. A cell takes at most `size` inches; many calls are drawn narrower. `step` is the name of the horizontal
+    axis.
     """
     if not tables:
         raise ValueError("There is no table to draw.")

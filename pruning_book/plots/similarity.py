@@ -9,18 +9,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..widgets.editor_grid import short_name
+from ..widgets.schedule_editor import short_name
 from .figure import COLOURS, INK, columns, error_bars, finish, looks, new_figure, one_panel, title
 
 LEAST = 1e-6  # records keep six places: differences below are drawn as this
 
 
 def toy_paths(paths: Mapping[str, Tensor], start: Tensor) -> Figure:
-    """Draw the paths of one point under several ways to leave work out; the first is the reference.
+    """Draw the paths of one point from `start` under several ways to leave work out; the first is the reference.
 
-    Args:
-        paths: name -> places after every step, `[T + 1, 2]`.
-        start: where all of them begin, `[2]`.
+    `paths` is name -> places after every step, `[T + 1, 2]`.
     """
     (first, exact), *rest = paths.items()
     off = "; ".join(f"{name} ends {(path[-1] - exact[-1]).norm():.2f} away" for name, path in rest)
@@ -37,11 +35,7 @@ def toy_paths(paths: Mapping[str, Tensor], start: Tensor) -> Figure:
 
 
 def similarity_maps(panels: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Draw how far the features of all pairs of steps point apart: 1 - cosine, on one logarithmic scale.
-
-    Args:
-        panels: title -> cosines `[T, T]`; one T each.
-    """
+    """Draw 1 - cosine of the features of all pairs of steps, title -> cosines `[T, T]`, on one logarithmic scale."""
     apart = {name: np.clip(1 - np.array(rows), LEAST, None) for name, rows in panels.items()}
     words = "; ".join(
         f"{name}: neighbours {np.diagonal(a, 1).mean():.1g}, first and last {a[0, -1]:.1g}".replace("\n", " ")
@@ -57,11 +51,8 @@ def similarity_maps(panels: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def changes(panels: Mapping[str, Sequence[Sequence[float]]], units: Sequence[str]) -> Figure:
-    """Draw by how much every unit's output changes from one step to the next, relative to its length.
-
-    Args:
-        panels: title -> relative changes `[N, T - 1]`.
-        units: names of the N units.
+    """Draw by how much every unit's output changes from one step to the next, relative to its length; title -> `[N, T -
+    1]`.
     """
     tables, units = {name: np.array(rows) for name, rows in panels.items()}, [short_name(unit) for unit in units]
     words = "; ".join(
@@ -90,9 +81,7 @@ def _maps(axes: Sequence, tables: Mapping[str, np.ndarray], every: np.ndarray, *
 def likeness_and_harm(units: Mapping[str, tuple[float, float]], marks: Mapping[str, str]) -> Figure:
     """Draw what reusing each unit does to the picture against how alike its outputs are.
 
-    Args:
-        units: name -> (1 - cosine of neighbouring steps, 1 - SSIM when it is reused).
-        marks: names to label -> label.
+    `units` is name -> (1 - cosine of neighbouring steps, 1 - SSIM when it is reused), `marks` some names -> labels.
     """
     words = "; ".join(
         f"{label}, {name}: {units[name][0]:.1g} and {units[name][1]:.1g}" for name, label in marks.items()
@@ -113,10 +102,8 @@ def likeness_and_harm(units: Mapping[str, tuple[float, float]], marks: Mapping[s
 def rivals(rows: Sequence[Mapping], names: Mapping[str, str], panels: Mapping[int, str]) -> Figure:
     """Draw quality against the share of MACs kept for several ways to leave calls out.
 
-    Args:
-        rows: with "way", "steps", "macs_ratio" and "figures", which has "ssim" with its interval.
-        names: way -> how it is called.
-        panels: number of steps -> title.
+    `rows` have "way", "steps", "macs_ratio" and "figures" with the interval "ssim"; `names` is way -> how it is called,
+    `panels` number of steps -> title.
     """
     found = {
         (way, steps): sorted(

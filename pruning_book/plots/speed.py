@@ -11,7 +11,20 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from .figure import COLOURS, INK, curves, error_bars, finish, looks, name_rows, new_figure, one_panel, title
+from .figure import (
+    COLOURS,
+    INK,
+    curves,
+    error_bars,
+    finish,
+    looks,
+    name_rows,
+    new_figure,
+    one_panel,
+    panels,
+    shared_legend,
+    title,
+)
 
 BYTES_A_LINE = 50
 VALUES = {"facecolor": COLOURS[0], "edgecolor": "white"}
@@ -20,11 +33,7 @@ Points = Sequence[tuple[float, float, float, float]]  # sparsity, times as fast,
 
 
 def byte_strips(layouts: Mapping[str, tuple[int, int]]) -> Figure:
-    """Draw every byte that some layouts take, as a square: bytes of values, and bytes that say where they are.
-
-    Args:
-        layouts: name -> (bytes of values, bytes of positions).
-    """
+    """Draw every byte that some layouts take, as a square; name -> (bytes of values, bytes that say where they are)."""
     said = "; ".join(f"{name} {sum(parts)}" for name, parts in layouts.items())
     lines = [-(-sum(parts) // BYTES_A_LINE) for parts in layouts.values()]
     figure, ax = one_panel(7.4, 0.24 * sum(lines) + 0.35 * len(layouts) + 0.5, f"Bytes as squares. {said}.")
@@ -46,13 +55,7 @@ def byte_strips(layouts: Mapping[str, tuple[int, int]]) -> Figure:
 
 
 def sizes(sparsity: Sequence[float], named: Mapping[str, Sequence[float]], *, dense: str) -> Figure:
-    """Draw the sizes of a file over the share of zeros, in per cent of the dense file.
-
-    Args:
-        sparsity: shares of zeros, rising.
-        named: name -> sizes as shares of the dense file's.
-        dense: what the dense file is, for the axis.
-    """
+    """Draw the sizes of a file as shares of the dense file's, which is named `dense`, over the share of zeros."""
     middle = int(np.argmin(np.abs(np.asarray(sparsity) - 0.5)))
     said = ", ".join(f"{name} {100 * values[middle]:.0f} %" for name, values in named.items())
     alt = f"File size against sparsity {sparsity[0]:g} to {sparsity[-1]:g}. "
@@ -65,38 +68,34 @@ def sizes(sparsity: Sequence[float], named: Mapping[str, Sequence[float]], *, de
     return figure
 
 
-def speeds(panels: Mapping[str, Mapping[str, Points]], columns: int = 2) -> Figure:
+def speeds(titled: Mapping[str, Mapping[str, Points]]) -> Figure:
     """Draw how many times as fast as dense each form runs, over sparsity; below the line at 1 it is slower.
 
-    Args:
-        panels: title -> form -> points (sparsity, times as fast, low, high), sparsities above 0 and below 1.
-        columns: of panels.
+    `titled` is title of a panel -> form -> points, of sparsities above 0 and below 1.
     """
     every = [
-        (p[1], form, name, p[0]) for name, forms in panels.items() for form, points in forms.items() for p in points
+        (p[1], form, name, p[0]) for name, forms in titled.items() for form, points in forms.items() for p in points
     ]
     fast, form, name, sparsity = min(every)
     at_half = [speed for speed, kind, _, s in every if kind == "dense kernel with zeros" and s == 0.5]
-    alt = f"{len(panels)} panel{'s' * (len(panels) > 1)}: times as fast as dense, against sparsity, both logarithmic. "
+    alt = f"{len(titled)} panel{'s' * (len(titled) > 1)}: times as fast as dense, against sparsity, both logarithmic. "
     if at_half:
         span = f" to {max(at_half):.2f}" if len(at_half) > 1 else ""
         alt += f"Zeros in the dense kernel at 0.5: {min(at_half):.2f}{span}. "
     alt += f"Slowest: {form}, {name}, sparsity {sparsity:g}, {fast:.2g} times."
-    rows = -(-len(panels) // columns)
-    width, height = 3.7 * columns if columns > 1 else 5.6, 2.35 * rows + (0.4 if rows > 1 else 1.0)
-    figure, axes = new_figure(width, height, alt, nrows=rows, ncols=columns, sharex=True)
+    many = len(titled) > 1
+    figure, axes = panels(
+        len(titled), 3.7 if many else 5.6, 2.35, alt, room=0.4 if len(titled) > 2 else 1.0, sharex=True
+    )
     limits = (fast / 1.5, max(every)[0] * 1.5)
-    for ax, (what, forms) in zip(axes.flat, panels.items(), strict=False):
+    for ax, (what, forms) in zip(axes, titled.items(), strict=True):
         _speed_panel(ax, forms, limits)
         title(ax, what)
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    for ax in axes[:, 0]:
+    for ax in axes[::2]:
         ax.set_ylabel("times as fast", fontsize=9)
-    for ax in axes[-1]:
+    for ax in axes[(len(axes) - 1) // 2 * 2 :]:
         ax.set_xlabel("sparsity", fontsize=9)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=9, frameon=False, ncols=len(names), loc="outside lower center")
+    shared_legend(figure, axes[0], len(axes[0].get_legend_handles_labels()[1]))
     return figure
 
 
@@ -135,11 +134,7 @@ def patterns(masks: Mapping[str, Tensor]) -> Figure:
 
 
 def expected_and_measured(rows: Mapping[str, tuple[float, tuple[float, float, float]]]) -> Figure:
-    """Draw, for each form, how many times fewer multiplications it does and how many times as fast it is.
-
-    Args:
-        rows: name -> (times fewer multiplications, (times as fast, low, high)).
-    """
+    """Draw name -> (times fewer multiplications, (times as fast, low, high)) as pairs of bars."""
     order = sorted(rows, key=lambda name: rows[name][1][0])
     said = "; ".join(
         f"{name}: {rows[name][0]:.2f} times fewer, {rows[name][1][0]:.2f} times as fast"

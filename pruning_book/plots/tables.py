@@ -43,10 +43,7 @@ def quality_table(cells: Cells, steps: int, budget: float, rows: Sequence[str]) 
 def held_table(cells: Cells, steps: int, pairs: Sequence[tuple[str, str]]) -> HTML:
     """Return what holding the prediction instead of the output does to the SSIM of the same schedules, by budget.
 
-    Args:
-        cells: of the record `schedule_comparison`.
-        steps: denoising steps of the unpruned model.
-        pairs: rows that hold the output, each with the row that holds the prediction.
+    `pairs` are rows that hold the output, each with the row that holds the prediction.
     """
     budgets = sorted(cells.data["budgets"], reverse=True)
 

@@ -15,12 +15,7 @@ from .figure import BESIDE, COLOURS, INK, columns, curves, finish, name_rows, ne
 
 
 def recorded_tiles(record: str | Path, size: int = 64) -> list[Image.Image]:
-    """Return the pictures of the sheet beside a record, row by row; its data name the file as "sheet".
-
-    Args:
-        record: name or file, as `load_record` takes it.
-        size: side of a picture, in pixels.
-    """
+    """Return the pictures, `size` pixels wide, of the sheet that a record names as "sheet", row by row."""
     path = record_path(record)
     with Image.open(path.with_name(load_record(record)["data"]["sheet"])) as image:
         count = (image.width // size) * (image.height // size)
@@ -41,12 +36,9 @@ def toy_losses(losses: Mapping[str, Sequence[float]], floors: Mapping[str, float
 
 
 def recovery(runs: Sequence[Mapping], figure_name: str, *, ylabel: str) -> Figure:
-    """Draw how a figure of quality comes back during training, with its interval.
+    """Draw how a figure of quality, as in "ssim", comes back during training, with its interval.
 
-    Args:
-        runs: of the record `finetune_recovery`: label, steps, and judged figures with value, low and high.
-        figure_name: which of the judged figures, as in "ssim".
-        ylabel: its name and unit.
+    `runs` are of the record `finetune_recovery`: label, steps, and judged figures.
     """
     found = {run["label"]: (run["steps"], *columns([j[figure_name] for j in run["judged"]])) for run in runs}
     ends = "; ".join(f"{label} from {y[0]:.2f} to {y[-1]:.2f}" for label, (_, y, *_) in found.items())
@@ -59,10 +51,7 @@ def recovery(runs: Sequence[Mapping], figure_name: str, *, ylabel: str) -> Figur
 def starts(rows: Sequence[Mapping], figure_name: str, *, xlabel: str) -> Figure:
     """Draw, for every start, what it learned and what it remembers: a point for each seed, a bar for the interval.
 
-    Args:
-        rows: of the record `new_concept`, in the order from top to bottom.
-        figure_name: which figure, as in "ssim".
-        xlabel: its name and unit.
+    `rows` are of the record `new_concept`, from top to bottom.
     """
     titles = {"new": "new things, against the real pictures", "old": "old things, against the unpruned model"}
     words = []

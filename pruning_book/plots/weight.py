@@ -14,11 +14,8 @@ GONE = "#e3e8ec"
 
 
 def matrix_cut(matrix: Tensor, mask: Tensor, cut: float) -> Figure:
-    """Draw a small matrix, its magnitudes in order with the threshold as a line, and what the mask leaves.
-
-    Args:
-        matrix, mask: `[rows, columns]`, a few of each; True = kept.
-        cut: the threshold.
+    """Draw a small matrix `[rows, columns]`, its magnitudes in order with the threshold `cut`, and what the mask (True
+    = kept) leaves.
     """
     values, kept = matrix.numpy(), mask.numpy()
     rows, across = values.shape
@@ -48,12 +45,9 @@ def matrix_cut(matrix: Tensor, mask: Tensor, cut: float) -> Figure:
 
 
 def histograms(groups: Mapping[str, Tensor], *, cuts: Mapping[str, float] | None = None, bins: int = 81) -> Figure:
-    """Draw one histogram of weights for each group, with logarithmic counts, all over the same range.
+    """Draw one histogram of weights, of `bins`, for each group, with logarithmic counts, all over the same range.
 
-    Args:
-        groups: name -> weights of any shape.
-        cuts: name of a cut -> its threshold, drawn on both sides.
-        bins: of each histogram.
+    `groups` is name -> weights of any shape, `cuts` name -> threshold, drawn on both sides.
     """
     values = {name: weights.detach().flatten().float().cpu().numpy() for name, weights in groups.items()}
     end = max(np.quantile(np.abs(v), 0.999) for v in values.values())
@@ -84,10 +78,8 @@ def quality_curves(
 ) -> Figure:
     """Draw a quality with its interval against sparsity.
 
-    Args:
-        named: name -> points in rising order, each with "sparsity", "value", "low" and "high".
-        ylabel: name of the quality, with its unit.
-        marks: name of a curve -> sparsity at which a vertical line marks it.
+    `named` is name -> points in rising order, each with "sparsity", "value", "low" and "high"; `marks` name of a curve
+    -> sparsity at which a vertical line marks it.
     """
     parts = []
     for name, points in named.items():
@@ -106,10 +98,8 @@ def quality_curves(
 def sensitivity_strip(errors: Mapping[str, float], blocks: Mapping[str, str], *, ylabel: str) -> Figure:
     """Draw one point for every layer, in the order of the data's way through the model, coloured by block.
 
-    Args:
-        errors: layer -> error when only it is pruned; values of 0 or less are drawn at the lower edge.
-        blocks: layer -> name of its block.
-        ylabel: what the error is.
+    `errors` is layer -> error when only it is pruned, those of 0 or less drawn at the lower edge; `blocks` layer ->
+    block.
     """
     names = list(dict.fromkeys(blocks[layer] for layer in errors))
     most, least = max(errors, key=errors.get), min(errors, key=errors.get)

@@ -1,8 +1,8 @@
 """What to hold the scores against: agreement of two rankings, rankings by chance, size and output, and sets together.
 
-A ranking is a list of paths, the first to go at the front, as `choose` and `Scores.ranked` have it.  Only the order
-matters for choosing, so scores from few latents, few steps or another formula are as good as the full ones where they
-put the operators in the same order; and a score that does not beat chance and size has learned nothing.
+A ranking is a list of paths, the first to go at the front. Only the order matters for choosing, so scores from few
+latents or another formula are as good as the full ones where they give the same order; and a score that does not beat
+chance and size has learned nothing.
 """
 
 from __future__ import annotations
@@ -52,11 +52,8 @@ def rank_agreement(
 ) -> Interval:
     """Return the rank correlation of two scorings of the same operators, with a bootstrap interval over operators.
 
-    The interval says how far the figure would move with other operators; not how it would move with other latents.
-
-    Args:
-        a, b: path -> score, as `Scores.values` gives them, with the same three or more paths.
-        n_boot, level, seed: as in `bootstrap_interval`.
+    `a` and `b` are path -> score with the same three or more paths; the rest is as in `bootstrap_interval`. The
+    interval says how far the figure would move with other operators; not how it would move with other latents.
 
     Example:
         >>> rank_agreement(few.values(), full.values())
@@ -68,12 +65,12 @@ def rank_agreement(
     if len(a) < 3:
         raise ValueError(f"A rank correlation needs at least 3 operators; got {len(a)}.")
     pairs = torch.tensor([(a[path], b[path]) for path in a], dtype=torch.float64)
-    spearman(pairs[:, 0], pairs[:, 1])  # refuses what has no order
-    ranks = torch.stack([_ranks(pairs[:, 0]), _ranks(pairs[:, 1])], 1)  # finite, where scores may be infinite
+    spearman(*pairs.T)  # refuses what has no order
+    ranks = torch.stack([_ranks(scores) for scores in pairs.T], 1)  # finite, where scores may be infinite
 
     def correlation(rows: Tensor) -> float:
         try:
-            return spearman(rows[:, 0], rows[:, 1])
+            return spearman(*rows.T)
         except ValueError:  # a resample of a single operator, many times over
             return 0.0
 
@@ -110,18 +107,6 @@ def params_ranking(operators: Operators) -> list[str]:
     return [op.path for op in sorted(operators, key=lambda op: op.params)]
 
 
-def output_ranking(
-    pipe: DiffusionPipeline,
-    prompts: Sequence[str] | Sequence[int] | None,
-    *,
-    operators: Operators | None = None,
-    **sampling,
-) -> list[str]:
-    """Return the paths by what each operator adds, least first; arguments as in `contributions`."""
-    found = contributions(pipe, prompts, operators=operators, **sampling)
-    return sorted(found, key=found.__getitem__)
-
-
 @torch.no_grad()
 def contributions(
     pipe: DiffusionPipeline,
@@ -130,20 +115,15 @@ def contributions(
     operators: Operators | None = None,
     **sampling,
 ) -> dict[str, float]:
-    """Measure what each operator adds to the stream while the unpruned pipeline generates.
+    """Measure what each operator adds to the stream while the unpruned pipeline, which is left as it was, generates.
 
-    At every call the operator's default modification gets the same input; the contribution is the mean of
-    |output - output of the modification| over elements, latents and steps.  For a residual branch that is the mean
-    absolute value of the branch.  One generation serves all operators, where a score needs one for each; what is not
-    seen is how the rest of the model reacts.
+    At every call the operator's default modification gets the same input; the contribution is the mean of |output -
+    output of the modification| over elements, latents and steps.  For a residual branch that is the mean absolute value
+    of the branch.  One generation serves all operators, where a score needs one for each; what is not seen is how the
+    rest of the model reacts.
 
-    Args:
-        pipe: a diffusers pipeline whose denoiser is of a known family; left as it was.
-        prompts, sampling: as in `LatentSampler`; equal arguments mean equal latents.
-        operators: which ones. Default: all of `find_operators`.
-
-    Returns:
-        Path -> contribution >= 0, in the units of the stream there, in the order of `operators`.
+    `prompts` and `sampling` are as in `LatentSampler`; equal arguments mean equal latents. `operators` are by default
+    all of `find_operators`. Returns path -> contribution >= 0, in the units of the stream there.
     """
     _, denoiser = denoiser_of(pipe)
     sampler = LatentSampler(pipe, prompts, **sampling)
@@ -193,10 +173,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Greedy:
-    """A plan; the order in which its paths were taken, which is a ranking for `choose`; and the rounds."""
+    """A plan, whose paths stand in the order in which they were taken, a ranking for `choose`; and the rounds."""
 
     plan: Plan
-    order: tuple[str, ...]
     rounds: tuple[Round, ...]
 
     @property
@@ -222,15 +201,12 @@ def greedy_plan(
     plans, so the first round costs nothing; later ones cost a generation per candidate.
 
     Args:
-        pipe: that was scored.
-        scores: of its operators, one at a time.
+        pipe, scores: what was scored, and the scores of its operators, one at a time.
         count: how many to change, those of `start` included, >= 1.
         start: paths that go in any case, such as those whose single scores say that they do nothing.
-        per_round: operators taken in a round, >= 1; their scores count as independent of one another within it.
-        pool: candidates beside `start`, the lowest by the single scores, for each MAC if that is asked. Default: all
-            whose score is finite.
-        per_macs: take those that add least to the score for each MAC of their own, where otherwise those that add
-            least are taken, which are small ones mostly.
+        per_round: operators taken in a round, >= 1; within it their scores count as independent of one another.
+        pool: candidates beside `start`, the lowest by the single scores. Default: all whose score is finite.
+        per_macs: take, and order the pool, by what is added to the score for each MAC; else small ones go first mostly.
         options: `folder`, `batch` and `progress`, as in `score_operators`.
     """
     single = scores.values()
@@ -248,9 +224,7 @@ def greedy_plan(
         found, now = single, 0.0
         if order:
             sets = [order, *([*order, path] for path in left)]
-            plans = [plan_for(paths, scores.operators) for paths in sets]
-            scored = score_plans(pipe, plans=plans, **{**scores.sampling, **options})
-            now, *values = [s.avg_dist + s.std_dist for s in scored]
+            now, *values = [s.score for s in _scored(pipe, scores, sets, options)]
             found = dict(zip(left, values, strict=True))
         price = {path: (found[path] - now) / cost[path] for path in left}
         candidates = len(left) if order else 0
@@ -263,7 +237,7 @@ def greedy_plan(
         order += taken
         left = [path for path in left if not _touches(path, order)]
         rounds.append(Round(tuple(taken), found[taken[0]], candidates))
-    return Greedy(plan_for(order, scores.operators), tuple(order), tuple(rounds))
+    return Greedy(plan_for(order, scores.operators), tuple(rounds))
 
 
 def _touches(path: str, others: Sequence[str]) -> bool:
@@ -280,14 +254,10 @@ def pairs_of(paths: Sequence[str]) -> list[tuple[str, str]]:
 class Together:
     """The score of operators that were changed together, and two predictions from their single scores.
 
-    Above `linear` the operators make each other worse; below it, they spoil the same thing.
-
-    Attributes:
-        paths: the operators.
-        joint: score of the change of all of them, by the paper's formula.
-        sum: of the single scores: what choosing the lowest takes for granted.
-        linear: the norm of the summed shifts: exact if each change moves averages and deviations by itself, whatever
-            else is changed; by the triangle inequality never above `sum`.
+    `sum` of the single scores is what choosing the lowest takes for granted. `linear` is the norm of the summed shifts:
+    exact if each change moves averages and deviations by itself, whatever else is changed; never above `sum`. Where
+    `joint`, the score of all changes, lies above `linear` the operators make each other worse; below, they spoil the
+    same.
     """
 
     paths: tuple[str, ...]
@@ -299,25 +269,25 @@ class Together:
 def score_together(pipe: DiffusionPipeline, scores: Scores, sets: Sequence[Sequence[str]], **options) -> list[Together]:
     """Score sets of operators that are changed together, on the latents of the single scores.
 
-    Args:
-        pipe: that was scored.
-        scores: of its operators, one at a time, with averages and standard deviations.
-        sets: each some paths, such as those of `pairs_of`; none inside another of its set.
-        options: `folder`, `batch` and `progress`, as in `score_operators`.
+    `scores` are those of the pipeline's operators, one at a time, with averages and standard deviations. Each of `sets`
+    is some paths, such as those of `pairs_of`; none inside another of its set. `options` are as in `greedy_plan`.
     """
-    plans = [plan_for(paths, scores.operators) for paths in sets]
-    for paths, plan in zip(sets, plans, strict=True):
-        if len(plan) != len(paths):
+    for paths in sets:
+        if len(plan_for(paths, scores.operators)) != len(paths):
             raise ValueError(f"{list(paths)}: one of these operators lies inside another.")
     singles = [[scores[path] for path in paths] for paths in sets]
     if any(s.avg is None for some in singles for s in (*some, scores.original)):
         raise ValueError("These scores hold no averages and standard deviations. Save them with parts=True.")
     found = []
-    joint = score_plans(pipe, plans=plans, **{**scores.sampling, **options})
-    for paths, some, both in zip(sets, singles, joint, strict=True):
-        single = [s.avg_dist + s.std_dist for s in some]
+    for paths, some, both in zip(sets, singles, _scored(pipe, scores, sets, options), strict=True):
         avg = torch.stack([s.avg - scores.original.avg for s in some]).sum(0)
         std = torch.stack([s.std - scores.original.std for s in some]).sum(0)
         linear = sum(torch.linalg.vector_norm(shift).item() for shift in (avg, std))
-        found.append(Together(tuple(paths), both.avg_dist + both.std_dist, sum(single), linear))
+        found.append(Together(tuple(paths), both.score, sum(s.score for s in some), linear))
     return found
+
+
+def _scored(pipe: DiffusionPipeline, scores: Scores, sets: Sequence[Sequence[str]], options: Mapping) -> list:
+    """Return the scores of sets of changes, on the latents of the single scores."""
+    plans = [plan_for(paths, scores.operators) for paths in sets]
+    return score_plans(pipe, plans=plans, **{**scores.sampling, **options})

@@ -5,23 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from numbers import Real
 from typing import Any
 
-__all__ = ["Axis", "Metric", "Reading", "number"]
-
-
-def number(value: float | None, digits: int, unit: str = "") -> str:
-    """Return a value as the widgets write it: fixed decimals, commas between thousands; "not measured" for None.
-
-    Halves of the shortest decimal form are rounded up, as browsers do (1.005 becomes 1.01), so that the static table
-    and the moving one show the same digits.
-    """
-    if value is None:
-        return "not measured"
-    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    return f"{rounded if rounded else abs(rounded):,}" + (f"\u00a0{unit}" if unit else "")
+from .base import number
 
 
 def _plain(value: Any) -> Any:
@@ -46,14 +33,11 @@ class Axis:
 
     Args:
         name: identifier, used in links and given to `on_change`.
-        stops: the measured values, numbers in ascending order or names.
+        stops: the measured values, numbers in ascending order or names; at least one, none twice.
         label: what readers see; by default the name.
         unit: of numeric stops.
         kind: "ordered" (a slider) or "choice" (radio buttons, a select above eight); by default "ordered" for numbers.
         labels: one text per stop; by default the stop itself.
-
-    Raises:
-        ValueError: no stops, a stop twice, numbers out of order, or a wrong number of labels.
     """
 
     name: str
@@ -95,25 +79,10 @@ class Axis:
         return [f"{self.label.lower()} {label}{unit}" for label in self.labels]
 
     def index(self, stop: Any) -> int:
-        """Return the place of `stop`.
-
-        Raises:
-            ValueError: it was not measured.
-        """
+        """Return the place of `stop`; a ValueError says that it was not measured."""
         if stop not in self.stops:
             raise ValueError(f"{stop!r} is no stop of axis {self.name!r}; measured: {self.stops}")
         return self.stops.index(stop)
-
-    def to_dict(self) -> dict:
-        """Return what `Axis(**…)` takes."""
-        return {
-            "name": self.name,
-            "stops": self.stops,
-            "label": self.label,
-            "unit": self.unit,
-            "kind": self.kind,
-            "labels": self.labels,
-        }
 
 
 @dataclass
@@ -125,14 +94,10 @@ class Metric:
         values: one number per combination; None where nothing was measured.
         label: what readers see; by default the name.
         unit: such as "ms".
-        low: lower ends of the intervals, one per combination, or None for no intervals.
-        high: upper ends.
+        low, high: ends of the intervals, one per combination, or None for no intervals.
         interval: what low and high are, such as "95 % interval" or "p10 to p90"; wanted where they are given.
         n: sample count, one number for all or one per combination.
         digits: decimals shown.
-
-    Raises:
-        ValueError: lists of different lengths, intervals that do not hold their value, or no word for what they are.
     """
 
     name: str
@@ -165,14 +130,18 @@ class Metric:
             )
         if all(value is None for value in self.values):
             raise ValueError(f"metric {self.name!r} has no measured value; leave it out")
-        for i, value in enumerate(self.values):
-            ends = (self.low[i], self.high[i]) if self.low is not None else (None, None)
-            if any(v is not None and not (isinstance(v, Real) and math.isfinite(v)) for v in (value, *ends)):
-                raise ValueError(f"metric {self.name!r} at {i}: {value!r}, {ends}; finite numbers or None are allowed")
-            if None not in (value, *ends) and not ends[0] <= value <= ends[1]:
-                raise ValueError(
-                    f"metric {self.name!r} at {i}: {value} is not between low {ends[0]} and high {ends[1]}"
-                )
+        for i in range(len(self.values)):
+            self._check(i)
+
+    def _check(self, i: int) -> None:
+        found = self.reading(i)
+        value, low, high = found.value, found.low, found.high
+        if any(v is not None and not (isinstance(v, Real) and math.isfinite(v)) for v in (value, low, high)):
+            raise ValueError(
+                f"metric {self.name!r} at {i}: {value!r}, {low!r} to {high!r}; give finite numbers or None"
+            )
+        if None not in (value, low, high) and not low <= value <= high:
+            raise ValueError(f"metric {self.name!r} at {i}: {value} is not between low {low} and high {high}")
 
     def reading(self, index: int) -> Reading:
         """Return the value at `index` with its interval and sample count."""
@@ -181,21 +150,8 @@ class Metric:
 
     def text(self, index: int) -> str:
         """Return the value at `index` with its interval, as text."""
-        text = number(self.values[index], self.digits, self.unit)
-        if self.low is None or self.low[index] is None or self.high[index] is None:
+        found = self.reading(index)
+        text = number(found.value, self.digits, self.unit)
+        if found.low is None or found.high is None:
             return text
-        return f"{text} ({number(self.low[index], self.digits)} to {number(self.high[index], self.digits)})"
-
-    def to_dict(self) -> dict:
-        """Return what `Metric(**…)` takes."""
-        return {
-            "name": self.name,
-            "values": self.values,
-            "label": self.label,
-            "unit": self.unit,
-            "low": self.low,
-            "high": self.high,
-            "interval": self.interval,
-            "n": self.n,
-            "digits": self.digits,
-        }
+        return f"{text} ({number(found.low, self.digits)} to {number(found.high, self.digits)})"

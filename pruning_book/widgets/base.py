@@ -1,32 +1,28 @@
 """Widgets with two lives: an anywidget where a kernel answers, plain HTML with the same ES module everywhere else.
 
-A `TwinWidget` always gives a notebook or a page `text/html`: a host element that holds a static picture and table, the
-data as JSON, and the module's text itself. The module replaces the static part by the interactive one; with JavaScript
-off, in print, or after an error, the static part is what one sees. Nothing is fetched, so the same output works on a
-site under any path, from a file on disk (where a browser refuses to import modules), in Colab's output frames and in
-exported notebooks. Only a widget with an `on_change` function also becomes an anywidget, see `live.py`.
-
-The live side of a `TwinWidget`: an anywidget with the same ES module, answered by the widget's Python function.
+A `TwinWidget` gives a notebook or a page a static picture and table, its data as JSON, and the module's text itself.
+The module replaces the static part by the moving one; with JavaScript off, in print, or after an error, the static part
+is what one sees. Nothing is fetched, so the same output works on a site under any path, from a file on disk (where a
+browser refuses to import modules), in Colab's output frames and in exported notebooks.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
+from html import escape
 from importlib import resources
 from typing import Any, ClassVar
-
-__all__ = ["TwinWidget", "live_widget", "module_source", "passport_line"]
 
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 
 
 def static_text(file: str) -> str:
-    """Return the text of a file of `show/static`."""
+    """Return the text of a file of `widgets/static`."""
     return resources.files("pruning_book.widgets").joinpath("static", file).read_text(encoding="utf-8")
 
 
@@ -61,11 +57,43 @@ def json_for_html(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """Return a value as the widgets write it: fixed decimals, commas between thousands; "not measured" for None.
+
+    Halves of the shortest decimal form are rounded up, as browsers do (1.005 becomes 1.01), so that the static table
+    and the moving one show the same digits.
+    """
+    if value is None:
+        return "not measured"
+    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{rounded if rounded else abs(rounded):,}" + (f"\u00a0{unit}" if unit else "")
+
+
+def mean_text(mean: Mapping[str, float]) -> str:
+    """Write "value", "low" and "high" of a mean SSIM."""
+    return f"{number(mean['value'], 3)} ({number(mean['low'], 3)} to {number(mean['high'], 3)})"
+
+
+def sentences(*texts: str) -> str:
+    """Join texts, each ended by a full stop unless it has an end of its own."""
+    return escape(" ".join(text if text[-1] in ".?!" else text + "." for text in texts if text))
+
+
+def scrolling(label: str, caption: str, head: Sequence[str], rows: Sequence[str], passport: str = "") -> str:
+    """Return a table in a box that scrolls sideways and can be reached by keyboard, and a line on where it is from."""
+    cells = "".join(f'<th scope="col">{text}</th>' if text else "<td></td>" for text in head)
+    return (
+        f'<div class="pl-scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        + (f'<p class="pl-passport">{escape(passport)}</p>' if passport else "")
+    )
+
+
 def passport_line(passport: Mapping | str | None) -> str:
     """Return where, when and with what something was measured, as one line; "" for None.
 
     Args:
-        passport: as `measure.passport()` makes it, or a finished sentence. Fields that are missing are left out.
+        passport: as `passport()` makes it, or a finished sentence. Fields that are missing are left out.
     """
     if passport is None or isinstance(passport, str):
         return passport or ""
@@ -90,11 +118,8 @@ class TwinWidget:
 
     Args:
         name: identifies the widget in its page and in links (`#name:axis=stop`): lower-case letters, digits, hyphens.
-        on_change: called with the chosen state, `{axis name: stop}`; recomputes and returns what the subclass
-            documents. Giving it makes the widget live where a kernel is connected.
-
-    Raises:
-        ValueError: `name` has other characters.
+        on_change: called with the chosen state; recomputes and returns what the subclass documents. Giving it makes
+            the widget live where a kernel is connected.
     """
 
     module: ClassVar[str] = ""
@@ -136,48 +161,49 @@ class TwinWidget:
         return (
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(title or self.name)}</title></head>"
+            f"<title>{escape(title or self.name)}</title></head>"
             f'<body style="font-family:system-ui,sans-serif;margin:1rem">{self.to_html()}</body></html>'
         )
 
     def widget(self) -> Any:
-        """Return the anywidget side, made on the first call.
-
-        Raises:
-            ImportError: anywidget is not installed.
-        """
+        """Return the anywidget side, made on the first call; an ImportError says that anywidget is not installed."""
         if self._widget is None:
-            self._widget = live_widget(self)
+            self._widget = _live(self)
         return self._widget
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self.to_html()}
-        if self.on_change is not None:
-            try:
-                shown = self.widget()._repr_mimebundle_()
-            except ImportError:  # the HTML twin shows the record
-                return bundle, {}
-            view, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
-            bundle.update({mime: value for mime, value in view.items() if mime.endswith("widget-view+json")})
-            return bundle, metadata  # Colab finds there where its widget manager is
-        return bundle, {}
+        if self.on_change is None:
+            return bundle, {}
+        try:
+            shown = self.widget()._repr_mimebundle_()
+        except ImportError:  # the HTML twin shows the record
+            return bundle, {}
+        view, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
+        bundle.update({mime: value for mime, value in view.items() if mime.endswith("widget-view+json")})
+        return bundle, metadata  # Colab finds there where its widget manager is
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
 
-def live_widget(twin: TwinWidget) -> Any:
-    """Return an `anywidget.AnyWidget` for `twin`.
+def _live(twin: TwinWidget) -> Any:
+    """Return an anywidget with the same module, answered by the widget's Python function.
 
     The browser writes the trait `request` (`view`, `number`, and `want: "data"` or `state`); Python writes `data` or
     `response` (same `view` and `number`). Until a browser asks, `data` stays empty: a page that is built by executing
     a notebook stores the traits of every widget, and would hold pictures and numbers a second time.
-
-    Raises:
-        ImportError: anywidget is not installed.
     """
     import anywidget
     import traitlets
+
+    def answered(state: Mapping) -> dict:
+        try:
+            answer = twin.answer(dict(state))
+            json.dumps(answer, allow_nan=False)
+        except Exception as error:  # the reader sees it in the widget, beside the recorded stop
+            return {"error": f"{type(error).__name__}: {error}"}
+        return answer
 
     class Live(anywidget.AnyWidget):
         _esm = module_source(twin.module)
@@ -193,18 +219,7 @@ def live_widget(twin: TwinWidget) -> Any:
                 # Other views of the same widget may have been given the data before; then nothing changes.
                 self.data = twin.data()
             elif "state" in request:
-                self.response = {
-                    "view": request.get("view"),
-                    "number": request.get("number"),
-                    **_answer(request["state"]),
-                }
-
-    def _answer(state: dict) -> dict:
-        try:
-            answer = twin.answer(dict(state))
-            json.dumps(answer, allow_nan=False)
-        except Exception as error:  # the reader sees it in the widget, beside the recorded stop
-            return {"error": f"{type(error).__name__}: {error}"}
-        return answer
+                asked = {"view": request.get("view"), "number": request.get("number")}
+                self.response = {**asked, **answered(request["state"])}
 
     return Live()

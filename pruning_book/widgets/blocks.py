@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any, ClassVar
 
 from pruning_lib.checks import nearest
 
-from .axes import number
-from .base import TwinWidget, passport_line
-from .html import scrolling, sentences
-
-__all__ = ["MEASURES", "BlockExplorer", "BlockModel", "Measure"]
-
-DATA_VERSION = 2
+from .base import TwinWidget, number, passport_line, scrolling, sentences
 
 
 @dataclass(frozen=True)
@@ -107,22 +101,23 @@ class BlockModel:
 
     def total_text(self, measures: Sequence[Measure]) -> str:
         """Return the sums of the additive measures, in words."""
-        parts = [
+        sums = (
             f"{measure.label} {number(self.sum(measure.name), self.digits(measure.name), measure.unit)}"
             for measure in measures
             if measure.additive and measure.name in self.values
-        ]
-        return f"{self.label}: {', '.join(parts)}"
+        )
+        return f"{self.label}: {', '.join(sums)}"
 
     def to_dict(self) -> dict:
         """Return what the module draws, in the units that are shown."""
         one = {key: MEASURES[key].one for key in self.values}
-        ends = {k: [e and [e[0] / one[k], e[1] / one[k]] for e in given] for k, given in self.spread.items()}
         return {
             "label": self.label,
             "blocks": self.blocks,
             "notes": dict(self.notes),
-            "spread": ends,
+            "spread": {
+                key: [e and [e[0] / one[key], e[1] / one[key]] for e in ends] for key, ends in self.spread.items()
+            },
             "values": {key: self.scaled(key) for key in self.values},
             "sums": {key: self.sum(key) for key in self.values},
             "digits": {key: self.digits(key) for key in self.values},
@@ -134,13 +129,10 @@ class BlockExplorer(TwinWidget):
 
     Args:
         name: identifies the figure in its page; an address ending in `#name:model=sd-1.5&measure=macs` sets it.
-        models: the `BlockModel`s, or mappings with their fields.
+        models: at least one, each with a label of its own.
         title: one line above the controls.
         start: label of the model and name of the measure shown first; by default the first of each.
         passport: of the record with the measured values, or a sentence; shown below.
-
-    Raises:
-        ValueError: no models, one label twice, or an unknown start.
     """
 
     module: ClassVar[str] = "block_explorer"
@@ -148,14 +140,14 @@ class BlockExplorer(TwinWidget):
     def __init__(
         self,
         name: str,
-        models: Sequence[BlockModel | Mapping],
+        models: Sequence[BlockModel],
         *,
         title: str,
         start: tuple[str, str] | None = None,
         passport: Mapping | str | None = None,
     ) -> None:
         super().__init__(name)
-        self.models = [model if isinstance(model, BlockModel) else BlockModel(**model) for model in models]
+        self.models = list(models)
         labels = [model.label for model in self.models]
         if not labels or len(set(labels)) < len(labels):
             raise ValueError(f"models are {labels}; give at least one, each with a label of its own")
@@ -165,10 +157,10 @@ class BlockExplorer(TwinWidget):
         label, measure = start or (labels[0], known[0])
         if label not in labels or measure not in known:
             raise ValueError(f"start is {(label, measure)}; models: {labels}, measures: {known}")
-        self.start = [labels.index(label), known.index(measure)]
-        first = self.models[self.start[0]]
+        first = self.models[labels.index(label)]
         values = first.values.get(measure) or next(iter(first.values.values()))
-        self.start.append(max(range(len(values)), key=lambda i: values[i] or 0))
+        largest = max(range(len(values)), key=lambda i: values[i] or 0)
+        self.start = [labels.index(label), known.index(measure), largest]
 
     @classmethod
     def from_reports(
@@ -177,14 +169,10 @@ class BlockExplorer(TwinWidget):
         """Make an explorer from counted models, and a record of their blocks' times.
 
         Args:
-            name: as for the class.
+            name, title, options: as for the class; `passport` comes from the record.
             reports: label -> `MacsReport`, as `count_macs` returns it.
-            title: as for the class.
-            latency: the record `block_latency`, as `load_record` returns it; None leaves the time out.
-            options: as for the class; `passport` comes from the record.
-
-        Raises:
-            ValueError: the record's blocks are not those of the model.
+            latency: the record `block_latency`, as `load_record` returns it, with the blocks of the models; None leaves
+                the time out.
         """
         timed = latency["data"]["models"] if latency else {}
         if latency:
@@ -195,21 +183,43 @@ class BlockExplorer(TwinWidget):
 
     def data(self) -> dict:
         """Return what the module draws."""
+        measures = [asdict(measure) for measure in self.measures]
+        for measure in measures:
+            del measure["one"]
         return {
-            "version": DATA_VERSION,
+            "version": 2,
             "name": self.name,
             "title": self.title,
             "passport": self.passport,
             "start": self.start,
             "models": [model.to_dict() for model in self.models],
-            "measures": [
-                {"name": m.name, "label": m.label, "unit": m.unit, "additive": m.additive} for m in self.measures
-            ],
+            "measures": measures,
         }
 
     def fallback_html(self) -> str:
-        """Return a table with every measure of the model shown first, with bars for the measure shown first."""
-        return block_fallback(self)
+        """Return a table with every measure of the model shown first, and bars for the measure shown first."""
+        model, first = self.models[self.start[0]], self.measures[self.start[1]]
+        head = ["block"]
+        columns = []  # the cells of each
+        for measure in self.measures:
+            values = model.scaled(measure.name) or [None] * len(model.blocks)
+            digits = model.digits(measure.name) if measure.name in model.values else 0
+            columns.append([f"<td>{number(value, digits)}</td>" for value in values])
+            head.append(escape(f"{measure.label}, {measure.unit}"))
+            if measure is first:
+                most = max(value or 0 for value in values) or 1
+                widths = [round(100 * (value or 0) / most) for value in values]
+                bar = '<td aria-hidden="true" style="min-width:6rem"><i style="width:{}%"></i></td>'
+                columns.append([bar.format(width) for width in widths])
+                head.append("")
+        cells = zip(*columns, strict=True)
+        rows = [
+            f'<tr><th scope="row">{escape(block)}</th>{"".join(row)}</tr>'
+            for block, row in zip(model.blocks, cells, strict=True)
+        ]
+        table = scrolling(self.title, sentences(self.title, f"{model.label}, block by block"), head, rows)
+        totals = sentences("In all: " + "; ".join(model.total_text(self.measures) for model in self.models))
+        return f'{table}<p class="pl-passport">{totals} {escape(self.passport)}</p>'
 
     def __repr__(self) -> str:
         return f"BlockExplorer({self.name!r}: {', '.join(model.label for model in self.models)})"
@@ -222,14 +232,10 @@ def block_model(label: str, report: Any, timed: Mapping | None = None) -> BlockM
         label: the model's name.
         report: as `count_macs` returns it; `by_block()` names blocks and their costs.
         timed: {"n": calls, "blocks": {block: {"median_ms", "p10_ms", "p90_ms"}}}, or None: only counted.
-
-    Raises:
-        ValueError: `timed` holds blocks that the report does not.
     """
     costs = report.by_block()
-    values: dict[str, Any] = {
-        key: [getattr(cost, key) for cost in costs.values()] for key in ("params", "macs", "macs_without_attention")
-    }
+    counted = ("params", "macs", "macs_without_attention")
+    values: dict[str, Any] = {key: [getattr(cost, key) for cost in costs.values()] for key in counted}
     if timed is None:
         why = "Counted without weights, so there is nothing to time."
         return BlockModel(label, list(costs), values, notes={"latency_ms": why})
@@ -241,32 +247,3 @@ def block_model(label: str, report: Any, timed: Mapping | None = None) -> BlockM
     spread = {"latency_ms": [found and (found["p10_ms"], found["p90_ms"]) for found in blocks]}
     note = f"Median of {timed['n']} calls, and p10 to p90."
     return BlockModel(label, list(costs), values, spread, {"latency_ms": note})
-
-
-def block_fallback(explorer: BlockExplorer) -> str:
-    """Return a table of the model shown first, with every measure, and bars for the measure shown first."""
-    model, first = explorer.models[explorer.start[0]], explorer.measures[explorer.start[1]]
-    shown = model.scaled(first.name) or [0.0] * len(model.blocks)
-    most = max(value or 0 for value in shown) or 1
-    rows = []
-    for i, block in enumerate(model.blocks):
-        cells = ""
-        for measure in explorer.measures:
-            values = model.scaled(measure.name)
-            text = number(values[i], model.digits(measure.name)) if values else "not measured"
-            cells += f"<td>{text}</td>"
-            if measure is first:
-                width = round(100 * (shown[i] or 0) / most)
-                cells += f'<td aria-hidden="true" style="min-width:6rem"><i style="width:{width}%"></i></td>'
-        rows.append(f'<tr><th scope="row">{escape(block)}</th>{cells}</tr>')
-    head = ["block"]
-    for measure in explorer.measures:
-        head.append(escape(f"{measure.label}, {measure.unit}"))
-        if measure is first:
-            head.append("")
-    caption = sentences(explorer.title, f"{model.label}, block by block")
-    totals = [m.total_text(explorer.measures) for m in explorer.models]
-    note = sentences("In all: " + "; ".join(totals)) if totals else ""
-    return scrolling(explorer.title, caption, head, rows, "") + (
-        f'<p class="pl-passport">{note} {escape(explorer.passport)}</p>'
-    )

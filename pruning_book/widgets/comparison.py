@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -16,17 +16,12 @@ from ..rivals.fewer_steps import FewerSteps
 from .axes import Axis, Metric
 from .sweep import SweepExplorer
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-__all__ = ["comparison_explorer", "draws", "rival_of"]
-
 
 def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | FewerSteps:
-    """Return what a cell of the record was: a schedule, or fewer steps.
+    """Return what a cell of the record `schedule_comparison` was: a schedule, or fewer steps.
 
     Args:
-        cell: of the record `schedule_comparison`.
+        cell: of the record.
         grid: of the unpruned generation with the cell's number of steps.
     """
     if "rows" not in cell:
@@ -36,16 +31,13 @@ def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | FewerSteps:
     return grid.schedule(decode_table(cell["rows"]), hold=hold, method=cell["row"])
 
 
-def draws(
-    pipe: DiffusionPipeline, cells: Cells, grid: Grid, guidance_scale: float = 3.0
-) -> Callable[[dict], dict[str, Any]]:
+def draws(pipe: Any, cells: Cells, grid: Grid, guidance_scale: float = 3.0) -> Callable[[dict], dict[str, Any]]:
     """Return what draws the explorer's picture anew where a kernel is there.
 
     Args:
         pipe: emoji-sd.
-        cells: of the record.
+        cells, guidance_scale: of the record.
         grid: of the unpruned generation.
-        guidance_scale: of the record.
     """
 
     def on_change(state: dict) -> dict[str, Any]:
@@ -75,47 +67,35 @@ def comparison_explorer(
     tiles, things = recorded_tiles(source), data["shown"]
     rows, unpruned = cells.methods(steps), data["unpruned"][str(steps)]
     budgets = sorted(data["budgets"], reverse=True)
-    images, found = [], []
-    for place in range(len(things)):
-        for row in rows:
-            for cell in [None, *(cells.at(steps, row, budget) for budget in budgets)]:
-                images.append(tiles[(unpruned if cell is None else cell)["sheet_row"] * len(things) + place])
-                found.append(cell)
+    same = {"value": 1.0, "low": 1.0, "high": 1.0}
+    whole = {**unpruned, "macs_ratio": 1.0, "ssim": same}
+    stops = [cell for row in rows for cell in (whole, *(cells.at(steps, row, budget) for budget in budgets))]
+    found = stops * len(things)
+    images = [tiles[cell["sheet_row"] * len(things) + i] for i in range(len(things)) for cell in stops]
     times = (data.get("speed") or {}).get("times", {})
 
-    def metric(key: str, label: str, digits: int, whole: Mapping[str, float]) -> Metric:
-        each = [whole if cell is None else cell[key] for cell in found]
-        return Metric(
-            key,
-            [e["value"] for e in each],
-            label=label,
-            low=[e["low"] for e in each],
-            high=[e["high"] for e in each],
-            interval="95 % interval",
-            n=data["n"],
-            digits=digits,
-        )
+    def judged(key: str, label: str, digits: int) -> Metric:
+        values, low, high = ([cell[key][end] for cell in found] for end in ("value", "low", "high"))
+        ends = {"low": low, "high": high, "interval": "95 % interval"}
+        return Metric(key, values, label=label, n=data["n"], digits=digits, **ends)
 
-    def fast(cell: Mapping[str, Any] | None) -> float | None:
-        if cell is None:
+    def fast(cell: Mapping[str, Any]) -> float | None:
+        if cell is whole:
             return 1.0
         timed = times.get(f"{steps}-{cell['budget']:g}-{cell['row']}")
         return timed and timed["generation"]["times_as_fast"]["value"]
 
-    kept = [100.0 if cell is None else 100 * cell["macs_ratio"] for cell in found]
-    same = {"value": 1.0, "low": 1.0, "high": 1.0}
     metrics = [
-        Metric("macs", kept, label="MACs kept", unit="%", digits=1),
-        metric("ssim", f"SSIM to the unpruned, {data['n']} pictures", 3, same),
-        metric("clip_score", "CLIP score", 1, unpruned["clip_score"]),
-        Metric("fast", [fast(cell) for cell in found], label="times as fast, measured", digits=2),
+        Metric("macs", [100 * cell["macs_ratio"] for cell in found], label="MACs kept", unit="%", digits=1),
+        judged("ssim", f"SSIM to the unpruned, {data['n']} pictures", 3),
+        judged("clip_score", "CLIP score", 1),
+        Metric("fast", [fast(cell) for cell in found], label="times as fast, measured"),
     ]
     axes = [
         Axis("thing", things, label="Prompt"),
         Axis("method", rows, label="Method", labels=[cells.names[row] for row in rows]),
         Axis("removed", [0, *(round(100 * (1 - b)) for b in budgets)], label="MACs removed", unit="%"),
     ]
-    options = {"title": "Schedules and their rivals", "picture": f"picture from emoji-sd, {steps} steps", **options}
-    options.setdefault("baseline", {"removed": 0})
-    options.setdefault("passport", record["passport"])
-    return SweepExplorer(name, axes, images, metrics, **options)
+    told = {"title": "Schedules and their rivals", "picture": f"picture from emoji-sd, {steps} steps"}
+    told |= {"baseline": {"removed": 0}, "passport": record["passport"]}
+    return SweepExplorer(name, axes, images, metrics, **{**told, **options})

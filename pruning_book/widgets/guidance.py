@@ -16,21 +16,14 @@ from pruning_lib.quality import clip_score
 
 from .sweep import SweepExplorer
 
-__all__ = ["first_explorer", "redraw", "total_macs"]
-
 MODEL = "emoji-sd"
 SEED = 7
 
 
 def redraw(pipe: Any, prompt: str, steps: int, guidance: float, seed: int = SEED) -> Image.Image:
-    """Return the picture of one stop.
+    """Return the picture of one stop; a guidance of 1 is none.
 
-    Args:
-        pipe: a StableDiffusionPipeline.
-        prompt: what to draw.
-        steps: denoising steps, >= 1.
-        guidance: guidance weight, >= 1; 1 is no guidance.
-        seed: of the starting noise, drawn on the CPU so that every device starts from the same.
+    The starting noise is drawn on the CPU, so that every device starts from the same.
     """
     noise = torch.Generator().manual_seed(seed)
     return pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images[0]
@@ -52,10 +45,7 @@ def first_explorer(
     Args:
         record: name or file of the record, as `benchmarks/first_explorer.py` writes it.
         load: `pruning_lib.load`. With it, where a kernel is there, each stop is drawn and timed anew.
-        load_clip: `pruning_lib.load_clip`, to score the new pictures too.
-
-    Raises:
-        RecordError: there is no such record, or it is damaged.
+        load_clip: `pruning_book.load_clip`, to score the new pictures too.
     """
 
     @cache

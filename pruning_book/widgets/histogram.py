@@ -7,14 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .axes import Axis
-
-__all__ = ["Histogram", "WeightBins"]
 
 Cut = Sequence[float] | None
 WIDTH, HEIGHT = 640, 150
@@ -32,13 +29,7 @@ class WeightBins:
 
     @classmethod
     def around(cls, weights: Mapping[str, Tensor], bins: int = 61, share: float = 0.995) -> WeightBins:
-        """Return bins that hold `share` of all weights.
-
-        Args:
-            weights: name -> tensor.
-            bins: how many; an odd number has one in the middle.
-            share: in (0, 1); the rest lies beyond.
-        """
+        """Return bins that hold a share in (0, 1) of all weights; an odd number of them has one in the middle."""
         sizes = torch.cat([weight.detach().abs().flatten().float().cpu() for weight in weights.values()])
         end = torch.kthvalue(sizes, max(1, math.ceil(share * len(sizes)))).values.item() or 1.0
         return cls(tuple(round(float(e), 6) for e in torch.linspace(-end, end, bins + 1)))
@@ -65,7 +56,7 @@ class Histogram:
     """A histogram and what each combination of stops removes of it.
 
     Args:
-        edges: of the bins, one more than there are counts.
+        edges: of the bins, increasing, one more than there are counts.
         counts: weights in each bin, unpruned.
         axes: names of the sweep's axes on which the removal depends.
         removed: for every combination of their stops, the last axis varying fastest: removed weights of each bin.
@@ -73,9 +64,6 @@ class Histogram:
             size. A weight between -threshold and threshold is removed.
         label: of the values, as in "weight".
         title: above the panel.
-
-    Raises:
-        ValueError: lists of wrong lengths, more removed than there is, or edges that do not increase.
     """
 
     edges: Sequence[float]
@@ -105,11 +93,7 @@ class Histogram:
             raise ValueError(f"a cut is {cut}; give (smallest, largest) threshold, or None")
 
     def fit(self, axes: Sequence[Axis]) -> list[int]:
-        """Return the places of its axes among those of a sweep.
-
-        Raises:
-            ValueError: an axis is not there, or the combinations are not all there.
-        """
+        """Return the places of its axes among those of a sweep, which must have all of its combinations."""
         names = [axis.name for axis in axes]
         for name in self.axes:
             if name not in names:
@@ -119,14 +103,6 @@ class Histogram:
         if wanted != len(self.removed):
             raise ValueError(f"the histogram has {len(self.removed)} combinations; its axes make {wanted}")
         return places
-
-    @staticmethod
-    def index(stops: Sequence[tuple[int, int]]) -> int:
-        """Return the place of a combination, given (stop, number of stops) for each of the axes."""
-        place = 0
-        for stop, count in stops:
-            place = place * count + stop
-        return place
 
     def words(self, removed: Sequence[int], cut: Cut) -> str:
         """Say what one combination removes."""
@@ -139,35 +115,24 @@ class Histogram:
         where = f"{cut[0]:.3g}" if cut[0] == cut[1] else f"{cut[0]:.3g} to {cut[1]:.3g}, by layer"
         return f"{text}; cut at a size of {where}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `Histogram(**…)` takes."""
-        return {
-            "edges": list(self.edges),
-            "counts": list(self.counts),
-            "axes": list(self.axes),
-            "removed": [list(row) for row in self.removed],
-            "cuts": [None if cut is None else list(cut) for cut in self.cuts],
-            "label": self.label,
-            "title": self.title,
-        }
-
-    def svg(self, index: int) -> str:
-        """Return one combination as a static picture, drawn as the ES module draws it."""
-        removed, cut = self.removed[index], self.cuts[index]
-        top = math.log10(max(self.counts) + 1)
-        wide = WIDTH / len(self.counts)
+    def svg(self, stops: Sequence[int], axes: Sequence[Axis]) -> str:
+        """Return a static picture of one stop of each of a sweep's axes, drawn as the ES module draws it."""
+        index = 0
+        for k in self.fit(axes):
+            index = index * len(axes[k].stops) + stops[k]
+        removed = self.removed[index]
+        top, wide = math.log10(max(self.counts) + 1), WIDTH / len(self.counts)
 
         def bars(values: Sequence[int], colour: str) -> str:
-            heights = [HEIGHT * math.log10(value + 1) / top for value in values]
-            parts = (
-                f'<rect x="{i * wide:.1f}" y="{HEIGHT - height:.1f}" width="{wide - 1:.1f}" height="{height:.1f}"/>'
-                for i, height in enumerate(heights)
-                if height
-            )
+            parts = []
+            for i, value in enumerate(values):
+                height = HEIGHT * math.log10(value + 1) / top
+                box = f'x="{i * wide:.1f}" y="{HEIGHT - height:.1f}" width="{wide - 1:.1f}" height="{height:.1f}"'
+                parts.append(f"<rect {box}/>" if height else "")
             return f'<g fill="var({colour})">{"".join(parts)}</g>'
 
         kept = [c - r for c, r in zip(self.counts, removed, strict=True)]
-        words = f"{self.title}: {self.words(removed, cut)}"
+        words = f"{self.title}: {self.words(removed, self.cuts[index])}"
         return (
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}" style="width:100%">'
             f"{bars(self.counts, '--pl-line')}{bars(kept, '--pl-accent')}</svg>"

@@ -16,9 +16,7 @@ from pruning_lib.records import load_record
 
 from .operators import OperatorExplorer
 from .sheet import to_pil
-from .sparsity import MODEL, draw
-
-__all__ = ["MODEL", "PROMPTS", "STOPS", "changed_pictures", "operator_explorer"]
+from .sparsity import MODEL, draw, quiet
 
 PROMPTS = ("lion", "pizza", "red heart", "rocket")
 # Shares of the MACs to remove, the lowest-scored operators first.
@@ -26,13 +24,7 @@ STOPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 
 
 def changed_pictures(pipe: Any, changes: Plan | Mapping[str, str], prompts: Sequence[str], *, first: int = 0) -> Tensor:
-    """Draw with some operators changed, and put them back.
-
-    Args:
-        pipe: a pipeline; its UNet is the same before and after.
-        changes: a plan, or path -> modification.
-        prompts: n captions; picture i starts from the noise of seed 1000 + first + i.
-        first: place of the first prompt.
+    """Draw with some operators changed (a plan, or path -> modification), and put them back; see `draw`.
 
     Returns:
         Floats in [0, 1], `[n, 3, h, w]`.
@@ -50,21 +42,13 @@ def operator_explorer(
         record: name or file of the record, as `benchmarks/operator_explorer.py` writes it.
         load: `pruning_lib.load`. With it, where a kernel is there, each choice changes the loaded model, draws, and
             puts everything back.
-
-    Raises:
-        RecordError: there is no such record, or it is damaged.
     """
     data = load_record(record)["data"]
     # A picture that is visibly changed and still known again is a good one to begin with.
     first = min(data["operators"], key=lambda op: abs(op["mean_ssim"]["value"] - 0.75))["path"]
     how = {op["path"]: {op["path"]: op["how"]} for op in data["operators"]}
     stops = {stop["ratio"]: dict(stop["changes"]) for stop in data["stops"]}
-
-    @cache
-    def pipeline() -> Any:
-        pipe = load(MODEL)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    pipeline = cache(lambda: quiet(load(MODEL)))
 
     @cache
     def picture(prompt: str, operator: str | None = None, ratio: float | None = None) -> Tensor:

@@ -1,36 +1,21 @@
-"""The schedule painter: switch units off at single steps, and see dead work, MACs and the picture follow.
-
-The static side of the schedule painter: the table at the start, its pictures, and all recorded schedules.
-"""
+"""The schedule painter: switch units off at single steps, and see dead work, MACs and the picture follow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor
+from PIL import Image
 
 from pruning_lib.checks import place
-from pruning_lib.records import RecordError, record_path
-from pruning_lib.steps.schedule import decode_table
+from pruning_lib.steps.schedule import Grid, decode_table
 
-from .axes import number
-from .base import TwinWidget, passport_line
-from .editor_grid import grid_data
-from .html import MAX_ALT
-from .recorded import load_pictured, save_pictured
-from .sheet import Sheet, data_url
+from .base import mean_text, number, scrolling, sentences
+from .pictured import Prompted
 
-if TYPE_CHECKING:
-    from pruning_lib.steps.schedule import Grid
-
-__all__ = ["PaintedStop", "SchedulePainter", "painter_fallback"]
-
-DATA_VERSION = 1
-_FIELDS = ("model", "grid", "stops", "prompts", "n")
+CELL, GAP, LABEL, HEAD = 16, 2, 70, 18
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class PaintedStop:
     note: str = ""
 
 
-class SchedulePainter(TwinWidget):
+class SchedulePainter(Prompted):
     """A table of units by steps to paint, with exact MACs, and pictures where recorded or drawn by a kernel.
 
     Args:
@@ -62,22 +47,22 @@ class SchedulePainter(TwinWidget):
         grid: of the units and steps that are painted.
         stops: recorded schedules; the first computes everything.
         prompts: of the shown pictures.
-        images: for each prompt one picture per stop, as a `SweepExplorer` takes them.
+        images: for each prompt one picture per stop, as `Pictured` takes them.
         model: the pipeline's name, for readers.
         n: pictures behind each mean SSIM.
-        title: one line above the controls.
-        picture: what the pictures are.
         start: "prompt" and "schedule" (a stop's name) shown first; by default the first prompt and the second stop.
-        passport: of the record, or a sentence.
-        on_change: called with `{"prompt", "on"}`, `on` being live cells as `encode_table` writes them, where a kernel is
-            there; returns `{"image": picture of the same size, "ssim", "ms", "whole_ms": time with this schedule and
-            without any}`.
+        options: `title`, `picture`, `passport` and `on_change`, which is called with `{"prompt", "on"}`, `on` being
+            live cells as `encode_table` writes them, where a kernel is there; it returns `{"image": picture of the
+            same size, "ssim", "ms", "whole_ms": time with this schedule and without any}`.
 
     Raises:
         ValueError: lists that do not fit together, a stop that is no table of the grid, or an unknown start.
     """
 
     module: ClassVar[str] = "schedule_painter"
+    kind: ClassVar[str] = "a schedule painter"
+    fields: ClassVar[tuple[str, ...]] = ("model", "grid", "stops", "prompts", "n")
+    answers: ClassVar[tuple[str, ...]] = ("ssim", "ms", "whole_ms")
 
     def __init__(
         self,
@@ -89,208 +74,132 @@ class SchedulePainter(TwinWidget):
         *,
         model: str,
         n: int,
-        title: str,
-        picture: str = "generated image",
         start: Mapping[str, Any] | None = None,
-        passport: Mapping | str | None = None,
-        on_change: Callable[[dict], Mapping] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(name, on_change=on_change)
-        self.grid, self.model, self.n, self.title, self.picture = grid, model, n, title, picture
+        self.grid = grid
         self.stops = [stop if isinstance(stop, PaintedStop) else PaintedStop(**stop) for stop in stops]
-        self.prompts, self.passport = list(prompts), passport_line(passport)
-        self.tables = self._check_lists()
-        self.sheet = images if isinstance(images, Sheet) else Sheet.pack(images)
-        wanted = len(self.stops) * len(self.prompts)
-        if self.sheet.count != wanted:
-            raise ValueError(
-                f"there are {self.sheet.count} images; {len(self.prompts)} prompts with {len(self.stops)} schedules "
-                f"make {wanted}."
-            )
-        names = [stop.name for stop in self.stops]
-        given = {"prompt": self.prompts[0], "schedule": names[min(1, len(names) - 1)], **(start or {})}
+        self.names = [stop.name for stop in self.stops]
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"schedules are called {self.names}; give at least one, each with its own name.")
+        self.tables = [decode_table(stop.on) for stop in self.stops]
+        for label, table in zip(self.names, self.tables, strict=True):
+            try:
+                grid.check(table)
+            except ValueError as error:
+                raise ValueError(f"{label!r}: {error}") from error
+        if not self.tables[0].all():
+            raise ValueError(f"the first schedule, {self.names[0]!r}, must compute everything.")
+        changes = [(repr(stop.name), stop.ssim) for stop in self.stops]
+        counted = f"{len(self.stops)} schedules"
+        super().__init__(name, images, model=model, prompts=prompts, n=n, changes=changes, counted=counted, **options)
+        given = {"prompt": self.prompts[0], "schedule": self.names[min(1, len(self.names) - 1)], **(start or {})}
         self.start = {
             "prompt": place(given["prompt"], self.prompts, "prompt"),
-            "stop": place(given["schedule"], names, "schedule"),
+            "stop": place(given["schedule"], self.names, "schedule"),
         }
 
-    def _check_lists(self) -> list[Tensor]:
-        if not self.prompts or len(set(self.prompts)) < len(self.prompts):
-            raise ValueError(f"prompts are {self.prompts}; give at least one, none twice.")
-        names = [stop.name for stop in self.stops]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"schedules are called {names}; give at least one, each with its own name.")
-        tables = [decode_table(stop.on) for stop in self.stops]
-        for stop, table in zip(self.stops, tables, strict=True):
-            try:
-                self.grid.check(table)
-            except ValueError as error:
-                raise ValueError(f"{stop.name!r}: {error}") from error
-            if len(stop.ssim) != len(self.prompts):
-                raise ValueError(f"{stop.name!r} has {len(stop.ssim)} values of ssim for {len(self.prompts)} prompts.")
-        if not tables[0].all():
-            raise ValueError(f"the first schedule, {names[0]!r}, must compute everything.")
-        return tables
+    @staticmethod
+    def count(data: Mapping[str, Any]) -> int:
+        return len(data["prompts"]) * len(data["stops"])
 
     @classmethod
-    def from_record(cls, record: str | Path, name: str, **options: Any) -> SchedulePainter:
-        """Make a painter from a record that `save` wrote; `options` as for the class.
+    def arguments(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().arguments(data), "grid": Grid.from_dict(data["grid"])}
 
-        Raises:
-            RecordError: the record cannot be read or is of another kind, or its sheet is missing or another one.
-        """
-        from pruning_lib.steps.schedule import Grid
-
-        data, sheet, passport = load_pictured(
-            record, "a schedule painter", _FIELDS, lambda data: len(data["prompts"]) * len(data["stops"])
-        )
-        options.setdefault("passport", passport)
-        try:
-            grid = Grid.from_dict(data["grid"])
-        except (KeyError, TypeError, ValueError) as error:
-            found = f"{record_path(record)} holds a damaged grid: {error!r}."
-            raise RecordError(f"{found} Record it anew.") from error
-        return cls(name, grid, data["stops"], data["prompts"], sheet, model=data["model"], n=data["n"], **options)
-
-    def save(
-        self, path: str | Path, experiment: str, passport: Mapping, *, quality: int | None = None, **more: Any
-    ) -> Path:
-        """Write everything as a record, `<path>.json`, and the pictures as a sheet beside it.
-
-        Args:
-            path: the record's file, ending in .json.
-            experiment: its name.
-            passport: as `measure.passport` returns it.
-            quality: of the sheet, 1 to 100; None stores it without loss.
-            more: further data, JSON-ready.
-
-        Raises:
-            RecordError: the place cannot be written to.
-        """
-        data = {
-            "model": self.model,
-            "n": self.n,
-            "prompts": self.prompts,
-            "grid": self.grid.to_dict(),
-            "stops": [asdict(stop) for stop in self.stops],
-            **more,
-        }
-        return save_pictured(path, experiment, data, self.sheet, passport, quality=quality)
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "grid": self.grid.to_dict(), "stops": [asdict(stop) for stop in self.stops]}
 
     def data(self) -> dict:
         """Return what the module draws."""
-        sheet = {"columns": self.sheet.columns, "width": self.sheet.width, "height": self.sheet.height}
-        return {
-            "version": DATA_VERSION,
-            "name": self.name,
-            "title": self.title,
-            "picture": self.picture,
-            "model": self.model,
-            "passport": self.passport,
-            "prompts": self.prompts,
-            "n": self.n,
-            "start": self.start,
-            "grid": grid_data(self.grid),
-            "stops": [asdict(stop) for stop in self.stops],
-            "sheet": {"src": self.sheet.url(), **sheet},
-        }
+        stops = [asdict(stop) for stop in self.stops]
+        return {**super().data(), "grid": grid_data(self.grid), "stops": stops, "sheet": self.tiles(self.sheet.url())}
 
     def stop(self, name: str) -> PaintedStop:
-        """Return the recorded schedule called `name`.
+        """Return the recorded schedule called `name`; a ValueError says that there is none."""
+        return self.stops[place(name, self.names, "schedule")]
 
-        Raises:
-            ValueError: there is none.
-        """
-        return self.stops[place(name, [stop.name for stop in self.stops], "schedule")]
-
-    def tile(self, prompt: str, schedule: str) -> Any:
+    def tile(self, prompt: str, schedule: str) -> Image.Image:
         """Return a recorded picture."""
-        stop = place(schedule, [stop.name for stop in self.stops], "schedule")
-        return self.sheet.tile(place(prompt, self.prompts, "prompt") * len(self.stops) + stop)
-
-    def answer(self, state: dict) -> dict:
-        """Return what `on_change` computed for `state`, checked and ready for the page."""
-        given = dict(self.on_change(state))
-        numbers = {key: float(given[key]) for key in ("ssim", "ms", "whole_ms")}
-        return {"image": self.sheet.url_of(given["image"]), **numbers}
+        return self.tile_of(prompt, place(schedule, self.names, "schedule"))
 
     def fallback_html(self) -> str:
-        """Return the table at the start, its pictures, and all recorded schedules."""
-        return painter_fallback(self)
+        """Return the table at the start as a picture, its pictures, and a table of all recorded schedules."""
+        name, prompt = self.names[self.start["stop"]], self.prompts[self.start["prompt"]]
+        shown = (("unpruned", self.tile(prompt, self.names[0])), (name, self.tile(prompt, name)))
+        rows = [
+            f'<tr><th scope="row">{escape(stop.name)}</th><td>{number(100 * self.grid.macs_ratio(table), 1)} %</td>'
+            f"<td>{mean_text(stop.mean)}</td></tr>"
+            for stop, table in zip(self.stops, self.tables, strict=True)
+        ]
+        head = ["schedule", "MACs kept", f"mean SSIM, n = {self.n}"]
+        caption = sentences(self.title, "MACs with attention products; 95 % intervals.")
+        table = scrolling("Recorded schedules", caption, head, rows, self.passport)
+        return f"{self._drawing()}{self.pair(shown, prompt)}{table}"
+
+    def _drawing(self) -> str:
+        """Return the table shown first: filled where computed, crossed where dead work, empty where reused."""
+        place = self.start["stop"]
+        on, live = self.tables[place], self.grid.live(self.tables[place])
+        steps, units = on.shape
+        step, parts = CELL + GAP, []
+        for n, name in enumerate(self.grid.names):
+            parts.append(f'<text x="0" y="{HEAD + n * step + CELL - 4}">{escape(short_name(name))}</text>')
+        for t in range(steps):
+            x = LABEL + t * step
+            parts.append(f'<text x="{x + CELL / 2}" y="{HEAD - 5}" text-anchor="middle">{t + 1}</text>')
+            for n in range(units):
+                y, dead = HEAD + n * step, on[t, n] and not live[t, n]
+                fill = "var(--pl-line)" if dead else "var(--pl-accent)" if live[t, n] else "none"
+                box = f'x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2"'
+                parts.append(f'<rect {box} fill="{fill}" stroke="var(--pl-edge)"/>')
+                if dead:
+                    parts.append(f'<path d="M{x} {y + CELL}L{x + CELL} {y}" stroke="var(--pl-edge)" stroke-width="2"/>')
+        kept = int(live.sum())
+        words = f"The schedule {self.names[place]}: {kept} of {steps * units} cells are computed and used, "
+        words += f"{int(on.sum()) - kept} are dead work, the others are used again from an earlier step."
+        width, height = LABEL + steps * step, HEAD + units * step
+        return (
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}" '
+            f'style="width:100%;max-width:{width * 1.3:.0f}px;font-size:10.5px;fill:var(--pl-ink)">{"".join(parts)}</svg>'
+            '<p class="pl-passport">One row a unit, one column a step. Filled: computed. Crossed: dead work. '
+            "Empty: used again from an earlier step.</p>"
+        )
 
     def __repr__(self) -> str:
         steps, units = self.grid.shape
         return f"SchedulePainter({self.name!r}: {steps} steps x {units} units of {self.model}, {len(self.stops)} stops)"
 
 
-CELL, GAP, LABEL, HEAD = 16, 2, 70, 18
+def grid_data(grid: Grid) -> dict:
+    """Return what the module needs to know about a grid."""
+    whole = sum(grid.macs) + grid.base_macs
+    groups = [".".join(name.split(".")[:2]) for name in grid.names]
+    return {
+        "names": list(grid.names),
+        "labels": [short_name(name) for name in grid.names],
+        "blocks": [sorted(set(groups)).index(group) for group in groups],
+        "steps": grid.shape[0],
+        "macs": list(grid.macs),
+        "macs_without_attention": list(grid.macs_without_attention),
+        "base_macs": grid.base_macs,
+        "base_macs_without_attention": grid.base_macs_without_attention,
+        "shares": [macs / whole for macs in grid.macs],
+        "inputs": [sorted(found) for found in grid.wiring.inputs],
+        "output": sorted(grid.wiring.output),
+        "reads": grid.wiring.output_reads_input,
+    }
 
 
-def painter_fallback(painter: SchedulePainter) -> str:
-    """Return the drawn table, two pictures, and a table of the recorded schedules."""
-    place = painter.start["stop"]
-    stop, prompt = painter.stops[place], painter.prompts[painter.start["prompt"]]
-    figures = "".join(
-        f'<figure><img src="{data_url(tile)}" width="{tile.width}" height="{tile.height}" '
-        f'alt="{escape(f"{painter.picture}, {prompt}, {what}"[:MAX_ALT])}">'
-        f"<figcaption>{escape(what)}</figcaption></figure>"
-        for what, tile in (
-            ("unpruned", painter.tile(prompt, painter.stops[0].name)),
-            (stop.name, painter.tile(prompt, stop.name)),
-        )
-    )
-    rows = []
-    for found, table in zip(painter.stops, painter.tables, strict=True):
-        mean = found.mean
-        rows.append(
-            f'<tr><th scope="row">{escape(found.name)}</th>'
-            f"<td>{number(100 * painter.grid.macs_ratio(table), 1)} %</td>"
-            f"<td>{number(mean['value'], 3)} ({number(mean['low'], 3)} to {number(mean['high'], 3)})</td></tr>"
-        )
-    heads = "".join(
-        f'<th scope="col">{escape(text)}</th>' for text in ("schedule", "MACs kept", f"mean SSIM, n = {painter.n}")
-    )
-    title = painter.title if painter.title[-1] in ".?!" else painter.title + "."
-    table = (
-        f'<div class="pl-scroll" tabindex="0" role="region" aria-label="Recorded schedules"><table>'
-        f"<caption>{escape(title)} MACs with attention products; 95 % intervals.</caption>"
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    passport = f'<p class="pl-passport">{escape(painter.passport)}</p>' if painter.passport else ""
-    return f'{drawn_table(painter)}<div class="pl-pair">{figures}</div>{table}{passport}'
-
-
-def drawn_table(painter: SchedulePainter) -> str:
-    """Return the table shown first as a picture: filled where computed, crossed where dead work, empty where reused."""
-    from .editor_grid import short_name
-
-    on = painter.tables[painter.start["stop"]]
-    live, stop = painter.grid.live(on).numpy(), painter.stops[painter.start["stop"]]
-    steps, units = on.shape
-    step, parts = CELL + GAP, []
-    for t in range(steps):
-        x = LABEL + t * step
-        parts.append(f'<text x="{x + CELL / 2}" y="{HEAD - 5}" text-anchor="middle">{t + 1}</text>')
-        for n in range(units):
-            y = HEAD + n * step
-            fill = "var(--pl-accent)" if live[t, n] else "var(--pl-line)" if on[t, n] else "none"
-            parts.append(
-                f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2" fill="{fill}" stroke="var(--pl-edge)"/>'
-            )
-            if on[t, n] and not live[t, n]:
-                parts.append(f'<path d="M{x} {y + CELL}L{x + CELL} {y}" stroke="var(--pl-edge)" stroke-width="2"/>')
-    labels = "".join(
-        f'<text x="0" y="{HEAD + n * step + CELL - 4}">{escape(short_name(name))}</text>'
-        for n, name in enumerate(painter.grid.names)
-    )
-    kept = int(live.sum())
-    words = f"The schedule {stop.name}: {kept} of {steps * units} cells are computed and used, "
-    words += f"{int(on.sum()) - kept} are dead work, the others are used again from an earlier step."
-    width, height = LABEL + steps * step, HEAD + units * step
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}" '
-        f'style="width:100%;max-width:{width * 1.3:.0f}px;font-size:10.5px;fill:var(--pl-ink)">'
-        f"{labels}{''.join(parts)}</svg>"
-        '<p class="pl-passport">One row a unit, one column a step. Filled: computed. Crossed: dead work. '
-        "Empty: used again from an earlier step.</p>"
-    )
+def short_name(name: str) -> str:
+    """Return a unit's name for a narrow row: "down 0.1" for `down_blocks.0.layers.1`, "up 2 ↑" for an upsampler."""
+    parts = name.split(".")
+    side = {"down_blocks": "down", "up_blocks": "up", "mid_block": "mid", "transformer_blocks": "block"}
+    if parts[0] not in side:
+        return name
+    words = [side[parts[0]], ".".join(parts[1:])]
+    if len(parts) == 4:
+        last = {"downsamplers": "\u2193", "upsamplers": "\u2191"}.get(parts[2])
+        first = {"resnets": "r", "attentions": "a"}.get(parts[2], "")
+        words[1] = f"{parts[1]} {last}" if last else f"{parts[1]}.{first}{parts[3]}"
+    return " ".join(filter(None, words))

@@ -18,13 +18,10 @@ from pruning_lib.steps.schedule import Grid, Schedule, decode_table
 
 from .schedule_editor import SchedulePainter
 from .sheet import to_pil
-from .sparsity import FIRST_SEED, MODEL, STEPS, draw
-
-__all__ = ["MODEL", "PROMPTS", "STEPS", "presets", "schedule_painter", "scheduled_pictures"]
+from .sparsity import FIRST_SEED, MODEL, STEPS, draw, quiet
 
 # None of them is among every fourth caption, with which pruners are trained and schedules searched.
 PROMPTS = ("lion", "rocket", "sunflower", "octopus")
-HALVES = "Either half of the steps costs the same, and both are not worth the same."
 
 
 def scheduled_pictures(pipe: Any, schedule: Schedule | None, prompts: Sequence[str], *, first: int = 0) -> Tensor:
@@ -56,57 +53,48 @@ def presets(grid: Grid) -> dict[str, tuple[str, Tensor, str]]:
         grid: of a UNet at grain "layers".
     """
     steps, units = grid.shape
+    names, half = grid.names, steps // 2
     full = torch.ones(grid.shape, dtype=torch.bool)
     found: dict[str, tuple[str, Tensor, str]] = {"everything": ("whole steps", full, "The unpruned model.")}
 
     def add(group: str, name: str, table: Tensor, note: str) -> None:
         found[name] = (group, table, note)
 
+    def without(rows: slice | int, columns: Sequence[int] | slice = slice(None)) -> Tensor:
+        table = full.clone()
+        table[rows, columns] = False
+        return table
+
     for k, word in ((2, "2nd"), (3, "3rd"), (5, "5th")):
         note = f"The output of the whole denoiser is used again; it is called at every {word} step only."
         add("whole steps", f"every {word} step", every(grid, k).on, note)
-    half = steps // 2
-    early, late = full.clone(), full.clone()
-    early[half:], late[1:half] = False, False
-    late[half] = False  # as many calls as the other one
-    add("whole steps", "the first half", early, HALVES)
-    add("whole steps", "the second half", late, HALVES)
+    note = "Either half of the steps costs the same, and both are not worth the same."
+    add("whole steps", "the first half", without(slice(half, None)), note)
+    # The step in the middle goes too: as many calls as the other one.
+    add("whole steps", "the second half", without(slice(1, half + 1)), note)
     for k, word in ((2, "2nd"), (3, "3rd"), (5, "5th")):
         note = f"The deep layers run at every {word} step, the last layer at all steps: DeepCache's pattern."
         add("some layers", f"DeepCache, every {word}", deepcache(grid, k).on, note)
-    down = [i for i, name in enumerate(grid.names) if name.startswith("down_blocks")]
-    table = full.clone()
-    table[1::2, down] = False
+    odd = slice(1, None, 2)
+    down = [i for i, name in enumerate(names) if name.startswith("down_blocks")]
     note = "The way up runs at every step. In its skip connections old values meet new ones."
-    add("some layers", "the way down, every 2nd", table, note)
-    top = max(int(name.split(".")[1]) for name in grid.names if name.startswith("up_blocks"))
-    deep = [i for i, name in enumerate(grid.names) if not re.match(rf"(down_blocks\.0|up_blocks\.{top})\.layers", name)]
-    for name, first in (("the deep levels once", 1), ("the deep levels twice", 2)):
-        table = full.clone()
-        table[1:, deep] = False
-        if first == 2:
-            table[steps // 2, deep] = True
-        add("some layers", name, table, "At the other steps only the layers at full resolution run.")
-    stale = full.clone()
-    stale[1:, : units - 3] = False
-    add(
-        "some layers",
-        "the last three layers",
-        stale,
-        "All others were computed once, at the first step, and grow older from step to step.",
-    )
-    wasted = full.clone()
-    wasted[1::2, sorted(grid.wiring.output)] = False
+    add("some layers", "the way down, every 2nd", without(odd, down), note)
+    top = max(int(name.split(".")[1]) for name in names if name.startswith("up_blocks"))
+    deep = [i for i, name in enumerate(names) if not re.match(rf"(down_blocks\.0|up_blocks\.{top})\.layers", name)]
+    note = "At the other steps only the layers at full resolution run."
+    once = without(slice(1, None), deep)
+    twice = once.clone()
+    twice[half, deep] = True
+    add("some layers", "the deep levels once", once, note)
+    add("some layers", "the deep levels twice", twice, note)
+    note = "All others were computed once, at the first step, and grow older from step to step."
+    add("some layers", "the last three layers", without(slice(1, None), slice(units - 3)), note)
     note = "Only the last layer is off, at every 2nd step. What runs before it there is read by nobody."
-    add("some layers", "a picture full of dead work", wasted, note)
-    for i, name in enumerate(grid.names):
-        table = full.clone()
-        table[1:, i] = False
-        add("one unit, once", f"{name} once", table, "Computed at the first step only.")
+    add("some layers", "a picture full of dead work", without(odd, sorted(grid.wiring.output)), note)
+    for i, name in enumerate(names):
+        add("one unit, once", f"{name} once", without(slice(1, None), [i]), "Computed at the first step only.")
     for t in range(1, steps):
-        table = full.clone()
-        table[t] = False
-        add("one step less", f"without step {t + 1}", table, "The output of the step before is used again.")
+        add("one step less", f"without step {t + 1}", without(t), "The output of the step before is used again.")
     return found
 
 
@@ -118,26 +106,20 @@ def schedule_painter(
     Args:
         record: name or file of the record, as `benchmarks/schedule_painter.py` writes it.
         load: `pruning_lib.load`. With it, where a kernel is there, every painted table is run and its picture shown.
-
-    Raises:
-        RecordError: there is no such record, or it is damaged.
     """
 
     @cache
     def pipeline() -> Any:
-        pipe = load(MODEL)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = quiet(load(MODEL))
         scheduled_pictures(pipe, None, PROMPTS[:1])  # a first run is slower
         return pipe
-
-    @cache
-    def unpruned(prompt: str) -> tuple[Tensor, float]:
-        return timed(None, prompt)
 
     def timed(schedule: Schedule | None, prompt: str) -> tuple[Tensor, float]:
         pipe, began = pipeline(), time.perf_counter()
         pictures = scheduled_pictures(pipe, schedule, [prompt], first=painter.prompts.index(prompt))
         return pictures, 1000 * (time.perf_counter() - began)
+
+    unpruned = cache(lambda prompt: timed(None, prompt))
 
     def on_change(state: Mapping[str, Any]) -> dict:
         whole, whole_ms = unpruned(state["prompt"])

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["Sheet", "data_url", "to_pil"]
-
 # Above this a sheet is stored with loss in a page; the pictures on disk stay as they are.
 LOSSLESS_BYTES = 500_000
 
@@ -22,12 +20,10 @@ def to_pil(images: Any) -> list[Image.Image]:
     """Return RGB PIL images.
 
     Args:
-        images: PIL images, uint8 `[n, h, w, 3]`, or a tensor `[n, 3, h, w]` (uint8, or float in [0, 1]).
-
-    Raises:
-        ValueError: another shape or type.
+        images: PIL images, uint8 `[n, h, w, 3]`, or a tensor `[n, 3, h, w]` (uint8, or float in [0, 1]). A ValueError
+            refuses another shape or type.
     """
-    if hasattr(images, "detach"):  # a torch tensor, without importing torch
+    if hasattr(images, "detach"):
         array = images.detach().cpu().float().numpy() * (1 if not images.is_floating_point() else 255)
         if array.ndim != 4 or array.shape[1] != 3:
             raise ValueError(f"images is a tensor of shape {tuple(images.shape)}; give [n, 3, height, width]")
@@ -49,7 +45,11 @@ def data_url(image: Image.Image, budget: int = LOSSLESS_BYTES) -> str:
     if file.tell() > budget:
         file = io.BytesIO()
         image.save(file, "WEBP", quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return _url(file.getvalue())
+
+
+def _url(webp: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
 class Sheet:
@@ -57,12 +57,8 @@ class Sheet:
 
     Args:
         image: the whole sheet.
-        width: of one tile, in pixels.
-        height: of one tile, in pixels.
+        width, height: of one tile, in pixels.
         count: how many tiles it holds; the last row may have empty places.
-
-    Raises:
-        ValueError: the sheet is no multiple of the tile, or holds another number of tiles.
     """
 
     def __init__(self, image: Image.Image, width: int, height: int, count: int) -> None:
@@ -71,7 +67,7 @@ class Sheet:
                 f"the sheet is {image.width} x {image.height} px, which no tiles of {width} x {height} px fill"
             )
         self.image, self.width, self.height, self.count = image.convert("RGB"), width, height, count
-        self._file: bytes | None = None  # of a WebP that was read; it needs no second encoding
+        self._file: bytes | None = None  # that was read; it needs no second encoding
         self.columns, rows = image.width // width, image.height // height
         if not self.columns * (rows - 1) < count <= self.columns * rows:
             raise ValueError(
@@ -81,17 +77,13 @@ class Sheet:
 
     @classmethod
     def pack(cls, images: Sequence) -> Sheet:
-        """Make a sheet of `images` (as `to_pil` takes them), about as wide as high.
-
-        Raises:
-            ValueError: there are none, or their sizes differ.
-        """
+        """Make a sheet of at least one image, all of one size (as `to_pil` takes them), about as wide as high."""
         pictures = to_pil(images)
         sizes = {picture.size for picture in pictures}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"images have sizes {sorted(sizes)}; all must have the same" if sizes else "images is empty"
-            )
+        if not sizes:
+            raise ValueError("images is empty")
+        if len(sizes) > 1:
+            raise ValueError(f"images have sizes {sorted(sizes)}; all must have the same")
         width, height = sizes.pop()
         columns = math.ceil(math.sqrt(len(pictures)))
         whole = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
@@ -101,44 +93,24 @@ class Sheet:
 
     @classmethod
     def read(cls, path: str | Path, width: int, height: int, count: int) -> Sheet:
-        """Read a sheet that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it does not hold `count` tiles.
-        """
-        with Image.open(path) as image:
+        """Read a WebP that `save` wrote."""
+        file = Path(path).read_bytes()
+        with Image.open(io.BytesIO(file)) as image:
             sheet = cls(image.copy(), width, height, count)
-        if str(path).endswith(".webp"):
-            sheet._file = Path(path).read_bytes()
+        sheet._file = file
         return sheet
 
     def save(self, path: str | Path, quality: int | None = None) -> None:
-        """Write the sheet as PNG or WebP, by the suffix of `path`.
-
-        Args:
-            path: ends in .png or .webp.
-            quality: of a WebP, 1 to 100; None stores it without loss.
-        """
-        if not str(path).endswith(".webp"):
-            self.image.save(path, optimize=True)
-        elif quality is None:
-            self.image.save(path, lossless=True)
-        else:
-            self.image.save(path, quality=quality, method=6)
+        """Write the sheet as WebP, of a quality from 1 to 100; None stores it without loss."""
+        how = {"lossless": True} if quality is None else {"quality": quality, "method": 6}
+        self.image.save(path, "WEBP", **how)
 
     def url(self) -> str:
         """Return the sheet as a data URL: the file it was read from, or as `data_url` stores it."""
-        if self._file is None:
-            return data_url(self.image)
-        return "data:image/webp;base64," + base64.b64encode(self._file).decode()
+        return data_url(self.image) if self._file is None else _url(self._file)
 
     def url_of(self, picture: object) -> str:
-        """Return a picture that was drawn anew, and takes the place of a tile, as a data URL.
-
-        Raises:
-            ValueError: it has another size than the tiles.
-        """
+        """Return a picture that was drawn anew, and takes the place of a tile of its size, as a data URL."""
         (image,) = to_pil([picture])
         if image.size != (self.width, self.height):
             raise ValueError(f"on_change returned an image of {image.size}; recorded: {(self.width, self.height)}")

@@ -14,7 +14,7 @@ from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import Latency, measure_latency
 from pruning_lib.quality import clip_score, ssim
 from pruning_lib.records import load_record
-from pruning_lib.weights.magnitude import SCOPES, Sensitivity, prune_magnitude
+from pruning_lib.weights.magnitude import Sensitivity, prune_magnitude
 from pruning_lib.weights.masks import PrunedWeights
 from pruning_lib.weights.select import prunable_weights
 
@@ -22,23 +22,6 @@ from ..sparse_file import sparse_bytes
 from .histogram import Histogram, WeightBins
 from .sheet import to_pil
 from .sweep import SweepExplorer
-
-__all__ = [
-    "GUIDANCE",
-    "INERT",
-    "MODEL",
-    "PROMPTS",
-    "SCOPES",
-    "STEPS",
-    "STOPS",
-    "cut_of",
-    "decode",
-    "draw",
-    "prune_at",
-    "sparsity_explorer",
-    "spread_captions",
-    "time_denoisers",
-]
 
 MODEL = "emoji-sd"
 STEPS, GUIDANCE = 10, 3.0
@@ -49,13 +32,14 @@ FIRST_SEED = 1000
 BATCH = 16  # pictures drawn at once: what a processor's cache holds
 
 
-def spread_captions(captions: Sequence[str], n: int) -> list[str]:
-    """Return the first n of all captions in an order that is shuffled once and for all.
+def quiet(pipe: Any) -> Any:
+    """Return a pipeline that shows no progress bar."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
-    Args:
-        captions: as `pb.captions` returns them.
-        n: how many, at most all.
-    """
+
+def spread_captions(captions: Sequence[str], n: int) -> list[str]:
+    """Return the first n of all captions in an order that is shuffled once and for all."""
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0))
     return [captions[i] for i in order[:n].tolist()]
 
@@ -110,12 +94,7 @@ def cut_of(pruned: PrunedWeights) -> tuple[float, float] | None:
 
 
 def time_denoisers(denoisers: Mapping[str, torch.nn.Module], repeats: int, warmup: int = 2) -> dict[str, Latency]:
-    """Time one call of each, in turn, with a batch of two: what one step with guidance costs.
-
-    Args:
-        denoisers: name -> module, all on one device.
-        repeats, warmup: rounds.
-    """
+    """Time one call of each, all on one device, in turn, with a batch of two: what one step with guidance costs."""
     calls, device = {}, None
     for name, module in denoisers.items():
         device = next(module.parameters()).device
@@ -137,32 +116,27 @@ def sparsity_explorer(
         record: name or file of the record, as `benchmarks/sparsity_explorer.py` writes it.
         load: `pruning_lib.load`. With it, where a kernel is there, each stop prunes the loaded model, draws, and puts
             its weights back.
-        load_clip: `pruning_lib.load_clip`, to score the new pictures too.
+        load_clip: `pruning_book.load_clip`, to score the new pictures too.
         curve: the record with the measured sensitivities, read only where a kernel asks.
-
-    Raises:
-        RecordError: there is no such record, or it is damaged.
     """
-    stored = load_record(record)["data"]
+    panel = Histogram(**load_record(record)["data"]["histogram"])
+    bins = WeightBins(tuple(panel.edges))
 
     @cache
-    def live() -> tuple[Any, Sensitivity, WeightBins, Any]:
-        pipe = load(MODEL)
-        pipe.set_progress_bar_config(disable=True)
+    def live() -> tuple[Any, Sensitivity, Any]:
         sensitivity = Sensitivity.from_dict(load_record(curve)["data"]["sensitivity"])
-        bins = WeightBins(tuple(stored["histogram"]["edges"]))
-        return pipe, sensitivity, bins, load_clip(MODEL) if load_clip else None
+        return quiet(load(MODEL)), sensitivity, load_clip(MODEL) if load_clip else None
 
     @cache
     def whole(prompt: str) -> Tensor:
         return draw(live()[0], [prompt], first=PROMPTS.index(prompt))[0]
 
     def on_change(stop: dict) -> dict:
-        pipe, sensitivity, bins, clip = live()
-        prompt, scope, sparsity = stop["prompt"], stop["scope"], stop["sparsity"]
+        pipe, sensitivity, clip = live()
+        prompt = stop["prompt"]
         reference = whole(prompt)
         weights = {name: w.detach().clone() for name, w in prunable_weights(pipe.unet).weights.items()}
-        with prune_at(pipe.unet, scope, sparsity, sensitivity) as pruned:
+        with prune_at(pipe.unet, stop["scope"], stop["sparsity"], sensitivity) as pruned:
             image = draw(pipe, [prompt], first=PROMPTS.index(prompt))[0]
             metrics = {
                 "ssim": ssim(reference, image).item(),
@@ -171,8 +145,8 @@ def sparsity_explorer(
             }
         if clip is not None:
             metrics["clip_score"] = clip_score(clip, image, [prompt]).item()
-        panel = {"removed": bins.count(weights, pruned.masks), "cut": cut_of(pruned)}
-        return {"image": to_pil(image)[0], "metrics": metrics, "histogram": panel}
+        removed = {"removed": bins.count(weights, pruned.masks), "cut": cut_of(pruned)}
+        return {"image": to_pil(image)[0], "metrics": metrics, "histogram": removed}
 
     return SweepExplorer.from_record(
         record,
@@ -182,6 +156,6 @@ def sparsity_explorer(
         start={"prompt": PROMPTS[0], "scope": "global", "sparsity": 0.5},
         baseline={"sparsity": 0.0},
         chart=("sparsity", "mean_ssim"),
-        histogram=Histogram(**stored["histogram"]),
+        histogram=panel,
         on_change=on_change if load else None,
     )

@@ -112,9 +112,8 @@ class Source:
 def open_file(path: str | Path, allow: Iterable[str] = ()) -> Source:
     """Open a checkpoint file and check what it claims; no tensor is read yet.
 
-    Raises:
-        FileNotFoundError, UnsafePickleError (it would run code), CheckpointError (it is empty, damaged, cut short, lies
-        about its sizes, or is no checkpoint).
+    Raises FileNotFoundError, UnsafePickleError (it would run code), CheckpointError (it is empty, damaged, cut short,
+    lies about its sizes, or is no checkpoint).
     """
     path = Path(path)
     if not path.is_file():

@@ -149,9 +149,8 @@ def inspect_checkpoint(path: str | Path, *, values: bool = True, allow: Iterable
         values: also read every element for the counts of zeros and broken numbers; without, only headers are read.
         allow: names of globals that may stand in a pickle besides the usual; they are skipped, never run.
 
-    Raises:
-        UnsafePickleError: a pickle that would run code; nothing of it was run. A CheckpointError.
-        CheckpointError: a file that is empty, damaged, cut short or no checkpoint. A ValueError.
+    Raises CheckpointError, a ValueError, for a file that is empty, damaged, cut short or no checkpoint;
+    UnsafePickleError, one of them, for a pickle that would run code, of which nothing was run.
 
     Example:
         >>> print(inspect_checkpoint("model.ckpt").table())

@@ -105,16 +105,11 @@ class Pickle(NamedTuple):
 
 
 def read_pickle(file: BinaryIO, allow: Iterable[str] = ()) -> Pickle:
-    """Read one pickle as inert data.
+    """Read one pickle as inert data from a file at its first byte, which is left behind its last one.
 
-    Args:
-        file: open for reading, at the pickle's first byte; left behind its last one.
-        allow: names that may stand in the pickle besides those of a checkpoint, as in "mytrainer.Config" or
-            "mytrainer.*"; they become inert placeholders.
-
-    Returns:
-        The value, made of dict, list, tuple, text, bytes, numbers, None, `GlobalName`, `InertObject` and `TensorRef`.
-        Sizes and places are claims, to be checked against the file.
+    The value is made of dict, list, tuple, text, bytes, numbers, None, `GlobalName`, `InertObject` and `TensorRef`;
+    sizes and places are claims, to be checked against the file. `allow` are names that may stand in the pickle besides
+    those of a checkpoint, as in "mytrainer.Config" or "mytrainer.*"; they become inert placeholders.
     """
     reader, problem = _Reader(allow), None
     try:

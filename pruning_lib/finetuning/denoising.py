@@ -44,11 +44,7 @@ def encode_captions(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
-    """Return the noise levels of `scheduler` in the form that training needs, whatever the sampler is.
-
-    Raises:
-        ValueError: it has no such levels, as flow-matching schedulers, or predicts something unknown.
-    """
+    """Return the noise levels of `scheduler` in the form that training needs, whatever the sampler is."""
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
             f"{type(scheduler).__name__} has no alphas_cumprod, so it is no schedule of noise levels. "
@@ -67,11 +63,9 @@ _TARGETS = {
 
 
 def _target_rule(schedule: SchedulerMixin) -> Callable[..., Tensor]:
-    kind = schedule.config.prediction_type
+    kind, known = schedule.config.prediction_type, ", ".join(map(repr, _TARGETS))
     if kind not in _TARGETS:
-        raise ValueError(
-            f"prediction_type={kind!r} of {type(schedule).__name__}; known: {', '.join(map(repr, _TARGETS))}."
-        )
+        raise ValueError(f"prediction_type={kind!r} of {type(schedule).__name__}; known: {known}.")
     return _TARGETS[kind]
 
 
@@ -128,9 +122,6 @@ def noisy_batch(
             batch covers all of them, and the gradient varies less.
         caption_dropout: share of captions replaced by `nothing`, in [0, 1], for guidance (Ho and Salimans 2022).
         timesteps: int64 `[b]`, replaces the drawn ones.
-
-    Raises:
-        ValueError: a schedule that predicts something unknown.
     """
     target_of = _target_rule(schedule)
     batch, device = len(clean), clean.device
@@ -169,10 +160,6 @@ class DenoisingTask:
             pipe: a Stable Diffusion pipeline with one text encoder.
             images: n PIL images, uint8 `[n, 3, h, w]` or floats in [0, 1], of the size the pipeline draws.
             captions: n texts, one per image.
-
-        Raises:
-            TypeError: another kind of pipeline, or other images.
-            ValueError: not one caption per image, another size, or a scheduler without noise levels.
         """
         needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
         missing = [name for name in needed if not hasattr(pipe, name)]
@@ -206,9 +193,8 @@ class DenoisingTask:
     ) -> NoisyBatch:
         """Draw `batch` images with replacement and add noise to them; other arguments as in `noisy_batch`."""
         index = torch.randint(len(self.latents), (batch,), generator=generator)
-        clean, text = self.latents[index], self.states[index]
-        more = {"caption_dropout": caption_dropout, "timesteps": timesteps}
-        return noisy_batch(self.schedule, clean, text, self.nothing, generator, **more)
+        shown = self.schedule, self.latents[index], self.states[index], self.nothing, generator
+        return noisy_batch(*shown, caption_dropout=caption_dropout, timesteps=timesteps)
 
     def loss(self, unet: nn.Module, generator: torch.Generator, batch: int, caption_dropout: float = 0.1) -> Tensor:
         """Return the denoising loss of a batch as `draw` returns it."""

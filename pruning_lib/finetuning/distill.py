@@ -31,10 +31,7 @@ def block_paths(denoiser: nn.Module) -> list[str]:
 
 @contextmanager
 def block_outputs(denoiser: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Yield path -> what the module there returned in the last call, filled while the denoiser runs.
-
-    Of several tensors, the first.
-    """
+    """Yield path -> what the module there returned in the last call (of several tensors the first), as it runs."""
     found: dict[str, Tensor] = {}
 
     def keep(path: str):
@@ -69,8 +66,8 @@ class Distillation:
     features: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, weight in (("distill_output", self.output), ("distill_features", self.features)):
-            check_number(name, weight, "[0, inf)")
+        check_number("distill_output", self.output, "[0, inf)")
+        check_number("distill_features", self.features, "[0, inf)")
         if self.teacher is None and self.on:
             raise ValueError(
                 "distill_output and distill_features need a teacher: pass teacher=, the pipeline before pruning."
@@ -87,11 +84,7 @@ class Distillation:
         return bool(self.output or self.features)
 
     def loss(self, student: nn.Module, batch: NoisyBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return the sum of the losses of a batch, with gradients, and each part for the log.
-
-        Raises:
-            ValueError: the teacher answers in another shape, or has no block in common with the student.
-        """
+        """Return the sum of the losses of a batch, with gradients, and each part for the log."""
         if not self.on:
             return batch.loss(student), {}
         known = set(block_paths(self.teacher)) if self.features else ()
@@ -130,11 +123,7 @@ def _feature_loss(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def frozen(teacher: nn.Module | None, student: nn.Module, device: str | torch.device) -> Iterator[None]:
-    """Hold a teacher ready on `device` in evaluation mode, and leave it as it was found.
-
-    Raises:
-        ValueError: it shares parameters with the student, so it would change with it.
-    """
+    """Hold a teacher ready on `device` in evaluation mode, and leave it as it was found."""
     if teacher is None:
         yield
         return

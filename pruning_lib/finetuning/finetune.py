@@ -42,11 +42,7 @@ class FinetuneLog:
     lines: list[dict[str, object]]
 
     def curve(self, name: str = "loss") -> tuple[list[int], list]:
-        """Return the steps at which the figure `name` was noted, and its values.
-
-        Raises:
-            KeyError: it was never noted.
-        """
+        """Return the steps at which the figure `name` was noted, and its values; a KeyError where it never was."""
         noted = [line for line in self.lines if name in line]
         if not noted:
             known = sorted({key for line in self.lines for key in line} - {"step"})
@@ -117,7 +113,11 @@ def finetune(
     """
     processes = Processes.of(accelerator)
     device = processes.device or getattr(pipe, "device", "cpu")
-    config = _config(steps, lr, seed, device, options)
+    known = set(FitConfig.__dataclass_fields__) - {"steps", "lr", "seed", "device"}
+    if wrong := sorted(set(options) - known):
+        raise TypeError(f"finetune() does not know {', '.join(wrong)}. Options: {', '.join(sorted(known))}.")
+    options = {"warmup": min(100, max(1, check_whole("steps", steps, 1) // 10)), **options}
+    config = FitConfig(steps=steps, lr=lr, seed=seed, device=str(device), **options)
     check_whole("batch", batch, 1)
     check_number("caption_dropout", caption_dropout, "[0, 1]")
     kind = getattr(getattr(pipe, "unet", None), "dtype", None)
@@ -153,14 +153,6 @@ def finetune(
     return run(note_run(Path(folder) / "finetune.json", note, _DIFFERS, processes))
 
 
-def _config(steps: int, lr: float, seed: int, device: object, options: dict) -> FitConfig:
-    known = set(FitConfig.__dataclass_fields__) - {"steps", "lr", "seed", "device"}
-    if wrong := sorted(set(options) - known):
-        raise TypeError(f"finetune() does not know {', '.join(wrong)}. Options: {', '.join(sorted(known))}.")
-    options = {"warmup": min(100, max(1, check_whole("steps", steps, 1) // 10)), **options}
-    return FitConfig(steps=steps, lr=lr, seed=seed, device=str(device), **options)
-
-
 def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | None:
     """Return the teacher's denoiser, after checking that it predicts what the student predicts."""
     if teacher is None or isinstance(teacher, nn.Module):
@@ -178,11 +170,7 @@ def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | Non
 
 @contextmanager
 def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
-    """Switch on diffusers' gradient checkpointing (Chen et al. 2016), and restore what was set before.
-
-    Raises:
-        TypeError: the model has none.
-    """
+    """Switch on diffusers' gradient checkpointing (Chen et al. 2016), and restore what was set before."""
     if not on:
         yield
         return

@@ -87,11 +87,8 @@ def note_run(path: Path, told: dict[str, object], differs: str, processes: Proce
 
     Args:
         path: the note.
-        told: what makes it this run; plain values.
+        told: what makes it this run; plain values. A folder that holds another run is a ValueError in every process.
         differs: what a run with another note was about, for the message: "other captions, or another teacher".
-
-    Raises:
-        ValueError: the folder holds another run; in every process.
     """
     note, folder = json.dumps(told, ensure_ascii=False), path.parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,22 +35,19 @@ def choose(
 ) -> Plan:
     """Return the shortest plan that takes the first operators of a ranking and meets one budget.
 
-    An operator inside one that was already taken is skipped; where the outer one comes later, it takes the place of
-    those inside it.
+    An operator inside one that was already taken is skipped; an outer one that comes later replaces those inside it.
 
     Args:
-        ranking: paths, the first to go first.
-        operators: those of the denoiser, of which the ranking names some.
+        ranking: paths among those of `operators`, the first to go first.
+        operators: those of the denoiser.
         denoiser: the model the plan is for; only read, but for `latency_ratio` it runs.
         count: operators to change, >= 0.
         macs_ratio, params_ratio, latency_ratio: share of the MACs, of the parameters, or of the time of a call on the
             denoiser's device, in (0, 1); at least as much is removed.
-        sample_size: side of the latent or (height, width) at which MACs and time count. Default: the configuration's.
-        batch: at which time is measured.
+        sample_size, batch: side of the latent or (height, width) at which MACs and time count, by default the
+            configuration's; and the batch for the time.
 
-    Raises:
-        KeyError: the ranking names an unknown operator.
-        ValueError: not exactly one budget, one out of range, or one that the whole ranking does not meet.
+    Raises KeyError for a path that is no operator, ValueError for a budget that is wrong or cannot be met.
     """
     ratios = {"macs_ratio": macs_ratio, "params_ratio": params_ratio, "latency_ratio": latency_ratio}
     asked = {name: value for name, value in {"count": count, **ratios}.items() if value is not None}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import nearest
 from ..denoisers import Fingerprint, example_inputs, meta_copy
-from ..macs import count_macs
+from ..macs import count_macs, text_table
 from .replace import allowed
 
 # What each kind is; the order is that of tables and legends.
@@ -38,7 +38,6 @@ DEFAULT_KINDS = tuple(kind for kind in KINDS if kind not in ("linear", "norm"))
 _LAYERS = {"Conv2d": "convolution", "Linear": "linear", "GroupNorm": "norm", "LayerNorm": "norm"}
 _UNET = {"ResnetBlock2D": "resnet", "Downsample2D": "downsampler", "Upsample2D": "upsampler"}
 _BLOCK = {"BasicTransformerBlock": "transformer block", "Attention": "self-attention", "FeedForward": "feed-forward"}
-
 
 # Class of a denoiser -> class of a module in it -> kind; attention over text is told apart by itself.
 FAMILIES: dict[str, dict[str, str]] = {
@@ -78,12 +77,7 @@ class Operator:
 
 
 class Operators(Sequence[Operator]):
-    """Operators of one denoiser, in the order in which they run; `[i]` or `[path]` gives one.
-
-    Args:
-        items: the operators.
-        base: the denoiser they belong to.
-    """
+    """Operators of one denoiser, `base`, in the order in which they run; `[i]` or `[path]` gives one."""
 
     def __init__(self, items: Iterable[Operator], base: Fingerprint):
         self._items, self.base = tuple(items), base
@@ -119,32 +113,24 @@ class Operators(Sequence[Operator]):
 
     def table(self) -> str:
         """Return one line per operator: path, kind, shapes, parameters, MACs, default modification."""
-        head = f"{'operator':<52} {'kind':<17} {'in':>15} {'out':>15} {'params':>12} {'MMACs':>9}  modification"
-        lines = [
-            f"{op.path:<52} {op.kind:<17} {'x'.join(map(str, op.in_shape)):>15} {'x'.join(map(str, op.out_shape)):>15} "
-            f"{op.params:>12,} {op.macs / 1e6:>9,.2f}  {op.modifications[0]}"
-            for op in self
-        ]
-        return "\n".join([head, *lines])
+        head = ["operator", "kind", "in", "out", "params", "MMACs", "modification"]
+        rows = []
+        for op in self:
+            shapes = ["x".join(map(str, shape)) for shape in (op.in_shape, op.out_shape)]
+            rows.append([op.path, op.kind, *shapes, f"{op.params:,}", f"{op.macs / 1e6:,.2f}", op.modifications[0]])
+        return text_table(head, rows, left=2)
 
 
 def find_operators(
     denoiser: nn.Module, kinds: Sequence[str] | None = None, *, sample_size: int | tuple[int, int] | None = None
 ) -> Operators:
-    """List the operators of a denoiser that can be changed alone while all shapes stay valid.
+    """List the operators of a denoiser that can be changed alone while all shapes stay valid, in the order they run.
 
     Args:
-        denoiser: a `UNet2DModel`, `UNet2DConditionModel`, `DiTTransformer2DModel` or `PixArtTransformer2DModel`; only
-            read, and its weights may be absent (meta).
+        denoiser: of one of `FAMILIES`, else a TypeError; only read, and its weights may be absent (meta).
         kinds: which ones, of `KINDS`. Default: `DEFAULT_KINDS`, all but single linear layers and norms.
-        sample_size: side of the latent or (height, width). Default: the configuration's. Shapes and MACs depend on it.
-
-    Returns:
-        `Operators`, in the order in which they run.
-
-    Raises:
-        TypeError: not a denoiser, or one of an unknown family.
-        ValueError: an unknown kind, or a size that does not run.
+        sample_size: side of the latent or (height, width), by default the configuration's. Shapes and MACs depend on
+            it.
 
     Example:
         >>> print(find_operators(pipe.unet, ["resnet"]).table())
@@ -163,8 +149,8 @@ def find_operators(
             kind = "linear"
         how = allowed(module, kind, *shapes) if (family, path) not in _NEEDED else ()
         if how and kind in kinds:
-            cost = costs[path]
-            found.append(Operator(path, kind, type(module).__name__, *shapes, cost.params, cost.macs, order, how))
+            sizes = costs[path].params, costs[path].macs
+            found.append(Operator(path, kind, type(module).__name__, *shapes, *sizes, order, how))
         order += bool(how)
     return Operators(found, base)
 

@@ -69,12 +69,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan.
-
-        Raises:
-            OSError: no such file.
-            ValueError: it holds no plan.
-        """
+        """Read a plan; OSError where there is no file, ValueError where it holds no plan."""
         return cls.from_dict(load_json(path, "plan", (_VERSION,)), str(path))
 
 

@@ -1,9 +1,9 @@
 """Carry out a plan: on a live denoiser, reversibly; or on a copy, which becomes the pruned pipeline.
 
-What is replaced leaves the module tree, so its parameters and MACs are gone, and everything that counts, saves, moves
-or trains the model sees the smaller one.  Saving is diffusers' own `save_pretrained`: the plans lie in the denoiser's
-config.json, beside the weights.  diffusers alone cannot load such a folder: it warns that weights are missing and fills
-them with random numbers.  Here the base is built without weights, its plans are carried out, and the weights are read.
+What is replaced leaves the module tree, so all that counts, saves, moves or trains the model sees the smaller one.
+Saving is diffusers' own `save_pretrained`; the plans lie in the denoiser's config.json. diffusers alone cannot load
+that folder: it fills missing weights with random numbers. Here the base is built without weights, its plans are carried
+out, and the weights are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from ..denoisers import denoiser_of
 from .find import KINDS, find_operators
@@ -32,12 +32,7 @@ _NORM_OF = {"attn1": "norm1", "attn2": "norm2", "ff": "norm3"}
 
 
 class Replacement:
-    """Changes to a live denoiser that can be taken back; also a context manager.
-
-    Args:
-        denoiser: the model.
-        plan: for it, which is not checked again.
-    """
+    """Changes of a plan, which is not checked again, to a live denoiser; they can be taken back. A context manager."""
 
     def __init__(self, denoiser: nn.Module, plan: Plan):
         self.plan, self._denoiser = plan, denoiser
@@ -88,15 +83,11 @@ def _stand_in(denoiser: nn.Module, path: str, how: str) -> nn.Module:
 
 
 def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[str, str]) -> Replacement:
-    """Change operators of a live denoiser in place.
+    """Change operators of a live denoiser of a known family in place.
 
-    Args:
-        denoiser: of a known family.
-        plan: a plan for it, paths (each operator's default modification), or path -> modification.
-
-    Returns:
-        A handle; `restore()`, or leaving it as a context, puts everything back. Parameters that an optimiser or a hook
-        already holds are not replaced there.
+    `plan` is a plan for it, paths (each operator's default modification), or path -> modification. Returns a handle;
+    `restore()`, or leaving it as a context, puts everything back. Parameters that an optimiser or a hook already holds
+    are not replaced there.
 
     Raises:
         KeyError: no such operator.
@@ -118,22 +109,14 @@ def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[s
 
 
 def remove_operators(pipe: DiffusionPipeline, plan: Plan | Iterable[str] | Mapping[str, str]) -> DiffusionPipeline:
-    """Return a pipeline without some operators; the given one stays as it is.
+    """Return a pipeline of the same class without some operators; the given one stays as it is.
 
     The denoiser is a copy, in which the operators are gone; the other components are shared. `save_pretrained` of the
     result writes what was done beside the weights, so that it can be loaded again.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser is of a known family.
-        plan: a plan for it, such as `scores.lowest(12)`; or paths; or path -> modification.
-
-    Returns:
-        A pipeline of the same class.
-
-    Raises:
-        TypeError: not such a pipeline.
-        KeyError: no such operator.
-        ValueError: a plan for another denoiser, or a modification that is not allowed.
+        pipe: a diffusers pipeline whose denoiser is of a known family, else a TypeError.
+        plan: such as `scores.lowest(12)`, paths, or path -> modification; errors as in `change_operators`.
 
     Example:
         >>> small = remove_operators(pipe, ["mid_block.resnets.0", "down_blocks.3.resnets.1"])
@@ -155,10 +138,8 @@ def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32, **opt
     """Load a pipeline that `remove_operators` made and `save_pretrained` wrote.
 
     It is bit for bit as it was saved, in evaluation mode, on the CPU; `options` go to diffusers' `from_pretrained`.
-
-    Raises:
-        OSError: no such folder or files.
-        ValueError: the denoiser there was not pruned by this package, or plans, configuration and weights do not fit.
+    Raises OSError where files are missing, ValueError where the denoiser was not pruned by this package, or its plans,
+    configuration and weights do not fit.
     """
     from diffusers import DiffusionPipeline  # here: it brings half of diffusers and transformers
 
@@ -166,17 +147,15 @@ def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32, **opt
 
     parts = json.loads((Path(folder) / "model_index.json").read_text("utf-8"))
     name = "unet" if parts.get("unet", [None])[0] else "transformer"
-    denoiser = load_pruned_denoiser(Path(folder) / name, dtype=dtype)
+    denoiser = _load_denoiser(Path(folder) / name, dtype)
     with quietly():
         return DiffusionPipeline.from_pretrained(folder, **{name: denoiser}, torch_dtype=dtype, **options)
 
 
-def load_pruned_denoiser(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Load the denoiser alone, from the folder with its config.json; see `load_pruned`."""
+def _load_denoiser(folder: Path, dtype: torch.dtype) -> nn.Module:
     import diffusers
     from accelerate import init_empty_weights
 
-    folder = Path(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8"))
     done = config.pop(CONFIG_KEY, None)
@@ -193,24 +172,16 @@ def load_pruned_denoiser(folder: str | Path, *, dtype: torch.dtype = torch.float
     if not files:
         raise OSError(f"{folder} has no diffusion_pytorch_model*.safetensors. Save with safe_serialization=True.")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    _check_weights(denoiser, weights, folder)
-    denoiser.load_state_dict(weights, strict=False, assign=True)
+    try:
+        unknown = denoiser.load_state_dict(weights, strict=False, assign=True).unexpected_keys
+        missing = [name for name, weight in denoiser.named_parameters() if weight.is_meta]
+        wrong = [f"{what}: {', '.join(n[:3])}" for what, n in (("unknown", unknown), ("missing", missing)) if n]
+    except RuntimeError as error:  # weights of another shape
+        wrong = [str(error)]
+    if wrong:
+        raise ValueError(
+            f"The weights in {folder} do not fit the plan in its config.json: {'; '.join(wrong)}. Take both from the "
+            "same save_pretrained."
+        )
     denoiser.register_to_config(_name_or_path=str(folder))
     return nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns about half precision on a CPU
-
-
-def _check_weights(denoiser: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    wanted = denoiser.state_dict()
-    tied = {id(p) for n, p in denoiser.named_parameters(remove_duplicate=False) if n in weights}
-    wrong = {
-        "unknown": [n for n in weights if n not in wanted],
-        "of another shape": [n for n, w in weights.items() if n in wanted and w.shape != wanted[n].shape],
-        "missing": [n for n, p in denoiser.named_parameters() if n not in weights and id(p) not in tied],
-    }
-    for what, names in wrong.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(
-                f"The weights in {folder} do not fit the plan in its config.json: {what}: "
-                f"{', '.join(names[:3])}{more}. Take both from the same save_pretrained."
-            )

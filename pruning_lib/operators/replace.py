@@ -26,13 +26,7 @@ MODIFICATIONS: dict[str, str] = {
 
 
 def allowed(module: nn.Module, kind: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the names of the modifications that keep a module's shapes, the default first; empty: none does.
-
-    Args:
-        module: the operator's module.
-        kind: its kind, one of `KINDS`.
-        in_shape, out_shape: of the stream, batch first.
-    """
+    """Return the modifications that keep the shapes of a module of a kind, the default first; empty: none does."""
     same = in_shape == out_shape
     if kind == "resnet":
         plain = same and module.conv_shortcut is None and module.upsample is None and module.downsample is None
@@ -59,14 +53,9 @@ def allowed(module: nn.Module, kind: str, in_shape: tuple[int, ...], out_shape: 
 
 
 def replacement(module: nn.Module, how: str) -> nn.Module:
-    """Return the module that stands in for `module`.
+    """Return the module that stands in for `module`, which is of a kind that allows it and is only read.
 
-    Args:
-        module: of a kind that allows it; it is only read. On the meta device the result has shapes without values.
-        how: one of `MODIFICATIONS`.
-
-    Raises:
-        ValueError: an unknown modification.
+    On the meta device the result has shapes without values. `how` is one of `MODIFICATIONS`, else a ValueError.
     """
     if how not in MODIFICATIONS:
         raise ValueError(f"Modification {how!r} is unknown. {nearest(str(how), MODIFICATIONS)}")

@@ -40,31 +40,25 @@ def score_operators(
 ) -> Scores:
     """Score every operator alone, by LD-Pruner's score: low means that little would be lost with it.
 
-    The score is how far the average and the standard deviation of the latents move, in Euclidean length (chapter 7).
-
-    Under `accelerate launch` each process scores its share, and all of them return the whole.
+    The score is how far the average and the standard deviation of the latents move, in Euclidean length (chapter 7);
+    infinite where they are not finite. Under `accelerate launch` each process scores its share, all return the whole.
 
     Args:
         pipe: a diffusers pipeline whose denoiser is of a known family; left as it was.
         prompts: texts or numbers of classes, taken in turn; None for an unconditional pipeline.
         operators: which ones: as `find_operators` lists them, or their paths. Default: all of `kinds`.
-        kinds: as in `find_operators`.
-        how: path or kind -> modification, where it is not to be the default one.
-        sample_size: as in `find_operators`; only MACs and shapes in the result depend on it.
+        kinds, sample_size: as in `find_operators`; of the size, only MACs and shapes in the result depend.
+        how: path or kind -> modification, where it is not to be the default one; a path goes before its kind.
         folder: keeps what is finished, so that an interrupted run goes on; safe to share between processes. Default: a
             temporary one, which is kept, and named, only if the run is interrupted or lacks memory.
         sampling: `num_latents` (default 16), `steps` (10), `guidance_scale` (the pipeline's), `seed` (0), `batch` (16)
             and `options`, as in `LatentSampler`; `keep_latents` (False) to keep them for `Scores.of_latents`;
             `progress` (True).
 
-    Returns:
-        The scores. That of an operator without which the latents are not finite is infinite.
-
     Raises:
-        TypeError: not a pipeline, or a denoiser of an unknown family.
-        KeyError: no such operator.
-        ValueError: no prompts, fewer than two latents, other numbers out of range, an unknown kind or modification, a
-            folder with other scores, or an original that gives latents that are not finite.
+        TypeError, KeyError: not a pipeline of a known family; no such operator.
+        ValueError: numbers out of range, an unknown kind or modification, a folder with other scores, or an original
+            that gives latents that are not finite.
         MemoryError: out of memory; the message says which batch to try, and where the finished scores are.
 
     Example:
@@ -72,7 +66,7 @@ def score_operators(
         >>> small = remove_operators(pipe, scores.lowest(12))
     """
     _, denoiser = denoiser_of(pipe)
-    found = resolve_operators(denoiser, operators, kinds=kinds, how=how, sample_size=sample_size)
+    found = _chosen(denoiser, operators, kinds, how or {}, sample_size)
     plans = [Plan(((op.path, op.modifications[0]),), found.base) for op in found]
     original, scored, settings = _score(pipe, prompts, plans, folder=folder, **sampling)
     return Scores(found, scored, original, settings, denoiser)
@@ -98,18 +92,8 @@ def score_plans(
     return list(_score(pipe, prompts, made, folder=folder, **sampling)[1])
 
 
-def resolve_operators(
-    denoiser: nn.Module,
-    operators: Operators | Iterable[str] | None = None,
-    *,
-    kinds: Sequence[str] | None = None,
-    how: Mapping[str, str] | None = None,
-    sample_size: int | tuple[int, int] | None = None,
-) -> Operators:
-    """Return the operators that were asked for, each with the modification that was asked for at the front.
-
-    Arguments and errors are those of `score_operators`; in `how` a path goes before its kind.
-    """
+def _chosen(denoiser: nn.Module, operators, kinds, how: Mapping[str, str], sample_size) -> Operators:
+    """Return the operators that were asked for, each with the modification that was asked for at the front."""
     if isinstance(operators, Operators):
         found = operators
         Plan((), found.base).check(denoiser)
@@ -119,7 +103,7 @@ def resolve_operators(
         every = find_operators(denoiser, tuple(KINDS), sample_size=sample_size)
         chosen = {every[path] for path in ([operators] if isinstance(operators, str) else operators)}
         found = Operators(sorted(chosen, key=lambda op: op.order), every.base)
-    how, known = how or {}, {*found.paths, *KINDS}
+    known = {*found.paths, *KINDS}
     for key in how:
         if key not in known:
             raise KeyError(f"how names {key!r}, which is neither an operator here nor a kind. {nearest(key, known)}")
@@ -205,12 +189,9 @@ def _ready(pipe: DiffusionPipeline, denoiser: nn.Module) -> Iterator[None]:
     """Put the denoiser into evaluation mode, and where `torch.compile` wraps it, itself into the pipeline."""
     name, _ = denoiser_of(pipe)
     wrapper, training = getattr(pipe, name), denoiser.training
+    setattr(pipe, name, denoiser.eval())  # with the wrapper, every change would be compiled anew
     try:
-        denoiser.eval()
-        if wrapper is not denoiser:  # every change would be compiled anew
-            setattr(pipe, name, denoiser)
         yield
     finally:
+        setattr(pipe, name, wrapper)
         denoiser.train(training)
-        if wrapper is not denoiser:
-            setattr(pipe, name, wrapper)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..checks import nearest
 from ..denoisers import Fingerprint, denoiser_of
 from ..files import check_place, load_tensors, reading, save_tensors, write_whole
+from ..macs import text_table
 from .budget import choose
 from .find import Operator, Operators
 from .plan import Plan
@@ -41,10 +42,8 @@ class OperatorScore:
 
     Attributes:
         changes: (path, modification) pairs; empty for the original.
-        avg, std: over the latents, float32, shape of one latent; None where they were not kept. The standard deviation
-            divides by n - 1.
-        avg_dist, std_dist: norms of the differences to the original, in units of the latents; infinite where a latent
-            is not finite.
+        avg, std: over the latents, float32, shape of one latent; None where not kept. The spread divides by n - 1.
+        avg_dist, std_dist: norms of the differences to the original; infinite where a latent is not finite.
         mse: mean square of the differences between latents of the same seed, over latents and elements.
         seconds: that it took.
         latents: float32 `[n, ...]`, where they were kept.
@@ -58,6 +57,11 @@ class OperatorScore:
     mse: float
     seconds: float = 0.0
     latents: Tensor | None = None
+
+    @property
+    def score(self) -> float:
+        """The paper's score."""
+        return self.avg_dist + self.std_dist
 
     @property
     def is_finite(self) -> bool:
@@ -98,23 +102,11 @@ def latent_shift(
 # (original, modified) -> worth of a change. High: much depends on what was changed.
 Formula = Callable[[OperatorScore, OperatorScore], float]
 FORMULAS: dict[str, Formula] = {
-    "paper": lambda original, modified: modified.avg_dist + modified.std_dist,
+    "paper": lambda original, modified: modified.score,
     "mean": lambda original, modified: modified.avg_dist,
     "std": lambda original, modified: modified.std_dist,
     "mse": lambda original, modified: modified.mse,
 }
-
-
-def formula_of(formula: str | Formula) -> Formula:
-    """Return the function of that name, or the function itself; ValueError for an unknown name."""
-    if callable(formula):
-        return formula
-    if formula not in FORMULAS:
-        raise ValueError(
-            f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)} Or give a function of (original, "
-            "modified), both with avg and std, that returns a number."
-        )
-    return FORMULAS[formula]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +115,7 @@ class Scores:
 
     Attributes:
         operators: in the order in which they run; the first modification of each is the one that was scored.
-        scored: one for each operator, in the same order.
-        original: average and standard deviation of the original's latents.
+        scored, original: one `OperatorScore` for each operator, in the same order, and that of the unchanged denoiser.
         sampling: the arguments that decide the latents, as `score_operators` takes them.
         denoiser: the model that was scored; None where the scores come from a file.
     """
@@ -161,19 +152,21 @@ class Scores:
     def values(self, formula: str | Formula = "paper") -> dict[str, float]:
         """Return path -> score, in the order of `operators`.
 
-        Args:
-            formula: "paper", "mean", "std" or "mse" (`FORMULAS`); or a function of (original, modified), two
-                `OperatorScore` with `avg` and `std`, that returns a number: high where much depends on the operator.
-
-        Raises:
-            ValueError: an unknown formula, or a function where the parts were not kept.
+        `formula` is "paper", "mean", "std" or "mse" (`FORMULAS`); or a function of (original, modified), two
+        `OperatorScore` with `avg` and `std`, that returns a number: high where much depends on the operator. An unknown
+        formula is a ValueError, and so is a function where the parts were not kept.
         """
-        worth = formula_of(formula)
+        if not callable(formula) and formula not in FORMULAS:
+            raise ValueError(
+                f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)} Or give a function of (original, "
+                "modified), both with avg and std, that returns a number."
+            )
         if callable(formula) and any(s.avg is None for s in (self.original, *self.scored)):
             raise ValueError(
                 "These scores were saved without the averages and standard deviations, so no other formula can be "
                 "tried on them. Save with parts=True."
             )
+        worth = formula if callable(formula) else FORMULAS[formula]
         pairs = zip(self.operators, self.scored, strict=True)
         return {op.path: worth(self.original, s) if s.is_finite else math.inf for op, s in pairs}
 
@@ -190,21 +183,13 @@ class Scores:
         pipe: DiffusionPipeline | None = None,
         **budget,
     ) -> Plan:
-        """Plan to change the operators of lowest score.
+        """Plan to change the operators of lowest score; never those whose score is infinite.
 
-        Args:
-            count: how many; or one of `macs_ratio`, `params_ratio`, `latency_ratio`, the share to remove; see `choose`.
-            formula: as in `values`.
-            pipe: that was scored; needed for a share where the scores come from a file.
-
-        Returns:
-            The plan. Operators with an infinite score are never in it.
-
-        Raises:
-            ValueError: not exactly one budget, one that cannot be met, or no model to count on.
+        `count` says how many, or one of `macs_ratio`, `params_ratio` and `latency_ratio` the share to remove; errors as
+        in `choose`. `formula` is as in `values`; `pipe`, that was scored, is needed for a share of scores from a file.
         """
         values = self.values(formula)
-        ranking = [path for path in sorted(values, key=values.__getitem__) if math.isfinite(values[path])]
+        ranking = [path for path in self.ranked(formula) if math.isfinite(values[path])]
         denoiser = self.denoiser if pipe is None else denoiser_of(pipe)[1]
         if denoiser is None and count is None:
             raise ValueError("These scores come from a file. Pass pipe=, the pipeline that was scored, to count on.")
@@ -227,32 +212,24 @@ class Scores:
 
     def table(self, formula: str | Formula = "paper", count: int | None = None) -> str:
         """Return one line per operator, lowest score first: path, kind, modification, score, its two parts, MACs."""
-        values = self.values(formula)
-        lines = [f"{'operator':<52} {'kind':<17} {'done to it':<11} {'score':>8} {'avg':>8} {'std':>8} {'MMACs':>9}"]
+        values, rows = self.values(formula), []
         for path in self.ranked(formula)[:count]:
             op, scored = self.operators[path], self[path]
-            lines.append(
-                f"{path:<52} {op.kind:<17} {op.modifications[0]:<11} {values[path]:>8.3f} {scored.avg_dist:>8.3f} "
-                f"{scored.std_dist:>8.3f} {op.macs / 1e6:>9,.2f}"
-            )
-        return "\n".join(lines)
+            numbers = [f"{number:.3f}" for number in (values[path], scored.avg_dist, scored.std_dist)]
+            rows.append([path, op.kind, op.modifications[0], *numbers, f"{op.macs / 1e6:,.2f}"])
+        return text_table(["operator", "kind", "done to it", "score", "avg", "std", "MMACs"], rows, left=3)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one dict of plain values per operator, as records hold them; None stands for an infinite number."""
         found = []
         for op, scored in zip(self.operators, self.scored, strict=True):
-            numbers = {"score": scored.avg_dist + scored.std_dist, **{n: getattr(scored, n) for n in _NUMBERS}}
+            numbers = {name: getattr(scored, name) for name in ("score", *_NUMBERS)}
             finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
             found.append({**asdict(op), "how": op.modifications[0], **finite})
         return found
 
     def save(self, path: str | Path, *, parts: bool = True) -> Path:
-        """Write the scores as one safetensors file; latents are left out.
-
-        Args:
-            path: ending in .safetensors.
-            parts: also write averages and standard deviations; without them the file is small.
-        """
+        """Write one safetensors file, small without `parts` (averages and spreads); latents are left out."""
         tensors, every = {}, (self.original, *self.scored)
         if parts and all(s.avg is not None for s in every):
             for name in ("avg", "std"):
@@ -288,9 +265,8 @@ def _part(tensors: Mapping[str, Tensor], name: str, row: int) -> Tensor | None:
 class ScoreCache:
     """A folder of finished scores, one small file for each, so that an interrupted run loses only the running one.
 
-    Args:
-        folder: made when absent. Default: a temporary one, which `close` removes.
-        settings: JSON values that decide the scores; a folder with others, or of another model, is refused.
+    `folder` is made when absent; None is a temporary one, which `close` removes. `settings` are JSON values that decide
+    the scores: a folder with others, or of another model, is refused.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, object]):

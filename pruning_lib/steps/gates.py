@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from ..checks import check_whole
 from .budget import evenly, within_budget
 from .config import PrunerConfig
-from .schedule import Grid, encode_table, paper_cascade
+from .schedule import Grid, encode_table
+from .wiring import paper_cascade
 
 _KEEP = (0.0, 1.0)  # first logits, "reuse" and "keep": the probability to keep begins at 0.73
 
@@ -115,7 +116,7 @@ def cell_shares(on: Tensor, grid: Grid) -> Tensor:
 def sparsity_loss(gates: Tensor, shares: Tensor) -> Tensor:
     """Return the sparsity loss: the mean over calls of the sum of gate `[T, N]` times share `[T, N]` or `[N]`.
 
-    With `own_shares` and all gates open it is 1; with `cell_shares` more, because a unit's MACs count for every unit they
+    With `own_shares` and all gates open it is 1; with `cell_shares` more, for a unit's MACs count for all units they
     fall with.
     """
     return (gates * shares.to(gates.device)).sum(dim=1).mean()

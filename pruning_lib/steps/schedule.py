@@ -1,9 +1,7 @@
 """The grid of DiP-GO, calls of the denoiser times its units, and a schedule: which of its cells are computed.
 
 A grid is plain data: it knows what every cell costs and which cells depend on which, so schedules can be made, counted
-and checked without the model.  *Dead work* is a cell that is switched on, but whose value nobody ever reads.  A unit
-that is off passes on its last value, so a value computed now may be read many steps from now; walking back from the
-last step, through wiring and steps, finds every cell that matters.  Leaving out the others changes no bit.
+and checked without the model.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from ..files import check_format, load_json, reading, save_json
 from ..macs import count_macs
 from .replay import Replay, check_hold, following, hold_of
 from .units import GRAINS, Unit, structure_of, units_of
-from .wiring import Wiring, trace_wiring
+from .wiring import Wiring, live_cells, trace_wiring
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -46,40 +44,6 @@ def decode_table(rows: Sequence[str]) -> Tensor:
     if not rows or len({len(row) for row in rows}) > 1 or not all(re.fullmatch("[01]+", row) for row in rows):
         raise ValueError(f"A table is strings of 0 and 1, all equally long; these are {list(rows)[:3]!r} …")
     return torch.tensor([[digit == "1" for digit in row] for row in rows])
-
-
-def live_cells(on: Tensor, wiring: Wiring) -> Tensor:
-    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture."""
-    return _read_cells(on, wiring, later=True)
-
-
-def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
-    """Return the cells that the paper's rule keeps: within one step, a unit none of whose readers runs is switched off.
-
-    That is the rule of the authors' public code. It forgets readers at later steps: a unit computed now for a later
-    one loses its fresh value, so the picture may change.
-    """
-    return _read_cells(on, wiring, later=False)
-
-
-def _read_cells(on: Tensor, wiring: Wiring, *, later: bool) -> Tensor:
-    # Sets of units are the bits of whole numbers: searches ask for live cells thousands of times.
-    readers = [sum(1 << unit for unit in units) for units in wiring.consumers()]
-    output = sum(1 << unit for unit in wiring.output)
-    rows = [sum(1 << unit for unit, is_on in enumerate(row) if is_on) for row in on.tolist()]
-    found = []
-    needed_later = 0  # units whose value at this row some later row reads, before they are computed again
-    for row in reversed(rows):
-        live = needed = 0
-        for unit in reversed(range(len(readers))):
-            bit = 1 << unit
-            if (output | needed_later) & bit or readers[unit] & live:
-                needed |= bit
-                live |= row & bit
-        found.append([bool(live >> unit & 1) for unit in range(len(readers))])
-        if later:
-            needed_later = needed & ~live  # not computed here, so read from the row before
-    return torch.tensor(found[::-1]).reshape(on.shape)
 
 
 @dataclass(frozen=True)
@@ -401,12 +365,7 @@ class Schedule:
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
-        """Read a schedule.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a schedule, or a damaged one, with what is wrong.
-        """
+        """Read a schedule; ValueError where it is none, or a damaged one, with what is wrong."""
         return cls.from_dict(load_json(path, "schedule", _VERSIONS), source=str(path))
 
     @classmethod
@@ -415,10 +374,8 @@ class Schedule:
         data = check_format(data, "schedule", _VERSIONS, source=source)
         with reading("schedule", source):
             provenance = dict(data.get("provenance") or {})
-            if data["version"] == 1:  # held values, but where a search noted something else
-                hold = "prediction" if provenance.get("reuse") == "prediction" else "value"
-            else:
-                hold = data["hold"]
+            first = "prediction" if provenance.get("reuse") == "prediction" else "value"  # as version 1 noted it
+            hold = data["hold"] if data["version"] > 1 else first
             return cls(Grid.from_dict(data), decode_table(data["rows"]), provenance, hold)
 
     def __eq__(self, other: object) -> bool:

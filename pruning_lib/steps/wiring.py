@@ -1,8 +1,12 @@
-"""Which unit reads which: traced, not written down.
+"""Which unit reads which: traced, not written down; and what it makes of work that nobody reads.
 
 One forward call runs on the structure alone (meta tensors).  Every unit's value passes through a marker, an operation
 that does nothing but leave a node in autograd's graph.  Walking that graph back from a unit's input to the nearest
 markers tells what it reads.  Skip connections need no table.
+
+*Dead work* is a cell that is switched on, but whose value nobody ever reads.  A unit that is off passes on its last
+value, so a value computed now may be read many steps from now; walking back from the last step, through wiring and
+steps, finds every cell that matters.  Leaving out the others changes no bit of the picture.
 """
 
 from __future__ import annotations
@@ -66,6 +70,40 @@ class Wiring:
     def from_dict(cls, data: dict) -> Wiring:
         """Read what `to_dict` wrote."""
         return cls(tuple(map(frozenset, data["inputs"])), frozenset(data["output"]), data["output_reads_input"])
+
+
+def live_cells(on: Tensor, wiring: Wiring) -> Tensor:
+    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture."""
+    return _read_cells(on, wiring, later=True)
+
+
+def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
+    """Return the cells that the paper's rule keeps: within one step, a unit none of whose readers runs is switched off.
+
+    That is the rule of the authors' public code. It forgets readers at later steps: a unit computed now for a later
+    one loses its fresh value, so the picture may change.
+    """
+    return _read_cells(on, wiring, later=False)
+
+
+def _read_cells(on: Tensor, wiring: Wiring, *, later: bool) -> Tensor:
+    # Sets of units are the bits of whole numbers: searches ask for live cells thousands of times.
+    readers = [sum(1 << unit for unit in units) for units in wiring.consumers()]
+    output = sum(1 << unit for unit in wiring.output)
+    rows = [sum(1 << unit for unit, is_on in enumerate(row) if is_on) for row in on.tolist()]
+    found = []
+    needed_later = 0  # units whose value at this row some later row reads, before they are computed again
+    for row in reversed(rows):
+        live = needed = 0
+        for unit in reversed(range(len(readers))):
+            bit = 1 << unit
+            if (output | needed_later) & bit or readers[unit] & live:
+                needed |= bit
+                live |= row & bit
+        found.append([bool(live >> unit & 1) for unit in range(len(readers))])
+        if later:
+            needed_later = needed & ~live  # not computed here, so read from the row before
+    return torch.tensor(found[::-1]).reshape(on.shape)
 
 
 def trace_wiring(

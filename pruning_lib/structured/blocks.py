@@ -43,10 +43,6 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> BlockPru
     Returns:
         The smaller UNet, with the weights of the blocks that stay, bit for bit.
 
-    Raises:
-        TypeError: another kind of denoiser.
-        ValueError: an unknown variant, or a UNet that the recipe does not fit.
-
     Example:
         >>> pipe.unet = pl.remove_blocks(pipe.unet, "base").unet
     """

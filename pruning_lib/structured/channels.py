@@ -49,11 +49,7 @@ class ChannelGroup:
 
 
 def torch_pruning() -> ModuleType:
-    """Import Torch-Pruning, which nothing else here needs.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message says how to.
-    """
+    """Import Torch-Pruning, which nothing else here needs, or say how to install it."""
     try:
         import torch_pruning
     except ModuleNotFoundError as error:
@@ -64,11 +60,7 @@ def torch_pruning() -> ModuleType:
 
 
 def trace(unet: nn.Module) -> Any:
-    """Run the UNet once and return its dependency graph.
-
-    Raises:
-        ValueError: Torch-Pruning cannot follow this model.
-    """
+    """Run the UNet once and return its dependency graph."""
     tp = torch_pruning()
     inputs = example_inputs(unet, device=next(unet.parameters()).device)
     for parameter in unet.parameters():  # the graph is read off what autograd recorded
@@ -86,11 +78,7 @@ def trace(unet: nn.Module) -> Any:
 
 
 def channel_groups(unet: nn.Module, graph: Any) -> list[ChannelGroup]:
-    """Return every group of prunable channels.
-
-    Raises:
-        ValueError: a group joins two levels of different width.
-    """
+    """Return every group of prunable channels; each belongs to one level."""
     names = {module: name for name, module in unet.named_modules()}
     all_widths = unet.config.block_out_channels
     heads = {m.to_q: m.heads for m in unet.modules() if isinstance(m, Attention)}

@@ -104,9 +104,8 @@ def prune_structured(
         The smaller UNet with a report. Its output was checked against the pruned layers themselves.
 
     Raises:
-        TypeError: another kind of denoiser.
-        ValueError: arguments out of range, widths that do not fit, or a model that Torch-Pruning cannot trace.
-        ModuleNotFoundError: Torch-Pruning is not installed.
+        TypeError, ValueError: another kind of denoiser, arguments out of range, widths that do not fit, or a model that
+            Torch-Pruning cannot trace. Where it is not installed, a ModuleNotFoundError.
 
     Example:
         >>> small = pl.prune_structured(pipe.unet, 0.5)
@@ -154,14 +153,10 @@ def prune_structured(
 
 
 def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
-    """Return the width of each level after about `ratio` of its channels were removed.
+    """Return the width of each level after about `ratio` of its channels, in [0, 1), were removed.
 
     Rounded to the nearest width that norm groups and heads divide, at least one unit; a half is rounded up.  Levels of
     different width stay different, because a UNet has extra layers between them.
-
-    Args:
-        unet: the UNet.
-        ratio: share of the channels to remove, in [0, 1).
     """
     check_number("ratio", ratio, "[0, 1)")
     before = tuple(unet.config.block_out_channels)
@@ -235,9 +230,6 @@ def accumulate_gradients(
         count: timesteps to look at, spread evenly over the schedule, >= 1.
         batch: latents per timestep, >= 1.
         seed: of latents and noise; the same timestep sees the same ones in both passes.
-
-    Raises:
-        ValueError: numbers out of range, or a loss that is not finite.
     """
     check_number("threshold", threshold, "[0, 1)")
     if not 1 <= count <= task.levels:
@@ -345,12 +337,8 @@ def check_unet(unet: object, what: str, more: str = "") -> None:
 def sizes(before: nn.Module, after: nn.Module) -> dict[str, int]:
     """Return the four counts of `PrunedUNet`."""
     whole, less = count_macs(before), count_macs(after)
-    return {
-        "params_before": whole.params,
-        "params_after": less.params,
-        "macs_before": whole.macs,
-        "macs_after": less.macs,
-    }
+    params = {"params_before": whole.params, "params_after": less.params}
+    return {**params, "macs_before": whole.macs, "macs_after": less.macs}
 
 
 def plain_config(unet: UNet2DConditionModel) -> dict[str, object]:

@@ -48,8 +48,7 @@ def prune_magnitude(
         The handle: masks, rows per layer, `restore()`, `reapply()`, `finish()`; also a context manager.
 
     Raises:
-        TypeError, ValueError: arguments out of range, weights that are pruned already, or what `prunable_weights`
-            refuses; nothing is changed then.
+        TypeError, ValueError: arguments out of range, or weights that are pruned already; nothing is changed then.
 
     Memory beside the module: one byte per weight for the masks, the removed values, and a few copies of the largest
     tensor while choosing; magnitudes are never gathered in one place.
@@ -72,16 +71,15 @@ def magnitude_masks(
     sensitivity: Sensitivity | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return the masks of `prune_magnitude` for named tensors, which stay as they are.
+    """Return the masks of `prune_magnitude` for named finite tensors, which stay as they are.
 
-    Args:
-        weights: name -> finite floating-point tensor.
-        sparsity, scope, sensitivity, seed: as in `prune_magnitude`.
-
-    Returns:
-        name -> bool tensor of the same shape and device, True = kept.
+    Other arguments are as there; a mask is a bool tensor of the weight's shape and device, True = kept.
     """
-    check_sparsity(sparsity)
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise TypeError(f"sparsity is {sparsity!r}; give a number from 0 to below 1, as in 0.5.")
+    if not 0 <= sparsity < 1:
+        hint = f" {sparsity:g} per cent is {sparsity / 100:g}." if 1 < sparsity < 100 else ""
+        raise ValueError(f"sparsity={sparsity}; it is the share of weights set to zero and must lie in [0, 1).{hint}")
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is unknown. {nearest(str(scope), SCOPES)}")
     if sensitivity is not None and scope != "sensitivity":
@@ -98,15 +96,6 @@ def magnitude_masks(
     else:
         counts = allocate(sensitivity or estimate_sensitivity(weights), sparsity, weights)
     return {name: smallest_removed({name: keys[name]}, counts[name])[name] for name in weights}
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Raise TypeError or ValueError unless `sparsity` is a number in [0, 1)."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
-        raise TypeError(f"sparsity is {sparsity!r}; give a number from 0 to below 1, as in 0.5.")
-    if not 0 <= sparsity < 1:
-        hint = f" {sparsity:g} per cent is {sparsity / 100:g}." if 1 < sparsity < 100 else ""
-        raise ValueError(f"sparsity={sparsity}; it is the share of weights set to zero and must lie in [0, 1).{hint}")
 
 
 # Makes the integer keys of one tensor anew at every call, so that only one such tensor need exist at a time.
@@ -130,12 +119,7 @@ def _random_key(weight: Tensor, seed: int, place: int) -> Key:
 
 
 def smallest_removed(keys: Mapping[str, Key], count: int) -> dict[str, Tensor]:
-    """Return masks that remove exactly the `count` smallest keys; of equal ones, the first.
-
-    Args:
-        keys: name -> function that returns int32 or int64 keys >= 0, all of one type.
-        count: how many to remove, 0 to all.
-    """
+    """Return masks that remove exactly the `count` smallest keys (>= 0, of one type); of equal ones, the first."""
     threshold, ties = _select(list(keys.values()), count)
     masks = {}
     for name, key in keys.items():
@@ -209,12 +193,7 @@ def estimate_sensitivity(
     weights: Mapping[str, Tensor],
     sparsities: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99),
 ) -> Sensitivity:
-    """Estimate from the weights alone: the share of a layer's energy, the sum of its squares, that pruning removes.
-
-    Args:
-        weights: name -> tensor.
-        sparsities: increasing stops in (0, 1).
-    """
+    """Estimate from the weights alone: the share of a layer's energy, the sum of its squares, that pruning removes."""
     rows = []
     for weight in weights.values():
         energy = weight.detach().flatten().double().square().sort().values.cumsum(0)
@@ -233,12 +212,9 @@ def allocate(sensitivity: Sensitivity, sparsity: float, weights: Mapping[str, Te
     order is optimal; that the errors of layers add up is an assumption.
 
     Args:
-        sensitivity: of exactly these layers.
+        sensitivity: of exactly these layers, up to a stop that allows as many zeros.
         sparsity: of all together, in [0, 1).
         weights: name -> tensor; only their sizes count.
-
-    Raises:
-        ValueError: other layers than those measured, or more zeros than the last stop allows.
     """
     if strange := sorted(set(sensitivity.layers) ^ set(weights)):
         raise ValueError(

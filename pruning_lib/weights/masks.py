@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checks import check_whole, path_levels
+from ..macs import text_table
 
 # Parameter -> the handle that prunes it.  Weak on both sides: it keeps neither model nor handle alive, and a copy, a
 # saved file or a state dict carries nothing of it.
@@ -54,8 +55,7 @@ class PrunedWeights:
         layers: one `LayerRow` per mask.
         active: whether the module is pruned by this handle now.
 
-    Raises:
-        ValueError: a parameter is pruned already, or a mask does not fit; nothing is changed then.
+    A parameter that is pruned already, or a mask that does not fit, is a ValueError; nothing is changed then.
     """
 
     module: nn.Module
@@ -75,7 +75,14 @@ class PrunedWeights:
                     f"The mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, which fits no such parameter."
                 )
         self._parameters = {name: parameters[name] for name in self.masks}
-        self._check_free()
+        handles = {name: _handles[weight]() for name, weight in self._parameters.items() if weight in _handles}
+        held = {name: handle for name, handle in handles.items() if handle is not None}
+        if held:
+            name, handle = next(iter(held.items()))
+            raise ValueError(
+                f"{len(held)} of these weights are pruned already, such as {name}: {handle!r}. "
+                "Call restore() on that handle first, or finish() to keep its zeros and add to them."
+            )
         self._removed: dict[str, Tensor] = {}
         for name, weight in self._parameters.items():
             removed = weight[~self.masks[name]]
@@ -85,17 +92,6 @@ class PrunedWeights:
             _handles[weight] = weakref.ref(self)
         self.active = True
         self.reapply()
-
-    def _check_free(self) -> None:
-        """Raise ValueError if a living handle prunes one of the parameters."""
-        handles = {name: _handles[weight]() for name, weight in self._parameters.items() if weight in _handles}
-        held = {name: handle for name, handle in handles.items() if handle is not None}
-        if held:
-            name, handle = next(iter(held.items()))
-            raise ValueError(
-                f"{len(held)} of these weights are pruned already, such as {name}: {handle!r}. "
-                "Call restore() on that handle first, or finish() to keep its zeros and add to them."
-            )
 
     @property
     def n(self) -> int:
@@ -114,11 +110,7 @@ class PrunedWeights:
 
     @torch.no_grad()
     def reapply(self) -> None:
-        """Set the removed weights to zero again, as after a training step has moved them.
-
-        Raises:
-            ValueError: the module was restored, or the masks were made permanent.
-        """
+        """Set the removed weights to zero again, as after a training step has moved them."""
         if not self.active:
             raise ValueError(f"{type(self.module).__name__} is no longer pruned by this handle. Prune it again first.")
         for name, weight in self._parameters.items():
@@ -143,11 +135,7 @@ class PrunedWeights:
         return self._leave()
 
     def by_block(self, depth: int = 1) -> dict[str, tuple[int, int]]:
-        """Return block -> (weights, zeros), in the order of the module.
-
-        Args:
-            depth: levels of names, >= 1; an index stays with its list, as in "down_blocks.0".
-        """
+        """Return block -> (weights, zeros), in the order of the module, for blocks of `depth` levels."""
         check_whole("depth", depth, 1)
         blocks: dict[str, tuple[int, int]] = {}
         for row in self.layers:
@@ -159,14 +147,8 @@ class PrunedWeights:
     def table(self, depth: int = 1) -> str:
         """Return weights, zeros and sparsity of every block as text; `depth` as in `by_block`."""
         rows = [*self.by_block(depth).items(), ("total", (self.n, self.zeros))]
-        cells = [("block", "weights", "zeros", "sparsity")]
-        cells += [(name, f"{n:,}", f"{zeros:,}", f"{zeros / n:.4f}") for name, (n, zeros) in rows]
-        first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
-        lines = []
-        for name, *numbers in cells:
-            lines.append("  ".join([name.ljust(first), *map(str.rjust, numbers, others)]))
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        *cells, total = ((name, f"{n:,}", f"{zeros:,}", f"{zeros / n:.4f}") for name, (n, zeros) in rows)
+        return text_table(("block", "weights", "zeros", "sparsity"), cells, total)
 
     def to_dict(self) -> dict[str, object]:
         """Return everything but the masks as plain JSON types."""

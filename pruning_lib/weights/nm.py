@@ -27,9 +27,6 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 
     Returns:
         Bool tensor of the same shape, True = kept. Of equal magnitudes the first are removed first.
-
-    Raises:
-        ValueError: n or m out of range, or an input that m does not divide.
     """
     _check_pattern(n, m)
     if weight.ndim < 2 or weight.shape[1] % m:
@@ -47,9 +44,6 @@ def prune_nm(module: nn.Module, n: int = 2, m: int = 4, *, ignore: Iterable[str]
     Args:
         module, ignore: as for `prune_magnitude`. Layers whose input is no multiple of m are left alone too.
         n, m: as for `nm_mask`.
-
-    Raises:
-        TypeError, ValueError: as `prune_magnitude`; also no layer that fits.
 
     Example:
         >>> with prune_nm(pipe.unet) as pruned:
@@ -82,10 +76,7 @@ def to_semi_structured(module: nn.Module) -> dict[str, str]:
         module: on a CUDA device of compute capability 8.0 or later, in float16 or bfloat16.
 
     Returns:
-        Path of each linear layer that stayed dense -> why. Layers not named were converted.
-
-    Raises:
-        ValueError: no such hardware, or no layer that can be converted; nothing is changed then.
+        Path of each linear layer that stayed dense -> why. Where none can be converted, nothing is changed.
     """
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     problems = {path: why for path, layer in layers.items() if (why := _problem(layer.weight))}
@@ -95,7 +86,16 @@ def to_semi_structured(module: nn.Module) -> dict[str, str]:
         raise ValueError(
             f"None of the {len(layers)} linear layers of {type(module).__name__} can be converted.{example}"
         )
-    _check_hardware(ready[0].weight.device)
+    device = ready[0].weight.device
+    needed = "2:4 kernels need an NVIDIA GPU of compute capability 8.0 or later (Ampere, 2020)."
+    if device.type != "cuda":
+        raise ValueError(
+            f"The weights are on {device.type!r}; {needed} Elsewhere zeros are multiplied like any number."
+        )
+    found = torch.cuda.get_device_capability(device)
+    if found < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"{name} has compute capability {found[0]}.{found[1]}; {needed}")
     for layer in ready:
         packed = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
         layer.weight = nn.Parameter(packed, requires_grad=False)
@@ -111,15 +111,3 @@ def _problem(weight: Tensor) -> str:
     if (weight.detach().reshape(-1, 4) != 0).sum(1).max() > 2:
         return "has groups of four with more than two weights that are not zero; prune with prune_nm first"
     return ""
-
-
-def _check_hardware(device: torch.device) -> None:
-    needed = "2:4 kernels need an NVIDIA GPU of compute capability 8.0 or later (Ampere, 2020)."
-    if device.type != "cuda":
-        raise ValueError(
-            f"The weights are on {device.type!r}; {needed} Elsewhere zeros are multiplied like any number."
-        )
-    found = torch.cuda.get_device_capability(device)
-    if found < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        raise ValueError(f"{name} has compute capability {found[0]}.{found[1]}; {needed}")

@@ -24,7 +24,7 @@ GROUPS = (
     "embeddings",  # tables that are looked up: a row is used whole, and rare rows are small because they are rare
 )
 IGNORE = GROUPS
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # Names that diffusers gives to the layers next to the sample, at any depth and at the top of a model.
 _ENDS_ANYWHERE = ("conv_in", "conv_out", "quant_conv", "post_quant_conv")
@@ -59,8 +59,7 @@ def prunable_weights(module: nn.Module, ignore: Iterable[str] = IGNORE) -> Selec
 
     Raises:
         TypeError: not a module, or no list of texts.
-        ValueError: a pattern that matches nothing, nothing left to prune, or weights that have no order of size: on the
-            meta device, of a type that is no floating point (quantised), or not finite.
+        ValueError: a pattern that matches nothing, nothing left to prune, or weights that have no order of size.
     """
     if not isinstance(module, nn.Module):
         hint = " Give one of its parts, as in pipe.unet." if hasattr(module, "components") else ""
@@ -115,16 +114,15 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _check_values(weights: Mapping[str, torch.Tensor]) -> None:
     for name, weight in weights.items():
+        kind = str(weight.dtype).removeprefix("torch.")
         if weight.is_meta:
             raise ValueError(
                 f"{name} is on the meta device: it has a shape and no values. Load the weights first, "
                 "as in pl.load or from_pretrained."
             )
-        if weight.dtype not in _FLOATS:
-            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in _FLOATS)
+        if kind not in _FLOATS:
             raise ValueError(
-                f"{name} is of type {str(weight.dtype).removeprefix('torch.')}; allowed: {allowed}. "
-                "Prune before quantising, or leave it alone."
+                f"{name} is of type {kind}; allowed: {', '.join(_FLOATS)}. Prune before quantising, or leave it alone."
             )
         if not torch.isfinite(weight.detach()).all():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Containers: what they claim is checked against the file before anything is read; lies are told in words."""
+"""Containers: claims are checked before anything is read, lies told in words; what is written is the library's own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pruning_lib.checkpoint import files
 from pruning_lib.checkpoint.files import open_file
 from pruning_lib.checkpoint.inspect import inspect_checkpoint
 from pruning_lib.checkpoint.pickle import CheckpointError
+from pruning_lib.checkpoint.write import TensorHeader, file_bytes, write_safetensors
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_safetensors_header_that_lies_is_refused(header, tmp_path):
 
 def test_a_header_length_is_checked_and_never_taken_for_a_pickle(tmp_path):
     path = tmp_path / "a.safetensors"
-    for length in range(1, 300):
+    for length in range(70, 150):  # a header of 128 bytes is among them, where a pickle would begin
         save_file({"a": torch.ones(1)}, path, {"text": "x" * length})
         assert open_file(path).kind == "safetensors"
     for length in (2**63, 10**9, 200):
@@ -225,12 +226,12 @@ def test_an_honest_claim_of_the_same_kind_is_read(tmp_path):
 def test_other_zips_are_told_apart(tmp_path):
     honest, made = tmp_path / "a.pt", tmp_path / "b.pt"
     torch.save({"a": torch.zeros(3)}, honest)
-    refused(repack(honest, made, lambda info, data: None if "/data/" in info.filename else data), "0 is missing")
-    big = repack(honest, made, lambda info, data: b"big" if info.filename.endswith("byteorder") else data)
-    refused(big, "big-endian")
-    with zipfile.ZipFile(made, "w") as archive:
-        archive.writestr("readme.txt", "no model")
-    refused(made, "not one that torch.save writes")
+    for words, change in (
+        ("0 is missing", lambda info, data: None if "/data/" in info.filename else data),
+        ("big-endian", lambda info, data: b"big" if info.filename.endswith("byteorder") else data),
+        ("not one that torch.save writes", lambda info, data: None if info.filename.endswith("data.pkl") else data),
+    ):
+        refused(repack(honest, made, change), words)
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(made))
     refused(made, "TorchScript|zip bomb")
     torch.save(torch.nn.Linear(2, 2), made)
@@ -254,3 +255,29 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(state, tmp_path):
         file.truncate(source.nbytes - 10)
     with pytest.raises(CheckpointError, match="shorter"):
         [source.read(entry) for entry in source.entries]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}])
+def test_the_bytes_are_the_librarys(metadata, tmp_path):
+    torch.manual_seed(0)
+    state = {"ü": torch.randn(3, 3), "a": torch.randn(2), "empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
+    state |= {f"t{i}": torch.arange(5).to(dtype) for i, dtype in enumerate(files.DTYPES.values())}
+    save_file(state, tmp_path / "a.safetensors", metadata or None)
+    headers = [TensorHeader(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()]
+    pieces = [tensor.flatten().split(2) for tensor in state.values()]
+    write_safetensors(tmp_path / "b.safetensors", headers, pieces, metadata)
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    assert (tmp_path / "b.safetensors").stat().st_size == file_bytes(headers, metadata)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "piece", "words"),
+    [
+        (torch.float32, torch.ones(2), "8 bytes instead of 12"),
+        (torch.float32, torch.ones(3).half(), "planned as torch.float32"),
+        (torch.complex128, torch.ones(3), "complex128"),
+    ],
+)
+def test_wrong_pieces_and_types_are_refused(dtype, piece, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        write_safetensors(tmp_path / "a", [TensorHeader("a", dtype, (3,))], [[piece]], {})

@@ -104,18 +104,14 @@ def test_a_training_folder_becomes_a_model(emoji, averaged, adds_up, tmp_path):
     assert "optimization_step" not in json.loads((tmp_path / "ema/unet/config.json").read_text())
 
 
-def test_shards_become_one_file(emoji, adds_up, tmp_path):
+def test_shards_become_one_file_and_a_model_alone_is_a_folder_too(emoji, adds_up, tmp_path):
     emoji.unet.save_pretrained(tmp_path / "model/unet", max_shard_size="5MB")
     assert len(list((tmp_path / "model/unet").glob("*.safetensors"))) > 2
     adds_up(pl.slim(tmp_path / "model", tmp_path / "out"))
     assert files_of(tmp_path / "out") == {"unet/config.json", f"{UNET}.safetensors"}
     assert equal(UNet2DConditionModel.from_pretrained(tmp_path / "out/unet").state_dict(), emoji.unet.state_dict())
-
-
-def test_a_model_alone_is_a_folder_too(emoji, adds_up, tmp_path):
-    emoji.vae.save_pretrained(tmp_path / "vae")
-    adds_up(pl.slim(tmp_path / "vae", tmp_path / "out", dtype="bf16"))
-    found = load_file(tmp_path / "out/diffusion_pytorch_model.safetensors")
+    adds_up(pl.slim(tmp_path / "model/unet", tmp_path / "unet", dtype="bf16"))
+    found = load_file(tmp_path / "unet/diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
 
 

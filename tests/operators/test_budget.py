@@ -23,13 +23,11 @@ def test_reductions_are_those_of_the_pruned_model():
     assert reductions(MODEL, plan) == (1 - small.macs / whole.macs, 1 - small.params / whole.params)
 
 
-@pytest.mark.parametrize(("name", "index"), [("macs_ratio", 0), ("params_ratio", 1)])
-@pytest.mark.parametrize("ratio", [0.1, 0.5])
+@pytest.mark.parametrize(("name", "index", "ratio"), [("macs_ratio", 0, 0.1), ("params_ratio", 1, 0.5)])
 def test_a_ratio_is_met_and_one_operator_less_would_not_do(name, index, ratio):
     plan = choose(RANKING, OPERATORS, MODEL, **{name: ratio})
-    assert reductions(MODEL, plan)[index] >= ratio
     shorter = choose(RANKING, OPERATORS, MODEL, count=len(plan) - 1)
-    assert reductions(MODEL, shorter)[index] < ratio
+    assert reductions(MODEL, plan)[index] >= ratio > reductions(MODEL, shorter)[index]
 
 
 def test_nested_operators_count_once():
@@ -64,13 +62,9 @@ def test_the_latency_budget_is_measured(monkeypatch):
         ({"count": 500}, "at most"),
         ({"macs_ratio": 1.0}, "between 0 and 1"),
         ({"params_ratio": 0.999}, "removes 0"),
+        ({"ranking": ["mid_block.resnets.7"], "count": 1}, "no operator here"),
     ],
 )
 def test_bad_budgets(options, message):
-    with pytest.raises(ValueError, match=message):
-        choose(RANKING, OPERATORS, MODEL, **options)
-
-
-def test_a_ranking_with_a_stranger_is_refused():
-    with pytest.raises(KeyError, match="no operator here"):
-        choose(["mid_block.resnets.7"], OPERATORS, MODEL, count=1)
+    with pytest.raises((ValueError, KeyError), match=message):
+        choose(**{"ranking": RANKING, "operators": OPERATORS, "denoiser": MODEL, **options})

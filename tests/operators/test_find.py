@@ -71,7 +71,7 @@ def test_a_selection_is_read_by_path_position_and_slice():
     assert operators[0] is operators[operators.paths[0]]
     assert list(operators[2:4]) == [operators[2], operators[3]]
     assert operators[0] in operators and operators[0].path in operators
-    assert len(operators.table().splitlines()) == len(operators) + 1
+    assert len(operators.table().splitlines()) == 2 + len(operators)
     assert operators.of("resnet", "norm").paths == [op.path for op in operators if op.kind == "resnet"]
     with pytest.raises(KeyError, match="mid_block.resnets.0"):
         operators["mid_block.resnet.0"]

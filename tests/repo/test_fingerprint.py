@@ -15,8 +15,8 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (
         "pruning_lib/a.py",
         "pruning_book/models/m/unet/weights.safetensors",
-        "pruning_lib/zoo/architectures/x.json",
-        "pruning_lib/show/static/w.js",
+        "pruning_lib/architectures/x.json",
+        "pruning_book/widgets/static/w.js",
         "pruning_book/records/sweep.json",
         "book/index.md",
         "notebooks/01.md",
@@ -40,8 +40,8 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         "pruning_lib/a.py",
         "pruning_book/models/m/unet/weights.safetensors",
-        "pruning_lib/zoo/architectures/x.json",
-        "pruning_lib/show/static/w.js",
+        "pruning_lib/architectures/x.json",
+        "pruning_book/widgets/static/w.js",
         "pruning_book/records/sweep.json",
         "pruning_book/records/new.json",
         "requirements.lock",

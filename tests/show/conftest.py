@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pruning_book.widgets.axes import Axis, Metric
 from pruning_book.widgets.sweep import SweepExplorer
-from zoo.tokenizer import train_tokenizer
+from zoo.parts import train_tokenizer
 
 COLOURS = [(40 * i, 250 - 40 * i, 100) for i in range(6)]
 

@@ -14,9 +14,9 @@ from tiny_pipes import pipe_of
 
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.steps.hooks import Control, attach
-from pruning_lib.steps.schedule import Schedule, decode_table, grid_of, live_cells, paper_cascade
+from pruning_lib.steps.schedule import Schedule, decode_table, grid_of
 from pruning_lib.steps.units import units_of
-from pruning_lib.steps.wiring import Wiring, trace_wiring
+from pruning_lib.steps.wiring import Wiring, live_cells, paper_cascade, trace_wiring
 
 CALLS = 3
 # 0 -> 1 -> 2 -> output, and a skip connection 0 -> 2

@@ -49,7 +49,7 @@ def test_every_way(way):
 
 @pytest.mark.parametrize(
     ("way", "samples", "grains"),
-    [("text", 2, ["blocks", "layers", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
+    [("sd-1.5", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
 )
 def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
     pipe, draw = WAYS[way]()
@@ -187,7 +187,7 @@ def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
 
 def removed(pipe):
     """Return a pipeline without some layers; the one that is given is left alone."""
-    return pl.remove_operators(pipe, ["down_blocks.0.resnets.1", "up_blocks.1.attentions.1", "mid_block.attentions.0"])
+    return pl.remove_operators(pipe, ["down_blocks.1.resnets.1", "up_blocks.3.attentions.1", "mid_block.attentions.0"])
 
 
 def narrowed(pipe):
@@ -199,7 +199,7 @@ def narrowed(pipe):
 @pytest.mark.parametrize("prune", [removed, narrowed])
 def test_a_pruned_denoiser_has_a_grid_of_its_own(prune):
     """It refuses the schedule of the whole one, and holds the four promises with its own."""
-    pipe, _ = text()
+    pipe, _ = text(kind="sd-1.5")
     whole = some(grid_of(pipe, STEPS))
     small, draw = drawing(prune(pipe), "lion")
     with pytest.raises(ValueError, match="made for another denoiser"), whole.applied(small):

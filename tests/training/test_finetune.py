@@ -11,7 +11,7 @@ from small_pipe import copy_of, small_unet, with_unet
 
 import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.finetuning.finetune import FinetuneLog, finetune
+from pruning_lib.finetuning.finetune import finetune
 
 IMAGES, CAPTIONS = pb.training_images()[:4], pb.captions()[:4]
 
@@ -86,11 +86,6 @@ def test_validation_sees_averaged_weights_at_the_asked_steps(pipe):
     assert "loss" not in log.lines[0]
     with pytest.raises(KeyError, match="no 'clip'. It has: loss, score, seconds"):
         log.curve("clip")
-
-
-def test_a_log_is_data():
-    log = FinetuneLog([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "x": 3}])
-    assert log.curve() == ([1, 2], [2.0, 1.0]) and log.curve("x") == ([2], [3])
 
 
 def test_an_interrupted_run_goes_on(start, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,29 +182,17 @@ def test_norm_groups_heads_and_gates_lose_equally():
         assert choose(group, values, 0.5, 2, whole_heads=whole_heads).tolist() == kept
 
 
-def test_a_pipeline_with_the_smaller_denoiser_keeps_its_time_and_is_saved_and_loaded(tmp_path):
-    pipe = pl.load("emoji-sd")
-    unet, small = pipe.unet, prune_structured(pipe.unet, widths=(16, 64, 96, 96)).unet
-    t = torch.arange(0, 1000, 7)
-    with torch.no_grad():
-        old, new = (net.time_embedding(net.time_proj(t)) for net in (unet, small))
-    assert small.time_proj.num_channels == 16 and (old - new).norm() / old.norm() < 0.1
-    pipe.unet = small
-    pipe.save_pretrained(tmp_path)
-    one, two = (
-        p("lion", generator=torch.Generator().manual_seed(0), num_inference_steps=2, output_type="pt").images
-        for p in (pipe, pl.load(tmp_path))
-    )
-    assert torch.allclose(torch.as_tensor(one), torch.as_tensor(two), atol=1e-3)
+def test_widths_are_rounded_to_what_fits():
+    unet = pl.denoiser_on_meta("emoji-sd")
     assert narrow_widths(unet, 0) == (32, 64, 96, 96) and narrow_widths(unet, 0.25) == (32, 48, 80, 80)
     assert narrow_widths(unet, 0.99) == (16, 32, 16, 16), "neighbours of different width stay different"
 
 
-@pytest.mark.parametrize(("variant", "millions"), [("base", 579.4), ("small", 482.3), ("tiny", 323.4)])
-def test_blocks_of_stable_diffusion_leave_the_published_sizes(variant, millions):
+def test_blocks_of_stable_diffusion_leave_the_published_sizes():
     """Kim et al. 2023, table 1: 0.58 B, 0.49 B and 0.33 B parameters in the denoiser."""
-    small = remove_blocks(pl.denoiser_on_meta("sd-1.5"), variant)
-    assert small.params_after / 1e6 == pytest.approx(millions, abs=0.05)
+    unet = pl.denoiser_on_meta("sd-1.5")
+    for variant, millions in {"base": 579.4, "small": 482.3, "tiny": 323.4}.items():
+        assert remove_blocks(unet, variant).params_after / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_the_blocks_that_stay_keep_their_weights_and_their_skips():
@@ -251,9 +240,6 @@ def test_the_blocks_that_stay_keep_their_weights_and_their_skips():
 def test_wrong_arguments_for_channels(arguments, words):
     with pytest.raises(ValueError, match=words):
         prune_structured(tiny(), **arguments)
-
-
-def test_equal_levels_stay_equal():
     with pytest.raises(ValueError, match="must stay equal"):
         prune_structured(tiny(block_out_channels=(32, 32)), widths=(16, 32))
 
@@ -277,7 +263,7 @@ def test_other_denoisers_are_refused_by_name():
         with pytest.raises(TypeError, match="DiTTransformer2DModel"):
             prune(dit())
         with pytest.raises(TypeError, match="pipe.unet"):
-            prune(pl.load("emoji-sd"))
+            prune(SimpleNamespace(components={}))
 
 
 def test_a_model_that_cannot_be_traced_is_named():
