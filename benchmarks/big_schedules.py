@@ -34,14 +34,9 @@ RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # shares of MACs removed
 # differs; we do not know which, so every choice is counted.
 PUBLISHED_ROWS, PUBLISHED_STEPS, ODD_ROW = (0, 7, 13, 19, 20, 21, 26, 32, 39, 48), 50, 7
 # What the papers report; seconds are theirs, on their machines.
+SD15 = {"times_as_fast": 4.4, "removed": 0.8, "seconds_at": {"0.3": 5.01, "0.8": 1.23}, "steps": 50}
 REPORTED = {
-    "sd-1.5": {
-        "times_as_fast": 4.4,
-        "removed": 0.8,
-        "seconds_at": {"0.3": 5.01, "0.8": 1.23},
-        "steps": 50,
-        "macs_without_attention": 338.83e9,
-    },
+    "sd-1.5": {**SD15, "macs_without_attention": 338.83e9},
     "dit-xl-2-256": {"times_as_fast": 2.4, "removed": 0.6, "steps": 250},
     "deepcache sd-1.5": {"times_as_fast": 2.3},
 }
@@ -49,14 +44,9 @@ SIDES = {"sd-1.5": (64, 48, 32)}  # latents that memory is counted at; default: 
 BATCH = 2  # guidance
 # of Stable Diffusion 1.x, as published
 AUTOENCODER = {
-    "_class_name": "AutoencoderKL",
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
+    **{"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4},
+    **{"layers_per_block": 2, "norm_num_groups": 32, "sample_size": 512},
     "block_out_channels": [128, 256, 512, 512],
-    "sample_size": 512,
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
@@ -124,13 +114,8 @@ def published() -> dict:
         other = on.clone()
         other[ODD_ROW, index] = False
         odd.append({"off": name, **cost_of(grid, other)})
-    return {
-        "names": list(grid.names),
-        "rows": list(PUBLISHED_ROWS),
-        "steps": PUBLISHED_STEPS,
-        **cost_of(grid, on),
-        "odd": odd,
-    }
+    about = {"names": list(grid.names), "rows": list(PUBLISHED_ROWS), "steps": PUBLISHED_STEPS}
+    return {**about, **cost_of(grid, on), "odd": odd}
 
 
 class _Sizes(Control):
@@ -158,24 +143,17 @@ def memory_of(name: str) -> list[dict]:
     """Count what a training step keeps: weights, caches of one step, activations of one call."""
     denoiser, rows = pl.denoiser_on_meta(name), []
     for side in SIDES.get(name, (denoiser.config.sample_size,)):
+        how = {"sample_size": side, "batch": BATCH}
         rows.append(
             {
-                "sample_size": side,
-                "batch": BATCH,
-                "dtype": "float16",
+                **{**how, "dtype": "float16"},
                 "weights": 2 * sum(p.numel() for p in denoiser.parameters()),
                 "caches": cache_bytes(denoiser, side),
-                "call": backward_bytes(denoiser, sample_size=side, batch=BATCH),
-                "call_checkpointed": backward_bytes(denoiser, sample_size=side, batch=BATCH, checkpointing=True),
+                "call": backward_bytes(denoiser, **how),
+                "call_checkpointed": backward_bytes(denoiser, **how, checkpointing=True),
             }
         )
     return rows
-
-
-def decoder_of_sd() -> nn.Module:
-    """Return the autoencoder of Stable Diffusion 1.x, from its published configuration, without weights."""
-    with torch.device("meta"):
-        return AutoencoderKL.from_config(AUTOENCODER)
 
 
 def decoding_bytes(vae: nn.Module, side: int) -> int:
@@ -187,20 +165,17 @@ def decoding_bytes(vae: nn.Module, side: int) -> int:
 
 def decoding(side: int, checkpointing: bool) -> dict:
     """Count what decoding one latent costs: MACs, and the bytes kept for its gradient, in half precision."""
-    vae = nn.Module.to(decoder_of_sd(), torch.float16).requires_grad_(False)
+    with torch.device("meta"):
+        vae = nn.Module.to(AutoencoderKL.from_config(AUTOENCODER), torch.float16).requires_grad_(False)
     vae.train(checkpointing)
     if checkpointing:
         vae.enable_gradient_checkpointing()
     kept = decoding_bytes(vae, side)
     decoder = nn.Sequential(vae.post_quant_conv, vae.decoder).float().eval()
     macs = pl.count_macs(decoder, input=torch.empty(1, 4, side, side)).macs
-    return {
-        "sample_size": side,
-        "checkpointing": checkpointing,
-        "kept": kept,
-        "macs": macs,
-        "weights": 2 * sum(p.numel() for p in vae.parameters()),
-    }
+    weights = 2 * sum(p.numel() for p in vae.parameters())
+    about = {"sample_size": side, "checkpointing": checkpointing}
+    return {**about, "kept": kept, "macs": macs, "weights": weights}
 
 
 def measure() -> Record:
@@ -208,21 +183,16 @@ def measure() -> Record:
     started, models = time.perf_counter(), []
     for name, counts in MODELS.items():
         pipe = pipe_on_meta(name)
-        whole = pl.count_macs(denoiser_of(pipe)[1])
+        denoiser = denoiser_of(pipe)[1]
+        whole = pl.count_macs(denoiser)
+        size = {"sample_size": denoiser.config.sample_size, "params": whole.params, "macs": whole.macs}
         for steps in counts:
             grid = grid_of(pipe, steps)
             models.append(
                 {
-                    "name": name,
-                    "steps": steps,
-                    "calls": grid.shape[0],
-                    "scheduler": grid.scheduler,
-                    "sample_size": denoiser_of(pipe)[1].config.sample_size,
-                    "params": whole.params,
-                    "macs": whole.macs,
+                    **{"name": name, "steps": steps, "calls": grid.shape[0], "scheduler": grid.scheduler, **size},
                     "macs_without_attention": whole.macs_without_attention,
-                    "grains": grains_of(pipe, steps),
-                    "schedules": rows_of(grid),
+                    **{"grains": grains_of(pipe, steps), "schedules": rows_of(grid)},
                     "memory": memory_of(name) if steps == counts[0] else None,
                 }
             )

@@ -20,7 +20,7 @@ from pruning_lib.checks import synchronise
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import Latency
 
-from .common import Record
+from .common import Record, quantiles
 
 WARMUP = 3
 
@@ -70,9 +70,6 @@ def measure(models: tuple[str, ...] = ("emoji-sd",), repeats: int = 50, device: 
     found = {}
     for name in models:
         latencies = time_blocks(denoiser(name, torch.device(device)), repeats, torch.device(device))
-        blocks = {
-            block: {key: round(getattr(latency, key), 4) for key in ("median_ms", "p10_ms", "p90_ms")}
-            for block, latency in latencies.items()
-        }
+        blocks = {block: quantiles(latency, 4) for block, latency in latencies.items()}
         found[name] = {"n": repeats, "warmup": WARMUP, "batch": 1, "dtype": "float32", "blocks": blocks}
     return Record({"models": found}, seeds=[0], n=repeats, device=device)

@@ -10,9 +10,10 @@ import argparse
 import inspect
 import json
 import resource
+import subprocess
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,15 +23,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import pruning_book as pb
 from pruning_book.frechet import frechet
 from pruning_book.judge import generate
+from pruning_book.widgets.axes import Metric
+from pruning_lib import files
 from pruning_lib.interval import bootstrap_interval
 from pruning_lib.latency import Latency, ratio
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.records import check_writable, passport, save_record
+from zoo.data import contact_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "pruning_book" / "records"
+MODEL, GUIDANCE = "emoji-sd", 3.0
+MACS_CONVENTION = "with attention products, batch 1, one call"
 TOP = 5
 PSNR_CAP = 60.0  # equal pictures have no finite PSNR; only the unpruned model is compared with itself
 
@@ -120,7 +127,7 @@ class Judged:
 
     def intervals(self) -> dict[str, dict]:
         """Return each figure's mean with its bootstrap interval."""
-        found = {name: bootstrap_interval(values).to_dict() for name, values in self.figures.items()}
+        found = {name: interval(values) for name, values in self.figures.items()}
         return found | ({"frechet": self.frechet} if self.frechet else {})
 
     def means(self) -> dict[str, float]:
@@ -167,19 +174,137 @@ def judge(
     return Judged(pictures, figures, distance)
 
 
-def once(path: Path, work: Callable[[], dict]) -> dict:
+def interval(values: Tensor | Sequence[float]) -> dict:
+    """Return the mean of one figure per picture, with its bootstrap interval."""
+    return bootstrap_interval(torch.as_tensor(values)).to_dict()
+
+
+def likeness(values: Tensor, shown: int) -> tuple[list[float], dict]:
+    """Return what an explorer keeps of one SSIM per picture, in six places: of the first ones, and the mean of all."""
+    ends = interval(values)
+    return rounded(values[:shown]), {key: round(ends[key], 6) for key in ("value", "low", "high")}
+
+
+def rounded(values: Tensor, places: int = 6) -> list[float]:
+    """Return numbers with so many places after the point."""
+    return [round(value, places) for value in values.tolist()]
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def spread(items: Sequence, count: int) -> list:
+    """Return `count` of the items spread evenly over all, the first and the last among them."""
+    return [items[i] for i in torch.linspace(0, len(items) - 1, count).round().long().tolist()]
+
+
+def every_nth(items: Sequence, count: int) -> list:
+    """Return `count` of the items at equal distances, from the first."""
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def asked_for(count: int, shown: Sequence[str]) -> list[str]:
+    """Return captions spread over all, the shown ones among them."""
+    chosen = spread(pb.captions(MODEL), count)
+    rest = [name for name in shown if name not in chosen]
+    return chosen[: count - len(rest)] + rest
+
+
+def pruner_prompts() -> list[str]:
+    """Return the captions that pruners are trained on and searches may see: every fourth one, from the first."""
+    return pb.captions(MODEL)[::4]
+
+
+def held_out() -> list[str]:
+    """Return the captions that no pruner and no search sees: all others."""
+    return [caption for i, caption in enumerate(pb.captions(MODEL)) if i % 4]
+
+
+def noise(count: int, first: int = 0) -> list[torch.Generator]:
+    """Return one source of noise for each picture, of seed `first` + i."""
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+# --- kept results ----------------------------------------------------------------------------------------------------
+
+
+def once(path: Path, work: Callable[..., dict], *given) -> dict:
     """Return what `path` holds, or do the work and keep its result there: an interrupted benchmark goes on."""
     if not path.is_file():
-        write_whole(path, json.dumps(work()))
+        write_whole(path, json.dumps(work(*given)))
+    return read(path)
+
+
+def once_drawn(path: Path, draw: Callable[..., object], *given):
+    """Like `once`, for tensors."""
+    if not path.is_file():
+        found = draw(*given)
+        with files.write_whole(path) as part:
+            torch.save(found, part)
+    return torch.load(path, weights_only=True)
+
+
+def read(path: Path) -> dict:
+    """Return a kept result."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with files.write_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def in_own_process(module: str, call: str) -> dict:
+    """Return what a call of a benchmark's function gives in a process of its own, whose peak of memory is its own."""
+    code = f"import json, torch; from benchmarks.{module} import *; print(json.dumps({call}))"
+    told = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    return json.loads(told.splitlines()[-1])
+
+
+# --- sheets and explorers --------------------------------------------------------------------------------------------
+
+
+def save_row(pictures: Tensor, to: Path) -> None:
+    """Save pictures as a sheet of one row."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, columns=len(pictures)).save(to)
+
+
+def tiles_of(sheet: Path) -> Tensor:
+    """Return the pictures of a sheet of one row, uint8 `[n, 3, 64, 64]`."""
+    pixels = torch.from_numpy(np.array(Image.open(sheet).convert("RGB")))
+    return pixels.view(64, -1, 64, 3).permute(1, 3, 0, 2)
+
+
+def save_sheet(rows: Sequence[Tensor], to: Path, quality: int = 90) -> None:
+    """Save rows of pictures as one sheet."""
+    contact_sheet(torch.cat(list(rows)), columns=len(rows[0])).save(to, quality=quality, method=6)
+
+
+def mean_metric(name: str, found: Sequence[Mapping | None], label: str, *, n: object, digits: int) -> Metric:
+    """Return means with their intervals for an explorer; None where there are none."""
+    ends = {end: [f and f[end] for f in found] for end in ("value", "low", "high")}
+    more = {"low": ends["low"], "high": ends["high"], "interval": "95 % interval"}
+    return Metric(name, ends["value"], label=label, n=n, digits=digits, **more)
+
+
+def time_metric(times: Sequence[Latency], label: str, *, n: int, places: int, digits: int) -> Metric:
+    """Return latencies with their quantiles for an explorer."""
+    found = [quantiles(latency, places) for latency in times]
+    median, low, high = ([row[key] for row in found] for key in QUANTILES)
+    more = {"low": low, "high": high, "interval": "median, p10 to p90"}
+    return Metric("latency_ms", median, label=label, unit="ms", n=n, digits=digits, **more)
+
+
+# --- time and memory -------------------------------------------------------------------------------------------------
+
+QUANTILES = ("median_ms", "p10_ms", "p90_ms")
+
+
+def quantiles(latency: Latency, places: int) -> dict[str, float]:
+    """Return the median and the outer deciles, in so many places."""
+    return {key: round(getattr(latency, key), places) for key in QUANTILES}
 
 
 def peak_mib(device: torch.device) -> float:
@@ -204,12 +329,11 @@ def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
     }
 
 
-def spread(count: int, total: int) -> list[int]:
-    """Return `count` indices spread evenly over `total`."""
-    return torch.linspace(0, total - 1, count).round().long().tolist()
-
-
-def tiles_of(sheet: Path) -> Tensor:
-    """Return the pictures of a sheet of one row, uint8 `[n, 3, 64, 64]`."""
-    pixels = torch.from_numpy(np.array(Image.open(sheet).convert("RGB")))
-    return pixels.view(64, -1, 64, 3).permute(1, 3, 0, 2)
+@torch.no_grad()
+def initialised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Give every layer the weights it would begin with, in place: the same architecture, nothing learned."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model

@@ -10,8 +10,7 @@ times all of them in turn, on one thread of a quiet machine (ten minutes), for t
 
 from __future__ import annotations
 
-import functools
-import json
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,14 +24,11 @@ from pruning_book.widgets.axes import Axis, Metric
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.latency import measure_latency, ratio
 from pruning_lib.steps.budget import deepcache, every
-from pruning_lib.steps.schedule import grid_of
-from zoo.data import contact_sheet
 
-from .common import Record, judge, once, tiles_of
+from .common import GUIDANCE, MODEL, Record, held_out, judge, mean_metric, noise, once, read, save_row, spread, tiles_of
 from .gpu.ways import by_the_package
-from .step_similarity import held_out
 
-MODEL, GUIDANCE, SEED = "emoji-sd", 3.0, 0
+SEED = 0
 THINGS = ("lion", "pizza", "rocket", "house", "guitar")
 WAYS = {
     "steps": "fewer steps",
@@ -52,56 +48,39 @@ COMPARED = [
 N_COMPARED, TIMED, BATCH = 16, (2, 3, 5), 16
 
 
-def load():
-    """Load the model, without a progress bar."""
-    pipe = pl.load(MODEL)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def prompts(count: int) -> list[str]:
     """Return captions that no pruner is trained with, those of the explorer first."""
-    rest = [caption for caption in held_out(count + len(THINGS)) if caption not in THINGS]
+    rest = [caption for caption in spread(held_out(), count + len(THINGS)) if caption not in THINGS]
     return [*THINGS, *rest][:count]
 
 
 def latents(pipe, asked: list[str], steps: int) -> torch.Tensor:
     """Draw latents, always from the same noise."""
-    noise = [torch.Generator().manual_seed(SEED + i) for i in range(len(asked))]
     options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
-    return pipe(asked, generator=noise, **options).images
+    return pipe(asked, generator=noise(len(asked), SEED), **options).images
 
 
-def equal(work: Path) -> None:
-    """Run the first stage."""
-    pipe, asked, rows = load(), prompts(N_COMPARED), []
+def compare() -> dict:
+    """Draw with the package and with our schedule of its pattern, and compare the latents."""
+    pipe, asked, rows = pl.load(MODEL), prompts(N_COMPARED), []
     config = pipe.scheduler.config
     for kind, steps, interval, branch in COMPARED:
         pipe.scheduler = kind.from_config(config)
-        schedule = deepcache(grid_of(pipe, steps), interval, branch)
+        schedule = deepcache(pl.grid_of(pipe, steps), interval, branch)
         with schedule.applied(pipe):
             ours = latents(pipe, asked, steps)
         with by_the_package(pipe, interval, branch):
             theirs = latents(pipe, asked, steps)
-        rows.append(
-            {
-                "sampler": kind.__name__,
-                "steps": steps,
-                "interval": interval,
-                "branch": branch,
-                "macs_ratio": schedule.macs_ratio(),
-                "equal": bool(torch.equal(ours, theirs)),
-                "largest_difference": (ours - theirs).abs().max().item(),
-                "n": len(asked),
-            }
-        )
+        row = {"sampler": kind.__name__, "steps": steps, "interval": interval, "branch": branch}
+        row |= {"macs_ratio": schedule.macs_ratio(), "equal": torch.equal(ours, theirs)}
+        rows.append({**row, "largest_difference": (ours - theirs).abs().max().item(), "n": len(asked)})
         print(rows[-1], flush=True)
-    once(work / "equal.json", lambda: {"rows": rows})
+    return {"rows": rows}
 
 
 def rival(pipe, way: str, steps: int, interval: int):
     """Return what leaves calls out in one way: something with `.steps`, `.macs_ratio()` and `.applied(pipe)`."""
-    grid = grid_of(pipe, steps)
+    grid = pl.grid_of(pipe, steps)
     if way == "steps":
         calls = -(-steps // interval)
         return FewerSteps(grid, calls, calls)
@@ -110,91 +89,69 @@ def rival(pipe, way: str, steps: int, interval: int):
     return every(grid, interval).holding("prediction" if way == "prediction" else "value")
 
 
+def file_name(steps: int, way: str, interval: int) -> str:
+    """Return the name of what is kept of a cell; all calls are whole in every way."""
+    return f"{steps}-{way}-{interval}" if interval > 1 else f"{steps}-steps-1"
+
+
 def quality(work: Path) -> None:
-    """Run the second stage."""
-    pipe, clip = load(), pb.load_clip(MODEL)
-    for steps, (count, intervals) in SWEEPS.items():
-        look = functools.partial(_look, pipe, clip, prompts(count), work)
-        look("steps", steps, 1, None)
-        wanted = tiles_of(work / f"{steps}-steps-1.png")
-        for interval in intervals[1:]:
-            for way in WAYS:
-                look(way, steps, interval, wanted)
+    """Draw in every way, and keep the pictures and what they are worth."""
+    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
 
-
-def _look(pipe, clip, asked: list[str], work: Path, way: str, steps: int, interval: int, wanted) -> None:
-    """Draw in one way and judge the pictures against `wanted`; done once."""
-    name = f"{steps}-{way}-{interval}"
-
-    def work_it() -> dict:
+    def look(asked: list[str], wanted: torch.Tensor | None, steps: int, way: str, interval: int) -> dict:
+        name, found = file_name(steps, way, interval), rival(pipe, way, steps, interval)
         print(name, flush=True)
-        found = rival(pipe, way, steps, interval)
+        how = {"steps": found.steps, "guidance": GUIDANCE, "seed": SEED}
         with found.applied(pipe):
-            judged = judge(
-                pipe, clip, asked, pb.captions(MODEL), wanted, steps=found.steps, guidance=GUIDANCE, seed=SEED
-            )
-        contact_sheet(judged.pictures, columns=len(asked)).save(work / f"{name}.png")
+            judged = judge(pipe, clip, asked, pb.captions(MODEL), wanted, **how)
+        save_row(judged.pictures, work / f"{name}.png")
         return {"macs_ratio": found.macs_ratio(), "figures": judged.intervals()}
 
-    once(work / f"{name}.json", work_it)
+    for steps, (count, intervals) in SWEEPS.items():
+        asked, whole = prompts(count), file_name(steps, "steps", 1)
+        once(work / f"{whole}.json", look, asked, None, steps, "steps", 1)
+        wanted = tiles_of(work / f"{whole}.png")
+        for interval in intervals[1:]:
+            for way in WAYS:
+                once(work / f"{file_name(steps, way, interval)}.json", look, asked, wanted, steps, way, interval)
 
 
 def measure(work: Path, what: Literal["quality", "speed"] = "quality", repeats: int = 10) -> Record:
     """Compare, judge and put together; or time."""
     if what == "speed":
         return speed(repeats)
-    work.mkdir(parents=True, exist_ok=True)
-    equal(work)
+    compared = once(work / "equal.json", compare)["rows"]
     quality(work)
 
-    def read(steps: int, way: str, interval: int) -> dict:
-        name = f"{steps}-{way}-{interval}" if interval > 1 else f"{steps}-steps-1"
-        return {
-            "steps": steps,
-            "way": way,
-            "interval": interval,
-            **json.loads((work / f"{name}.json").read_text("utf-8")),
-        }
+    def row_of(steps: int, way: str, interval: int) -> dict:
+        kept = read(work / f"{file_name(steps, way, interval)}.json")
+        return {"steps": steps, "way": way, "interval": interval, **kept}
 
-    rows = [read(s, w, n) for s, (_, intervals) in SWEEPS.items() for w in WAYS for n in intervals]
+    rows = [row_of(steps, way, n) for steps, (_, intervals) in SWEEPS.items() for way in WAYS for n in intervals]
     steps, (count, intervals) = next(iter(SWEEPS.items()))
-    tiles, each = [], []
-    for column in range(len(THINGS)):
-        for way in WAYS:
-            for interval in intervals:
-                name = f"{steps}-{way}-{interval}" if interval > 1 else f"{steps}-steps-1"
-                tiles.append(tiles_of(work / f"{name}.png")[column])
-                each.append(read(steps, way, interval))
-    ssim = [row["figures"]["ssim"] for row in each]
-    ends = {end: [found[end] for found in ssim] for end in ("value", "low", "high")}
+    shown = [(way, n) for way in WAYS for n in intervals]
+    each = [row_of(steps, *cell) for cell in shown] * len(THINGS)
+    sheets = [tiles_of(work / f"{file_name(steps, *cell)}.png") for cell in shown]
+    tiles = torch.stack([sheet[column] for column in range(len(THINGS)) for sheet in sheets])
+    label = f"SSIM to the unpruned, {count} pictures"
     metrics = [
         Metric("macs", [100 * row["macs_ratio"] for row in each], label="MACs kept", unit="%", digits=1),
-        Metric(
-            "ssim",
-            ends["value"],
-            label=f"SSIM to the unpruned, {count} pictures",
-            low=ends["low"],
-            high=ends["high"],
-            interval="95 % interval",
-            n=count,
-            digits=3,
-        ),
+        mean_metric("ssim", [row["figures"]["ssim"] for row in each], label, n=count, digits=3),
     ]
     axes = [
         Axis("thing", THINGS, label="prompt"),
         Axis("way", list(WAYS), label="in between", labels=list(WAYS.values())),
         Axis("every", intervals, label="compute every n-th call, n ="),
     ]
-    explorer = SweepExplorer("reuse", axes, torch.stack(tiles), metrics, title="Reuse", chart=("macs", "ssim"))
-    compared = json.loads((work / "equal.json").read_text("utf-8"))["rows"]
+    explorer = SweepExplorer("reuse", axes, tiles, metrics, title="Reuse", chart=("macs", "ssim"))
     data = {"model": MODEL, "guidance_scale": GUIDANCE, "ways": WAYS, "rows": rows, "compared": compared}
     return Record(data, seeds=[SEED], n=count, explorer=explorer)
 
 
 def speed(repeats: int) -> Record:
     """Time everything in turn: latents only, a batch of pictures with guidance."""
-    pipe, asked, steps = load(), prompts(BATCH), 20
-    grid = grid_of(pipe, steps)
+    pipe, asked, steps = pl.load(MODEL), prompts(BATCH), 20
+    grid = pl.grid_of(pipe, steps)
     calls = {"unpruned": lambda: latents(pipe, asked, steps)}
     kept = {"unpruned": 1.0}
 
@@ -205,28 +162,18 @@ def speed(repeats: int) -> Record:
 
         calls[name], kept[name] = call, share
 
-    add("all on", lambda: grid.full().applied(pipe), 1.0)
+    add("all on", partial(grid.full().applied, pipe), 1.0)
     for n in TIMED:
         pattern, whole, fewer = deepcache(grid, n), every(grid, n), rival(pipe, "steps", steps, n)
-        add(f"package, {n}", lambda n=n: by_the_package(pipe, n), pattern.macs_ratio())
-        add(f"deepcache, {n}", lambda s=pattern: s.applied(pipe), pattern.macs_ratio())
-        add(f"output, {n}", lambda s=whole: s.applied(pipe), whole.macs_ratio())
-        add(f"steps, {n}", lambda s=fewer: s.applied(pipe), fewer.macs_ratio(), fewer.steps)
+        add(f"package, {n}", partial(by_the_package, pipe, n, 0), pattern.macs_ratio())
+        add(f"deepcache, {n}", partial(pattern.applied, pipe), pattern.macs_ratio())
+        add(f"output, {n}", partial(whole.applied, pipe), whole.macs_ratio())
+        add(f"steps, {n}", partial(fewer.applied, pipe), fewer.macs_ratio(), fewer.steps)
     times = measure_latency(calls, repeats=repeats, warmup=1)
-    data = {
-        "model": MODEL,
-        "steps": steps,
-        "batch": BATCH,
-        "guidance_scale": GUIDANCE,
-        "threads": 1,
-        "repeats": repeats,
-        "rows": {
-            name: {
-                "macs_ratio": kept[name],
-                "latency": latency.to_dict(),
-                "times_as_fast": ratio(times["unpruned"], latency).to_dict(),
-            }
-            for name, latency in times.items()
-        },
-    }
+    rows = {}
+    for name, latency in times.items():
+        faster = ratio(times["unpruned"], latency).to_dict()
+        rows[name] = {"macs_ratio": kept[name], "latency": latency.to_dict(), "times_as_fast": faster}
+    data = {"model": MODEL, "steps": steps, "batch": BATCH, "guidance_scale": GUIDANCE, "threads": 1}
+    data |= {"repeats": repeats, "rows": rows}
     return Record(data, seeds=[SEED], n=repeats, name="deepcache_speed")

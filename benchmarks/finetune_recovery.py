@@ -17,11 +17,11 @@ from diffusers import UNet2DConditionModel
 import pruning_book as pb
 import pruning_lib as pl
 
-from .common import Record, judge, once, spread
+from .common import MODEL, Record, judge, once, spread
 
-MODEL = "emoji-sd"
 WIDTHS, SPARSITY = (16, 48, 64, 64), 0.8
-STEPS, EVERY, BATCH, LR, SEED = 700, 100, 16, 1e-3, 0
+EVERY, SEED = 100, 0
+FINETUNE = {"steps": 700, "batch": 16, "lr": 1e-3, "seed": SEED}
 N, SAMPLER = 64, {"steps": 8, "guidance": 3.0}
 RUNS = {
     "pruned": "narrow, from the pruned weights",
@@ -33,7 +33,7 @@ RUNS = {
 def train_one(name: str, folder: Path) -> dict:
     """Train one start; return the figures of each moment."""
     pipe, clip, captions = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL)
-    asked = [captions[i] for i in spread(N, len(captions))]
+    asked = spread(captions, N)
     wanted = judge(pipe, clip, asked, captions, None, **SAMPLER).pictures
     after_step = None
     if name == "held":
@@ -49,42 +49,17 @@ def train_one(name: str, folder: Path) -> dict:
     def validate(step: int) -> dict[str, object]:
         return {"judged": judge(pipe, clip, asked, captions, wanted, **SAMPLER).intervals()}
 
-    log = pl.finetune(
-        pipe,
-        pb.training_images(MODEL),
-        captions,
-        steps=STEPS,
-        lr=LR,
-        batch=BATCH,
-        seed=SEED,
-        after_step=after_step,
-        validate=validate,
-        validate_every=EVERY,
-        folder=folder,
-        checkpoint_every=EVERY,
-    )
+    often = {"validate_every": EVERY, "checkpoint_every": EVERY}
+    told = {"after_step": after_step, "validate": validate, "folder": folder, **often, **FINETUNE}
+    log = pl.finetune(pipe, pb.training_images(MODEL), captions, **told)
     steps, judged = log.curve("judged")
-    return {
-        "name": name,
-        "label": RUNS[name],
-        "params": whole.params,
-        "macs": whole.macs,
-        "steps": steps,
-        "judged": judged,
-        "loss": log.curve(),
-        "seconds": log.curve("seconds")[1][-1],
-    }
+    about = {"name": name, "label": RUNS[name], "params": whole.params, "macs": whole.macs}
+    return {**about, "steps": steps, "judged": judged, "loss": log.curve(), "seconds": log.curve("seconds")[1][-1]}
 
 
 def measure(work: Path) -> Record:
     """Train all starts."""
-    runs = [once(work / f"{name}.json", lambda n=name: train_one(n, work / n)) for name in RUNS]
-    data = {
-        "runs": runs,
-        "model": MODEL,
-        "widths": list(WIDTHS),
-        "sparsity": SPARSITY,
-        "sampler": SAMPLER,
-        "finetune": {"steps": STEPS, "batch": BATCH, "lr": LR, "seed": SEED},
-    }
+    runs = [once(work / f"{name}.json", train_one, name, work / name) for name in RUNS]
+    data = {"runs": runs, "model": MODEL, "widths": list(WIDTHS), "sparsity": SPARSITY}
+    data |= {"sampler": SAMPLER, "finetune": FINETUNE}
     return Record(data, seeds=[SEED], n=N)

@@ -18,7 +18,7 @@ from pruning_book.widgets.guidance import MODEL, SEED, redraw, total_macs
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.quality import clip_score
 
-from .common import Record
+from .common import Record, time_metric
 
 PROMPTS = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with sunglasses")
 STEPS = (1, 2, 4, 8, 16, 25, 50)
@@ -47,17 +47,7 @@ def measure(repeats: int = 10, device: str = "cpu") -> Record:
     gmacs = [total_macs(macs, *setting) / 1e9 for setting in settings] * len(PROMPTS)
     scores = [round(score, 2) for score in clip_score(clip, images, words).tolist()]
     metrics = [
-        Metric(
-            "latency_ms",
-            [round(t.median_ms, 2) for t in timed],
-            label="time for the picture",
-            unit="ms",
-            low=[round(t.p10_ms, 2) for t in timed],
-            high=[round(t.p90_ms, 2) for t in timed],
-            interval="median, p10 to p90",
-            n=repeats,
-            digits=0,
-        ),
+        time_metric(timed, "time for the picture", n=repeats, places=2, digits=0),
         Metric("clip_score", scores, label="CLIP score (mini CLIP)", n=1, digits=1),
         Metric("unet_gmacs", gmacs, label="MACs in the UNet, with attention", unit="G", digits=2),
     ]

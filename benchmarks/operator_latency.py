@@ -2,15 +2,16 @@
 
     python -m benchmarks operator_latency --device cpu
 
-The unpruned denoiser and several pruned ones are called in turn, forwards
-and backwards, so that a slow moment hits all of them: one call at batch 1, 2 (one picture with guidance) and 8, and
-whole generations. The plans follow the score, BK-SDM's choice, and single kinds of operators. Needs a quiet machine;
-about three minutes on one CPU core. Another device adds its rows to the record that is there.
+The unpruned denoiser and several pruned ones are called in turn, forwards and backwards, so that a slow moment hits all
+of them: one call at batch 1, 2 (one picture with guidance) and 8, and whole generations. The plans follow the score,
+BK-SDM's choice, and single kinds of operators. Needs a quiet machine; about three minutes on one CPU core. Another
+device adds its rows to the record that is there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +21,12 @@ import pruning_lib as pl
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import ratio
 from pruning_lib.operators.budget import choose
-from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.remove import pruned_copy
-from pruning_lib.operators.scores import Scores
 from pruning_lib.records import RecordError
 
-from .common import Record
+from .common import MACS_CONVENTION, MODEL, Record, quantiles
 from .operator_runs import BK_SDM, with_unet
-from .operator_scores import MODEL, SCORES
+from .operator_scores import SCORES
 
 BATCHES = (1, 2, 8)
 RATIOS = (0.1, 0.2, 0.35, 0.5)
@@ -38,12 +37,11 @@ GENERATED, STEPS, GUIDANCE = 4, 6, 3.0  # pictures per timed generation
 def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict[str, torch.nn.Module]]:
     """Return the pipeline, what each candidate is, and its denoiser; the unpruned one first."""
     pipe = pl.load(MODEL, device=device)
-    pipe.set_progress_bar_config(disable=True)
-    operators = find_operators(pipe.unet)
-    order = [path for path in Scores.load(scores).ranked() if path in operators]
-    plans = {
-        f"score, {100 * share:.0f} % of MACs": choose(order, operators, pipe.unet, macs_ratio=share) for share in RATIOS
-    }
+    operators = pl.find_operators(pipe.unet)
+    order = [path for path in pl.Scores.load(scores).ranked() if path in operators]
+    plans = {}
+    for share in RATIOS:
+        plans[f"score, {100 * share:.0f} % of MACs"] = choose(order, operators, pipe.unet, macs_ratio=share)
     for kind in KINDS:
         same = operators.of(kind)
         plans[f"every {kind}"] = choose(same.paths, operators, pipe.unet, count=len(same))
@@ -51,15 +49,14 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
     models[f"BK-SDM {BK_SDM}"] = pl.remove_blocks(pipe.unet, BK_SDM).unet.to(device)
     whole, found = pl.count_macs(pipe.unet), {}
     for name, model in models.items():
-        size = pl.count_macs(model)
+        size, plan = pl.count_macs(model), plans.get(name)
         found[name] = {
-            "params": size.params,
-            "macs": size.macs,
+            **{"params": size.params, "macs": size.macs},
             "macs_ratio": 1 - size.macs / whole.macs,
             "params_ratio": 1 - size.params / whole.params,
             "expected_times_as_fast": whole.macs / size.macs,
-            "count": len(plans[name]) if name in plans else None,
-            "changes": [list(change) for change in plans[name].changes] if name in plans else None,
+            "count": len(plan) if plan else None,
+            "changes": [list(change) for change in plan.changes] if plan else None,
         }
     return pipe, found, models
 
@@ -68,15 +65,11 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> 
     """Time calls in turn; return times and how many times as fast as the first each is."""
     times = pl.measure_latency(calls, repeats=repeats, warmup=3, device=device)
     base = times[next(iter(calls))]
-    return {
-        name: {
-            **{key: round(getattr(found, key), 4) for key in ("median_ms", "p10_ms", "p90_ms")},
-            "n": found.n,
-            "times_as_fast": ratio(base, found).to_dict(),
-            "peak_memory_mib": found.peak_memory_mib,
-        }
-        for name, found in times.items()
-    }
+    rows = {}
+    for name, found in times.items():
+        faster, memory = ratio(base, found).to_dict(), found.peak_memory_mib
+        rows[name] = {**quantiles(found, 4), "n": found.n, "times_as_fast": faster, "peak_memory_mib": memory}
+    return rows
 
 
 def times_of(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str) -> dict[str, dict]:
@@ -91,10 +84,8 @@ def times_of(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str
     pipes = {name: with_unet(pipe, model) for name, model in models.items()}
     for each in pipes.values():
         each.set_progress_bar_config(disable=True)
-    found["generation"] = timed(
-        {name: lambda p=each: p(prompts, **options) for name, each in pipes.items()}, max(2, repeats // 4), device
-    )
-    return found
+    calls = {name: partial(each, prompts, **options) for name, each in pipes.items()}
+    return {**found, "generation": timed(calls, max(2, repeats // 4), device)}
 
 
 def measure(out: Path, scores: Path = SCORES, repeats: int = 60, device: str = "cpu") -> Record:
@@ -107,12 +98,8 @@ def measure(out: Path, scores: Path = SCORES, repeats: int = 60, device: str = "
     stamp = pl.passport(seeds=[], n=repeats, device=device)
     devices[device] = {"times": times_of(pipe, models, repeats, device), "passport": stamp}
     data = {
-        "devices": devices,
-        "candidates": what,
-        "batches": list(BATCHES),
-        "model": MODEL,
-        "dtype": "float32",
+        **{"devices": devices, "candidates": what, "batches": list(BATCHES), "model": MODEL, "dtype": "float32"},
         "generation": {"pictures": GENERATED, "steps": STEPS, "guidance": GUIDANCE, "what": "text to pixels"},
-        "macs_convention": "with attention products, batch 1, one call",
+        "macs_convention": MACS_CONVENTION,
     }
     return Record(data, seeds=[], n=repeats, device=device)

@@ -9,84 +9,54 @@ MACs, one of them that of BK-SDM's choice; about a minute a run. Every result is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import pruning_lib as pl
 from pruning_book.widgets.axes import Axis, Metric
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.operators.budget import choose, reductions
-from pruning_lib.operators.plan import Plan
-from pruning_lib.operators.remove import remove_operators
-from zoo.data import contact_sheet
 
-from .common import Record, once, tiles_of
-from .operator_runs import (
-    BK_LEVEL,
-    BK_SDM,
-    FINETUNE,
-    FREE_SSIM,
-    LEVELS,
-    RANKINGS,
-    RATIOS,
-    SAMPLER,
-    SEEDS,
-    SHOWN,
-    Bench,
-    N,
-    against,
-    interval,
-    of_plan,
-    pruned,
-    rankings,
-    summary,
-    train,
-    trained,
-)
-from .operator_scores import MODEL, SCORES
+from . import operator_runs as runs
+from .common import MACS_CONVENTION, MODEL, Record, interval, mean_metric, once, read, save_row, tiles_of
+from .operator_runs import BK_LEVEL, RANKINGS, RATIOS, SHOWN, Bench, against, summary
+from .operator_scores import SCORES
 
 COUNTS = (1, 4, 8, 16, 24, 32)
 OUTSIDE = (0.1, 0.2, 0.3)  # shares of MACs in the scope "outside" of the free blocks
-COUNTED = ("score", "output", "params", "random-0")  # rankings that are cut by count too
+COUNTED = ("score", "output", "params", "random-0")  # rankings that are cut by count too, and that the figure shows
 BLOCKS = ("down_blocks.", "mid_block", "up_blocks.")
+FREE_SSIM = 0.99  # a block without which pictures stay this close is free to remove
 THINGS = ("lion", "pizza", "rocket", "house")
 PIECE, PIECE_OF = 16, 0.3  # pictures kept one by one, and the share of MACs that was removed
-EXPLORED = ("score", "output", "params", "random-0")
 
 
 def free_blocks(bench: Bench) -> dict:
     """Change everything in one block at a time; a block without which the pictures stay as they were is free."""
-    names = [name for name in pl.count_macs(bench.pipe.unet).by_block() if name.startswith(BLOCKS)]
-    found = {}
+    names, found = [name for name in pl.count_macs(bench.pipe.unet).by_block() if name.startswith(BLOCKS)], {}
     for name in names:
-        inside = [op.path for op in bench.operators if op.path.startswith(f"{name}.")]
-        plan = choose(
-            sorted(inside, key=lambda p: p.count(".")), bench.operators, bench.pipe.unet, count=_outer(inside)
+        inside = sorted(
+            (op.path for op in bench.operators if op.path.startswith(f"{name}.")), key=lambda path: path.count(".")
         )
-        shares = reductions(bench.pipe.unet, plan)
-        look = bench.look(remove_operators(bench.pipe, plan))
-        found[name] = {"ssim": interval(look, "ssim"), "macs_ratio": shares[0], "params_ratio": shares[1]}
+        outer = sum(not any(path.startswith(f"{other}.") for other in inside) for path in inside)
+        plan = choose(inside, bench.operators, bench.pipe.unet, count=outer)
+        macs, params = reductions(bench.pipe.unet, plan)
+        figures = bench.look(pl.remove_operators(bench.pipe, plan))["figures"]
+        found[name] = {"ssim": interval(figures["ssim"]), "macs_ratio": macs, "params_ratio": params}
     free = [name for name, row in found.items() if row["ssim"]["value"] >= FREE_SSIM]
     return {"blocks": found, "free": free, "threshold_ssim": FREE_SSIM}
 
 
-def _outer(paths: list[str]) -> int:
-    return sum(not any(path.startswith(f"{other}.") for other in paths) for path in paths)
-
-
-def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterator[tuple[str, Plan, dict]]:
+def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterator[tuple[str, pl.Plan, dict]]:
     """Yield name, plan and description of every point of the sweep."""
     inside = tuple(f"{block}." for block in free)
     for ranking, order in orders.items():
         for scope, ratios in (("all", RATIOS), ("outside", () if ranking == "score-per-mac" else OUTSIDE)):
             paths = order if scope == "all" else [path for path in order if not path.startswith(inside)]
             counts = COUNTS if scope == "all" and ranking in COUNTED else ()
-            budgets = [("macs_ratio", r) for r in ratios] + [("count", k) for k in counts]
-            for budget, asked in budgets:
+            for budget, asked in [*(("macs_ratio", r) for r in ratios), *(("count", k) for k in counts)]:
                 try:
                     plan = choose(paths, bench.operators, bench.pipe.unet, **{budget: asked})
                 except ValueError:  # the whole ranking does not meet it
@@ -95,72 +65,64 @@ def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterat
                 yield f"{ranking}-{scope}-{budget}-{asked}", plan, row
 
 
-def sweep(bench: Bench, scores: Path, work: Path) -> None:
+def sweep(bench: Bench, orders: dict[str, list[str]], folder: Path) -> None:
     """Cut without training, and keep how the pictures are."""
-    work.mkdir(parents=True, exist_ok=True)
-    contact_sheet(shown(bench), columns=len(SHOWN)).save(work / "unpruned.png")
-    free = once(work / "free.json", lambda: free_blocks(bench))["free"]
-    for name, plan, row in stops(bench, rankings(bench, scores, work), free):
+    save_row(bench.wanted[[bench.asked.index(name) for name in SHOWN]], folder / "unpruned.png")
+    free = once(folder / "free.json", free_blocks, bench)["free"]
+
+    def cut(name: str, plan: pl.Plan, row: dict) -> dict:
+        look = bench.look(pl.remove_operators(bench.pipe, plan), folder / f"{name}.png")
+        return {**row, **runs.of_plan(bench, plan, free), **look}
+
+    def hand_made() -> dict:
+        small, sizes = runs.pruned(bench, "bk-sdm", {}, 0)
+        row = {"ranking": "bk-sdm", **sizes, "scope": "all", "budget": "macs_ratio", "asked": None}
+        return {**row, **bench.look(small, folder / "bk-sdm.png")}
+
+    for name, plan, row in stops(bench, orders, free):
         print(name, flush=True)
-        once(
-            work / f"{name}.json",
-            lambda n=name, p=plan, r=row: {
-                **r,
-                **of_plan(bench, p, free),
-                **bench.look(remove_operators(bench.pipe, p), work / f"{n}.png"),
-            },
-        )
-    once(work / "bk-sdm.json", lambda: {"ranking": "bk-sdm", **_hand_made(bench, work / "bk-sdm.png")})
+        once(folder / f"{name}.json", cut, name, plan, row)
+    once(folder / "bk-sdm.json", hand_made)
 
 
-def _hand_made(bench: Bench, sheet: Path) -> dict:
-    small, sizes = pruned(bench, "bk-sdm", {}, 0)
-    return {**sizes, "scope": "all", "budget": "macs_ratio", "asked": None, **bench.look(small, sheet)}
-
-
-def shown(bench: Bench) -> Tensor:
-    """Return the unpruned pictures of the shown captions."""
-    return bench.wanted[[bench.asked.index(name) for name in SHOWN]]
-
-
-def training(bench: Bench, scores: Path, work: Path) -> None:
+def training(bench: Bench, orders: dict[str, list[str]], work: Path) -> None:
     """Train what each ranking leaves."""
-    orders = rankings(bench, scores, work / "sweep")
-    for level in (*LEVELS, 0.0):
+    for level in (*runs.LEVELS, 0.0):
         for ranking in [*orders, "bk-sdm", "none"]:
             own = {"bk-sdm": BK_LEVEL, "none": 0.0}.get(ranking)  # those that have one size only
             if ranking == "score-per-mac" or (level != own if own is not None else level == 0):
                 continue
-            for seed in trained(ranking):
-                small, _ = pruned(bench, ranking, orders, level)
-                train(bench, small, f"{ranking}-{level}", seed, work, curve=ranking == "score")
+            for seed in runs.trained(ranking):
+                small, _ = runs.pruned(bench, ranking, orders, level)
+                runs.train(bench, small, f"{ranking}-{level}", seed, work, curve=ranking == "score")
 
 
-def _rows(files: list[Path]) -> list[dict]:
+def cut_rows(folder: Path) -> list[dict]:
     """Return the points of the sweep, each with the score's advantage at the same stop where it is there."""
-    loaded = {file.stem: json.loads(file.read_text("utf-8")) for file in files}
-    rows = []
+    files = sorted(file for file in folder.glob("*.json") if file.stem not in ("free", "output-ranking"))
+    loaded, rows = {file.stem: read(file) for file in files}, []
     for name, row in loaded.items():
-        same = loaded.get("score-" + name.removeprefix(row["ranking"] + "-"))
-        if row["ranking"] == "bk-sdm":
-            same = loaded.get(f"score-all-macs_ratio-{BK_LEVEL}")
+        stop = name.removeprefix(row["ranking"] + "-")
+        same = loaded.get(f"score-all-macs_ratio-{BK_LEVEL}" if row["ranking"] == "bk-sdm" else f"score-{stop}")
         rest = {k: v for k, v in row.items() if k not in ("figures", "frechet")}
-        rest |= {"figures": summary([row])}
-        rows.append(rest | {"score_minus_this": against([row], [same]) if same else None})
+        advantage = against([row], [same]) if same else None
+        rows.append({**rest, "figures": summary([row]), "score_minus_this": advantage})
     return rows
 
 
-def _trained_rows(work: Path) -> list[dict]:
+def trained_rows(work: Path) -> list[dict]:
+    """Return what was trained, each with the score's advantage at the same level."""
     rows, first = [], {}
-    for level in (0.0, *LEVELS):
-        for ranking in ("score", *(r for r in RANKINGS if r != "score")):
-            files = [work / f"{ranking}-{level}-{s}.json" for s in trained(ranking)]
-            done = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+    for level in (0.0, *runs.LEVELS):
+        for ranking in RANKINGS:  # the score is the first
+            seeds = runs.trained(ranking)
+            files = [work / f"{ranking}-{level}-{seed}.json" for seed in seeds]
+            done = [read(file) for file in files if file.is_file()]
             if not done:
                 continue
             looks = [run["looks"][-1] for run in done]
             first.setdefault(level, looks if ranking == "score" else None)
-            row = {"ranking": ranking, "level": level, "seeds": trained(ranking)[: len(done)], "after": summary(looks)}
+            row = {"ranking": ranking, "level": level, "seeds": seeds[: len(done)], "after": summary(looks)}
             row["steps"], row["seconds"] = done[0]["steps"][-1], [run["seconds"] for run in done]
             row["score_minus_this"] = against(looks, first[level]) if first[level] else None
             rows.append(row)
@@ -169,43 +131,25 @@ def _trained_rows(work: Path) -> list[dict]:
 
 def explorer(rows: list[dict], whole: dict, folder: Path) -> SweepExplorer:
     """Return the figure that opens the chapter: a thing, a ranking, a share of MACs, and the picture without it."""
-    places = {
-        (row["ranking"], row["asked"]): row for row in rows if row["scope"] == "all" and row["budget"] == "macs_ratio"
-    }
-    stops = [0.0, *RATIOS]
-    unpruned = tiles_of(folder / "unpruned.png")
-    tiles, each = [], []
-    for thing in THINGS:
-        column = SHOWN.index(thing)
-        for ranking in EXPLORED:
+    cut = [row for row in rows if (row["scope"], row["budget"]) == ("all", "macs_ratio")]
+    places = {(row["ranking"], row["asked"]): row for row in cut}
+    unpruned, tiles, each = tiles_of(folder / "unpruned.png"), [], []
+    for column in map(SHOWN.index, THINGS):
+        for ranking in COUNTED:
             tiles.append(unpruned[column])
             tiles += [tiles_of(folder / f"{ranking}-all-macs_ratio-{r}.png")[column] for r in RATIOS]
             each += [whole, *(places[ranking, r] for r in RATIOS)]
-
-    def judged(name: str, label: str, digits: int) -> Metric:
-        found = [row["figures"][name] for row in each]
-        ends = {end: [f[end] for f in found] for end in ("value", "low", "high")}
-        return Metric(
-            name,
-            ends["value"],
-            label=label,
-            low=ends["low"],
-            high=ends["high"],
-            interval="95 % interval",
-            n=N,
-            digits=digits,
-        )
-
+    ssim, score = ([row["figures"][name] for row in each] for name in ("ssim", "clip_score"))
     metrics = [
         Metric("macs", [100 * row["macs_ratio"] for row in each], label="MACs removed", unit="%", digits=1),
-        judged("ssim", f"SSIM to the unpruned, {N} pictures", 3),
-        judged("clip_score", "CLIP score", 1),
+        mean_metric("ssim", ssim, f"SSIM to the unpruned, {runs.N} pictures", n=runs.N, digits=3),
+        mean_metric("clip_score", score, "CLIP score", n=runs.N, digits=1),
         Metric("count", [row["count"] for row in each], label="operators changed", digits=0),
     ]
     axes = [
         Axis("thing", THINGS, label="Prompt"),
-        Axis("ranking", EXPLORED, label="Chosen by", labels=[RANKINGS[name] for name in EXPLORED]),
-        Axis("removed", [round(100 * stop) for stop in stops], label="MACs to remove", unit="%"),
+        Axis("ranking", COUNTED, label="Chosen by", labels=[RANKINGS[name] for name in COUNTED]),
+        Axis("removed", [round(100 * stop) for stop in (0.0, *RATIOS)], label="MACs to remove", unit="%"),
     ]
     return SweepExplorer("cutting", axes, torch.stack(tiles), metrics, title="as recorded")
 
@@ -213,37 +157,25 @@ def explorer(rows: list[dict], whole: dict, folder: Path) -> SweepExplorer:
 def measure(work: Path = Path("_build/operator-runs"), scores: Path = SCORES) -> Record:
     """Cut, train, and put together what they gave."""
     bench, folder = Bench.load(), work / "sweep"
-    sweep(bench, scores, folder)
-    training(bench, scores, work)
-    files = sorted(f for f in folder.glob("*.json") if f.stem not in ("free", "output-ranking"))
-    rows = _rows(files)
-    look = bench.look(bench.pipe)
-    data = {
-        "rows": rows,
-        "trained": _trained_rows(work),
-        "free": json.loads((folder / "free.json").read_text("utf-8")),
-        "unpruned": {
-            "params": bench.operators.base.params,
-            "macs": pl.count_macs(bench.pipe.unet).macs,
-            "n_operators": len(bench.operators),
-            "clip_score": interval(look, "clip_score"),
-            "top5": interval(look, "top5"),
-            "frechet": look["frechet"],
-        },
-        "rankings": RANKINGS,
-        "levels": list(LEVELS),
-        "bk_sdm": BK_SDM,
-        "bk_level": BK_LEVEL,
-        "model": MODEL,
-        "sampler": SAMPLER,
-        "finetune": FINETUNE,
-        "interval": "over pictures, each averaged over the seeds of training",
-        "macs_convention": "with attention products, batch 1, one call",
-        "features": "mini-CLIP",
+    orders = runs.rankings(bench, scores, folder)
+    sweep(bench, orders, folder)
+    training(bench, orders, work)
+    rows, look = cut_rows(folder), bench.look(bench.pipe)
+    unpruned = {
+        "params": bench.operators.base.params,
+        "macs": pl.count_macs(bench.pipe.unet).macs,
+        "n_operators": len(bench.operators),
+        **{name: interval(look["figures"][name]) for name in ("clip_score", "top5")},
+        "frechet": look["frechet"],
     }
-    first = json.loads((folder / f"score-all-macs_ratio-{PIECE_OF}.json").read_text("utf-8"))
     # single pictures, which the chapter draws again: picture i starts from noise of seed i
-    ssim = first["figures"]["ssim"][:PIECE]
-    data["slice"] = {"asked": PIECE_OF, "captions": bench.asked[:PIECE], "ssim": ssim}
+    ssim = read(folder / f"score-all-macs_ratio-{PIECE_OF}.json")["figures"]["ssim"][:PIECE]
+    data = {
+        **{"rows": rows, "trained": trained_rows(work), "free": read(folder / "free.json"), "unpruned": unpruned},
+        **{"rankings": RANKINGS, "levels": list(runs.LEVELS), "bk_sdm": runs.BK_SDM, "bk_level": BK_LEVEL},
+        **{"model": MODEL, "sampler": runs.SAMPLER, "finetune": runs.FINETUNE},
+        **{"interval": runs.AVERAGED, "macs_convention": MACS_CONVENTION, "features": "mini-CLIP"},
+        "slice": {"asked": PIECE_OF, "captions": bench.asked[:PIECE], "ssim": ssim},
+    }
     whole = {"macs_ratio": 0.0, "count": 0, "figures": summary([look])}
-    return Record(data, seeds=list(SEEDS), n=N, explorer=explorer(rows, whole, folder))
+    return Record(data, seeds=list(runs.SEEDS), n=runs.N, explorer=explorer(rows, whole, folder))

@@ -16,16 +16,10 @@ from torch import Tensor
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.rivals.rankings import contributions, params_ranking, random_ranking
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.operators.budget import choose, reductions
 from pruning_lib.operators.find import Operators, find_operators
-from pruning_lib.operators.plan import Plan
-from pruning_lib.operators.remove import remove_operators
-from pruning_lib.operators.scores import Scores
-from zoo.data import contact_sheet
 
-from .common import judge, once, spread, tiles_of
-from .operator_scores import MODEL
+from .common import MODEL, asked_for, interval, judge, once, save_row
 
 N = 160
 SAMPLER = {"steps": 6, "guidance": 3.0}
@@ -35,8 +29,8 @@ EVERY = 50  # steps between looks at the pictures, where a curve is wanted
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5)  # shares of MACs of the sweep
 LEVELS = (0.35, 0.5)  # shares of MACs at which is trained
 BK_LEVEL = 0.35  # the share that BK-SDM's choice removes, nearly
-FREE_SSIM = 0.99  # a block without which pictures stay this close is free to remove
 BK_SDM = "base"
+AVERAGED = "over pictures, each averaged over the seeds of training"
 # ranking -> how the page calls it
 RANKINGS = {
     "score": "LD-Pruner's score",
@@ -74,33 +68,23 @@ class Bench:
     @cache
     def load(cls) -> Bench:
         """Load everything, and draw what is wanted."""
-        pipe, clip, captions = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL)
-        pipe.set_progress_bar_config(disable=True)
-        chosen = [captions[i] for i in spread(N, len(captions))]
-        rest = [name for name in SHOWN if name not in chosen]
-        asked = [*chosen[: N - len(rest)], *rest]
+        pipe, clip, captions, asked = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL), asked_for(N, SHOWN)
         wanted = judge(pipe, clip, asked, captions, None, **SAMPLER).pictures
         return cls(pipe, clip, pb.training_images(MODEL), captions, asked, wanted, find_operators(pipe.unet))
 
     def look(self, pipe: DiffusionPipeline, sheet: Path | None = None) -> dict:
-        """Judge a pipeline; return one number per picture for each figure, and the Fréchet distance.
-
-        Args:
-            pipe: a pruned one.
-            sheet: where the shown pictures go, as a row of a sheet.
-        """
+        """Judge a pipeline: one number per picture for each figure, and the Fréchet distance; save what is shown."""
         pipe.set_progress_bar_config(disable=True)
         found = judge(pipe, self.clip, self.asked, self.captions, self.wanted, real=self.images, **SAMPLER)
         if sheet:
-            tiles = found.pictures[[self.asked.index(name) for name in SHOWN]]
-            contact_sheet(tiles, columns=len(SHOWN)).save(sheet)
+            save_row(found.pictures[[self.asked.index(name) for name in SHOWN]], sheet)
         return {"figures": {k: v.tolist() for k, v in found.figures.items()}, "frechet": found.frechet}
 
 
 def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
     """Return every ranking by name; the one by size of the output sees the latents that the score saw."""
-    operators, known = bench.operators, Scores.load(scores)
-    values, found = known.values(), {"score": [path for path in known.ranked() if path in bench.operators]}
+    operators, known = bench.operators, pl.Scores.load(scores)
+    values, found = known.values(), {"score": [path for path in known.ranked() if path in operators]}
     found["score-per-mac"] = sorted(found["score"], key=lambda path: values[path] / operators[path].macs)
 
     def by_output() -> dict[str, list[str]]:
@@ -112,19 +96,18 @@ def rankings(bench: Bench, scores: Path, work: Path) -> dict[str, list[str]]:
     return found | {f"random-{seed}": random_ranking(operators, seed) for seed in SEEDS}
 
 
-def of_plan(bench: Bench, plan: Plan, free: Sequence[str]) -> dict:
+def of_plan(bench: Bench, plan: pl.Plan, free: Sequence[str]) -> dict:
     """Say what a plan removes, and how much of it lies in the blocks that are free to remove."""
-    unet, macs_params = bench.pipe.unet, reductions(bench.pipe.unet, plan)
-    inside = tuple(pair for pair in plan.changes if pair[0].startswith(tuple(f"{b}." for b in free)))
-    share = reductions(unet, Plan(inside, plan.base)) if inside else (0.0, 0.0)
+    unet = bench.pipe.unet
+    inside = tuple(pair for pair in plan.changes if pair[0].startswith(tuple(f"{block}." for block in free)))
+    macs, params = reductions(unet, plan)
+    free_macs, free_params = reductions(unet, pl.Plan(inside, plan.base)) if inside else (0.0, 0.0)
     kinds = [bench.operators[path].kind for path in plan.paths]
     return {
-        "count": len(plan),
-        "macs_ratio": macs_params[0],
-        "params_ratio": macs_params[1],
+        **{"count": len(plan), "macs_ratio": macs, "params_ratio": params},
         "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-        "changes": [list(c) for c in plan.changes],
-        "free": {"count": len(inside), "macs_ratio": share[0], "params_ratio": share[1]},
+        "changes": [list(change) for change in plan.changes],
+        "free": {"count": len(inside), "macs_ratio": free_macs, "params_ratio": free_params},
     }
 
 
@@ -137,11 +120,10 @@ def pruned(bench: Bench, ranking: str, orders: dict[str, list[str]], level: floa
         return with_unet(bench.pipe, copy.deepcopy(bench.pipe.unet)), {}
     if ranking == "bk-sdm":
         cut = pl.remove_blocks(bench.pipe.unet, BK_SDM)
-        small = with_unet(bench.pipe, cut.unet)
         sizes = {"count": len(cut.removed), "macs_ratio": cut.macs_ratio, "params_ratio": cut.params_ratio}
-        return small, {**sizes, "removed": list(cut.removed)}
+        return with_unet(bench.pipe, cut.unet), {**sizes, "removed": list(cut.removed)}
     plan = choose(orders[ranking], bench.operators, bench.pipe.unet, macs_ratio=level)
-    return remove_operators(bench.pipe, plan), plan
+    return pl.remove_operators(bench.pipe, plan), plan
 
 
 def with_unet(pipe: DiffusionPipeline, unet: UNet2DConditionModel) -> DiffusionPipeline:
@@ -149,44 +131,24 @@ def with_unet(pipe: DiffusionPipeline, unet: UNet2DConditionModel) -> DiffusionP
     return type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
 
 
-@torch.no_grad()
-def from_random_weights(unet: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Give every layer the weights it would begin with, in place: the same architecture, nothing learned."""
-    torch.manual_seed(seed)
-    for module in unet.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    return unet
-
-
 def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Path, *, curve: bool) -> dict:
     """Train a pipeline on the model's own pictures, judge it, and keep the result: once for each name and seed.
 
     `curve` judges every `EVERY` steps, not only at the end. An interrupted run goes on from its checkpoint in `work`.
     """
-    run = work / f"{name}-{seed}"
+    run, last = work / f"{name}-{seed}", FINETUNE["steps"]
+
+    def validate(step: int) -> dict[str, object]:
+        if step == 0 and not curve:
+            return {}
+        return {"look": bench.look(pipe, work / f"{run.name}.png" if step == last else None)}
 
     def work_it() -> dict:
         print(run.name, flush=True)
         pipe.unet.to(memory_format=torch.channels_last)
-        last = FINETUNE["steps"]
-
-        def validate(step: int) -> dict[str, object]:
-            if step == 0 and not curve:
-                return {}
-            return {"look": bench.look(pipe, work / f"{run.name}.png" if step == last else None)}
-
-        log = pl.finetune(
-            pipe,
-            bench.images,
-            bench.captions,
-            seed=seed,
-            folder=run,
-            checkpoint_every=EVERY,
-            validate=validate,
-            validate_every=EVERY if curve else last,
-            **FINETUNE,
-        )
+        often = {"checkpoint_every": EVERY, "validate_every": EVERY if curve else last}
+        told = {"seed": seed, "folder": run, "validate": validate, **often, **FINETUNE}
+        log = pl.finetune(pipe, bench.images, bench.captions, **told)
         steps, looks = log.curve("look")
         shutil.rmtree(run)  # its checkpoint is large, and the result is kept
         return {"steps": steps, "looks": looks, "loss": log.curve(), "seconds": log.curve("seconds")[1][-1]}
@@ -194,28 +156,13 @@ def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Pat
     return once(work / f"{run.name}.json", work_it)
 
 
-def sheet_of(files: Sequence[Path], to: Path) -> None:
-    """Stack rows of pictures into one sheet."""
-    tiles = torch.cat([tiles_of(file) for file in files])
-    contact_sheet(tiles, columns=len(SHOWN)).save(to, quality=90, method=6)
-
-
-def interval(look: dict, figure: str) -> dict:
-    """Return the mean of a figure with its interval over pictures."""
-    return bootstrap_interval(torch.tensor(look["figures"][figure])).to_dict()
-
-
 def summary(looks: list[dict]) -> dict:
     """Average each picture over the seeds, take the interval over pictures, and keep each seed's mean."""
     figures = {key: torch.tensor([look["figures"][key] for look in looks]) for key in looks[0]["figures"]}
-    found = {
-        key: {**bootstrap_interval(values.mean(0)).to_dict(), "by_seed": values.mean(1).tolist()}
-        for key, values in figures.items()
-    }
-    distances = [look["frechet"]["value"] for look in looks]
-    return found | {
-        "frechet": {"value": sum(distances) / len(looks), "by_seed": distances, "first": looks[0]["frechet"]}
-    }
+    found = {k: {**interval(values.mean(0)), "by_seed": values.mean(1).tolist()} for k, values in figures.items()}
+    by_seed = [look["frechet"]["value"] for look in looks]
+    distance = {"value": sum(by_seed) / len(looks), "by_seed": by_seed, "first": looks[0]["frechet"]}
+    return found | {"frechet": distance}
 
 
 def against(looks: list[dict], reference: list[dict]) -> dict:
@@ -223,7 +170,7 @@ def against(looks: list[dict], reference: list[dict]) -> dict:
     found = {}
     for key in ("ssim", "psnr_db", "clip_score"):
         ours, theirs = (torch.tensor([look["figures"][key] for look in part]).mean(0) for part in (reference, looks))
-        found[key] = bootstrap_interval(ours - theirs).to_dict()
+        found[key] = interval(ours - theirs)
     return found
 
 

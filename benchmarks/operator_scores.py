@@ -15,42 +15,30 @@ from typing import Literal
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_lib.operators.find import DEFAULT_KINDS, KINDS, find_operators
-from pruning_lib.operators.score import score_operators
 
-from .common import RESULTS, Record, spread
+from .common import MACS_CONVENTION, MODEL, RESULTS, Record, spread
 
 SCORES = RESULTS / "operator_scores.safetensors"
-MODEL = "emoji-sd"
 NUM_LATENTS, SEED = 16, 0
 SAMPLING = {"steps": 8, "guidance_scale": 3.0, "seed": SEED}
 
 
 def prompts(count: int = NUM_LATENTS) -> list[str]:
     """Return captions spread over all that the model knows."""
-    known = pb.captions(MODEL)
-    return [known[i] for i in spread(count, len(known))]
+    return spread(pb.captions(MODEL), count)
 
 
 def measure(out: Path, work: Path, kinds: Literal["all", "default"] = "all") -> Record:
     """Score, and save the scores beside the record."""
     kinds = tuple(KINDS) if kinds == "all" else DEFAULT_KINDS
     pipe = pl.load(MODEL)
-    scores = score_operators(
-        pipe, prompts(), kinds=kinds, num_latents=NUM_LATENTS, folder=work / "scores", keep_latents=True, **SAMPLING
-    )
-    saved = scores.save(out.with_suffix(".safetensors"))
+    how = {"num_latents": NUM_LATENTS, "folder": work / "scores", "keep_latents": True, **SAMPLING}
+    scores = pl.score_operators(pipe, prompts(), kinds=kinds, **how)
+    saved, size = scores.save(out.with_suffix(".safetensors")), pl.count_macs(pipe.unet)
     data = {
-        "rows": scores.rows(),
-        "model": MODEL,
-        "sampling": scores.sampling,
-        "kinds": list(kinds),
-        "found": len(find_operators(pipe.unet, tuple(KINDS))),
-        "broken": scores.broken,
-        "seconds": scores.seconds,
-        "generation_seconds": scores.original.seconds,
-        "file": saved.name,
-        "macs": pl.count_macs(pipe.unet).macs,
-        "params": pl.count_macs(pipe.unet).params,
-        "macs_convention": "with attention products, batch 1, one call",
+        **{"rows": scores.rows(), "model": MODEL, "sampling": scores.sampling, "kinds": list(kinds)},
+        **{"found": len(find_operators(pipe.unet, tuple(KINDS))), "broken": scores.broken, "seconds": scores.seconds},
+        **{"generation_seconds": scores.original.seconds, "file": saved.name},
+        **{"macs": size.macs, "params": size.params, "macs_convention": MACS_CONVENTION},
     }
     return Record(data, seeds=list(range(SEED, SEED + NUM_LATENTS)), n=NUM_LATENTS)

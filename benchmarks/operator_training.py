@@ -11,121 +11,73 @@ run on one CPU core.
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 
-from .common import Record, once
-from .operator_runs import (
-    EVERY,
-    FINETUNE,
-    LEVELS,
-    SAMPLER,
-    SEEDS,
-    SHOWN,
-    Bench,
-    N,
-    against,
-    from_random_weights,
-    interval,
-    of_plan,
-    pruned,
-    rankings,
-    sheet_of,
-    summary,
-    train,
-    with_unet,
-)
-from .operator_scores import MODEL, SCORES
+from . import operator_runs as runs
+from .common import MODEL, Record, initialised, interval, once, read, save_sheet, tiles_of
+from .operator_runs import LEVELS, SEEDS, Bench, against, pruned, summary
+from .operator_scores import SCORES
 
 STARTS = {"preserved": "weights preserved", "scratch": "random weights"}
-
-
-def names() -> dict[str, dict]:
-    """Return run -> what it is; the most telling ones first."""
-    pruned_ones = {
-        f"{'score' if start == 'preserved' else 'scratch'}-{level}": {"start": start, "level": level}
-        for level in LEVELS
-        for start in STARTS
-    }
-    return pruned_ones | {"original": {"start": "scratch", "level": 0.0}}
+NAMES = {"score": "preserved", "scratch": "scratch"}
+# run -> what it is; the most telling ones first
+RUNS = {
+    **{f"{name}-{level}": (start, level) for level in LEVELS for name, start in NAMES.items()},
+    "original": ("scratch", 0.0),
+}
 
 
 def training(bench: Bench, scores: Path, work: Path) -> None:
     """Do the runs that are missing."""
-    orders = rankings(bench, scores, work / "sweep")
-    for name, what in names().items():
-        for its in SEEDS:
-            if what["level"]:
-                small, plan = pruned(bench, "score", orders, what["level"])
-                once(work / f"plan-{what['level']}.json", lambda p=plan: of_plan(bench, p, _free(work)))
-            else:
-                small = with_unet(bench.pipe, copy.deepcopy(bench.pipe.unet))
-            if what["start"] == "scratch":
-                from_random_weights(small.unet, its)
-            train(bench, small, name, its, work, curve=True)
-
-
-def _free(work: Path) -> list[str]:
-    return json.loads((work / "sweep" / "free.json").read_text("utf-8"))["free"]
+    orders, free = runs.rankings(bench, scores, work / "sweep"), read(work / "sweep" / "free.json")["free"]
+    for name, (start, level) in RUNS.items():
+        for seed in SEEDS:
+            small, plan = pruned(bench, "score" if level else "none", orders, level)
+            if level:
+                once(work / f"plan-{level}.json", runs.of_plan, bench, plan, free)
+            if start == "scratch":
+                initialised(small.unet, seed)
+            runs.train(bench, small, name, seed, work, curve=True)
 
 
 def measure(out: Path, work: Path = Path("_build/operator-runs"), scores: Path = SCORES) -> Record:
     """Train, and put together what the runs gave."""
-    bench, rows, done = Bench.load(), [], {}
+    bench, rows = Bench.load(), []
     training(bench, scores, work)
-    for name, what in names().items():
-        done[name] = {s: json.loads((work / f"{name}-{s}.json").read_text("utf-8")) for s in SEEDS}
-        runs = list(done[name].values())
-        moments = list(zip(*(run["looks"] for run in runs), strict=True))
-        plan = json.loads((work / f"plan-{what['level']}.json").read_text("utf-8")) if what["level"] else None
+    done = {name: [read(work / f"{name}-{seed}.json") for seed in SEEDS] for name in RUNS}
+    for name, (start, level) in RUNS.items():
+        looks = zip(*(run["looks"] for run in done[name]), strict=True)
         rows.append(
             {
-                "name": name,
-                **what,
-                "plan": plan,
-                "seeds": list(done[name]),
-                "steps": runs[0]["steps"],
-                "judged": [summary(list(looks)) for looks in moments],
-                "loss": [run["loss"] for run in runs],
-                "seconds": [run["seconds"] for run in runs],
+                **{"name": name, "start": start, "level": level},
+                "plan": read(work / f"plan-{level}.json") if level else None,
+                "seeds": list(SEEDS),
+                "steps": done[name][0]["steps"],
+                "judged": [summary(list(moment)) for moment in looks],
+                **{key: [run[key] for run in done[name]] for key in ("loss", "seconds")},
             }
         )
-    gains = {}
-    for level in LEVELS:
-        kept, fresh = done[f"score-{level}"], done[f"scratch-{level}"]
-        both = [seed for seed in kept if seed in fresh]
-        if both:
-            pairs = [[run[s]["looks"][-1] for s in both] for run in (kept, fresh)]
-            gains[str(level)] = against(pairs[1], pairs[0])
-    look, shown = bench.look(bench.pipe), _sheet(out.with_suffix(".webp"), work)
+    last = {name: [run["looks"][-1] for run in found] for name, found in done.items()}
+    gains = {str(level): against(last[f"scratch-{level}"], last[f"score-{level}"]) for level in LEVELS}
+    look, target = bench.look(bench.pipe), out.with_suffix(".webp")
     data = {
-        "shown": list(SHOWN),
-        "sheet": out.with_suffix(".webp").name,
-        "sheet_rows": shown,
-        "runs": rows,
-        "preserved_minus_scratch": gains,
-        "starts": STARTS,
-        "levels": list(LEVELS),
-        "unpruned": {"clip_score": interval(look, "clip_score"), "frechet": look["frechet"]},
-        "model": MODEL,
-        "sampler": SAMPLER,
-        "finetune": FINETUNE,
-        "every": EVERY,
-        "features": "mini-CLIP",
-        "interval": "over pictures, each averaged over the seeds of training",
+        **{"shown": list(runs.SHOWN), "sheet": target.name, "sheet_rows": save_pictures(target, work), "runs": rows},
+        **{"preserved_minus_scratch": gains, "starts": STARTS, "levels": list(LEVELS)},
+        "unpruned": {"clip_score": interval(look["figures"]["clip_score"]), "frechet": look["frechet"]},
+        **{"model": MODEL, "sampler": runs.SAMPLER, "finetune": runs.FINETUNE, "every": runs.EVERY},
+        **{"features": "mini-CLIP", "interval": runs.AVERAGED},
     }
-    return Record(data, seeds=list(SEEDS), n=N)
+    return Record(data, seeds=list(SEEDS), n=runs.N)
 
 
-def _sheet(to: Path, work: Path) -> list[str]:
+def save_pictures(to: Path, work: Path) -> list[str]:
     """Save pictures before and after training at the smaller cut, a row each; return the names of the rows."""
     level, sweep = LEVELS[0], work / "sweep"
-    rows = [("unpruned", sweep / "unpruned.png")]
+    rows = {"unpruned": sweep / "unpruned.png"}
     for ranking in ("score", "output", "random-0", "bk-sdm"):
-        before = sweep / ("bk-sdm.png" if ranking == "bk-sdm" else f"{ranking}-all-macs_ratio-{level}.png")
-        rows += [(f"{ranking} before", before), (f"{ranking} after", work / f"{ranking}-{level}-0.png")]
-    rows.append(("scratch after", work / f"scratch-{level}-0.png"))
-    rows = [(name, file) for name, file in rows if file.is_file()]
-    sheet_of([file for _, file in rows], to)
-    return [name for name, _ in rows]
+        rows[f"{ranking} before"] = sweep / f"{ranking}{'' if ranking == 'bk-sdm' else f'-all-macs_ratio-{level}'}.png"
+        rows[f"{ranking} after"] = work / f"{ranking}-{level}-0.png"
+    rows["scratch after"] = work / f"scratch-{level}-0.png"
+    rows = {name: file for name, file in rows.items() if file.is_file()}
+    save_sheet([tiles_of(file) for file in rows.values()], to)
+    return list(rows)

@@ -13,8 +13,8 @@ import pruning_lib as pl
 from pruning_lib.steps.budget import evenly, within_budget
 from pruning_lib.steps.training import TrainedPruner
 
-from .common import Record
-from .pruner_training import GUIDANCE, JUDGED, MODEL, Judge, pruner_prompts
+from .common import GUIDANCE, MODEL, Record, pruner_prompts
+from .pruner_training import JUDGED, Judge
 
 STEPS, BUDGET = 10, 0.3
 OURS = {"recipe": "best", "keep_macs": BUDGET, "iterations": 8, "batch": 2}
@@ -31,11 +31,8 @@ GROUPS = {
         "one prompt at a time": {"batch": 1},
         "twice the prompts": {"batch": 4},
         "the network in place of the table": {
-            "network": "attention",
-            "width": 128,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "weight_decay": 0.0,
+            **{"network": "attention", "width": 128},
+            **{"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0},
         },
         "the budget falls: 0.6, 0.4, 0.3": {"keep_macs": (0.6, 0.4, BUDGET), "iterations": 9},
         "AdamW": {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.01},

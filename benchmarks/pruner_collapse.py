@@ -13,8 +13,8 @@ import pruning_lib as pl
 from pruning_lib.steps.schedule import decode_table
 from pruning_lib.steps.training import PrunerCollapseError
 
-from .common import Record
-from .pruner_training import GUIDANCE, MODEL, Judge, pruner_prompts
+from .common import GUIDANCE, MODEL, Record, pruner_prompts
+from .pruner_training import Judge
 
 STEPS, BUDGET = 10, 0.3
 BASE = {"recipe": "published", "iterations": 16, "accumulation": 1, "width": 128}
@@ -29,29 +29,20 @@ RUNS = {
 def measure(work: Path) -> Record:
     """Train, and watch the gates."""
     pipe, found = pl.load(MODEL), []
-    judge = Judge(pipe, STEPS)
+    judge, given = Judge(pipe, STEPS), {"steps": STEPS, "guidance_scale": GUIDANCE}
     for name, what in RUNS.items():
         how = {**BASE, **what}
         if how["recipe"] == "best":
             how = {key: value for key, value in how.items() if key not in ("width", "accumulation")}
-        trained = pl.train_pruner(
-            pipe,
-            pruner_prompts(),
-            steps=STEPS,
-            guidance_scale=GUIDANCE,
-            on_collapse="go on",
-            folder=work / name.replace(" ", "-"),
-            **how,
-        )
+        options = {**given, "on_collapse": "go on", "folder": work / name.replace(" ", "-"), **how}
+        trained = pl.train_pruner(pipe, pruner_prompts(), **options)
         on = decode_table(trained.history[-1]["rows"])
         figures = judge(trained.grid.schedule(on, method="gates"))
         found.append({"name": name, "settings": what, "history": trained.history, "at_last": figures})
         print(name, [round(line["macs_ratio"], 2) for line in trained.history], flush=True)
     told = ""
     try:  # what the guard says
-        pl.train_pruner(
-            pipe, pruner_prompts(), steps=STEPS, guidance_scale=GUIDANCE, **{**BASE, **RUNS["AdamW, rate 0.01"]}
-        )
+        pl.train_pruner(pipe, pruner_prompts(), **given, **BASE, **RUNS["AdamW, rate 0.01"])
     except PrunerCollapseError as error:
         told = str(error)
     data = {"steps": STEPS, "budget": BUDGET, "runs": found, "message": told}

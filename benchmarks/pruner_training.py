@@ -12,19 +12,15 @@ from pathlib import Path
 
 import torch
 
-import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
 from pruning_lib.steps.budget import evenly
 from pruning_lib.steps.schedule import decode_table, grid_of
 from pruning_lib.steps.supernet import SuperNet
 from pruning_lib.steps.training import TrainedPruner
-from zoo.data import contact_sheet
 
-from .common import Record, once
+from .common import GUIDANCE, MODEL, Record, every_nth, held_out, interval, once, pruner_prompts, save_sheet
 
-MODEL, GUIDANCE = "emoji-sd", 3.0
 # The denoiser costs the same in every run, so iterations are what a run may spend; the paper's has 500.
 RUNS = {
     "best-20": {"steps": 20, "recipe": "best", "iterations": 40},
@@ -37,25 +33,12 @@ JUDGED, SHOWN = {10: 24, 20: 24, 50: 12}, 6  # held-out prompts for a figure, by
 STRIP, STRIP_STEPS = 6, 20  # moments at which pictures are drawn, of the runs with so many steps
 
 
-def pruner_prompts() -> list[str]:
-    """Return the captions that pruners are trained on: every fourth one, from the first."""
-    return pb.captions(MODEL)[::4]
-
-
-def held_out(count: int) -> list[str]:
-    """Return captions that no pruner was trained on, spread over all."""
-    others = [text for i, text in enumerate(pb.captions(MODEL)) if i % 4]
-    return [others[i * len(others) // count] for i in range(count)]
-
-
 def trained_pruner(pipe, name: str, work: Path) -> TrainedPruner:
     """Train a run, or load what it gave."""
     target = work / f"pruner_scores_{name}.safetensors"
     if not target.is_file():
-        folder, how = work / name, RUNS[name]
-        pl.train_pruner(pipe, pruner_prompts(), guidance_scale=GUIDANCE, folder=folder, callback=_tell, **how).save(
-            target
-        )
+        options = {"guidance_scale": GUIDANCE, "folder": work / name, "callback": _tell, **RUNS[name]}
+        pl.train_pruner(pipe, pruner_prompts(), **options).save(target)
     return TrainedPruner.load(target)
 
 
@@ -68,7 +51,7 @@ class Judge:
 
     def __init__(self, pipe, steps: int):
         self.net = SuperNet(pipe, grid_of(pipe, steps), guidance_scale=GUIDANCE)
-        self.prompts = held_out(JUDGED[steps])
+        self.prompts = every_nth(held_out(), JUDGED[steps])
         self.latents, self.wanted = self.draw()
 
     @torch.no_grad()
@@ -85,8 +68,8 @@ class Judge:
         error = (latents - self.latents).square().flatten(1).mean(1)
         return {
             "macs_ratio": schedule.macs_ratio(),
-            "ssim": bootstrap_interval(ssim(pictures, self.wanted)).to_dict(),
-            "latent_mse": bootstrap_interval(error).to_dict(),
+            "ssim": interval(ssim(pictures, self.wanted)),
+            "latent_mse": interval(error),
         }
 
 
@@ -97,6 +80,10 @@ def _tiles(pictures: torch.Tensor) -> torch.Tensor:
 def measure(out: Path, work: Path) -> Record:
     """Train what is missing, draw with the schedules of every run, and judge."""
     pipe, runs, evenly_kept, sheet, judges = pl.load(MODEL), {}, {}, [], {}
+
+    def judged(key: str, judge: Judge, schedule) -> dict:
+        return once(work / f"judged-{key}.json", judge, schedule)
+
     for name, what in RUNS.items():
         trained, steps = trained_pruner(pipe, name, work), what["steps"]
         grid = trained.grid
@@ -104,7 +91,7 @@ def measure(out: Path, work: Path) -> Record:
             judges[steps] = Judge(pipe, steps)
         judge, moments = judges[steps], []
         even = {b: grid.schedule(evenly(grid, b), method="uniform") for b in BUDGETS}
-        evenly_kept[str(steps)] = [_judged(work, f"evenly-{steps}-{b}", judge, s) for b, s in even.items()]
+        evenly_kept[str(steps)] = [judged(f"evenly-{steps}-{b}", judge, s) for b, s in even.items()]
         if steps == STRIP_STEPS:
             if not sheet:
                 sheet.append(_tiles(judge.wanted))
@@ -113,24 +100,15 @@ def measure(out: Path, work: Path) -> Record:
                 on = decode_table(trained.history[at]["rows"])
                 moments.append({"step": at + 1, "row": len(sheet), "macs_ratio": grid.macs_ratio(on)})
                 sheet.append(_tiles(judge.draw(grid.schedule(on, method="gates"), SHOWN)[1]))
-        by_budget = [_judged(work, f"{name}-{b}", judge, trained.schedule(b)) for b in BUDGETS]
+        by_budget = [judged(f"{name}-{b}", judge, trained.schedule(b)) for b in BUDGETS]
         found = {"settings": trained.settings, "history": trained.history, "moments": moments, "by_budget": by_budget}
         runs[name] = {**what, **found}
         trained.save(out.parent / f"pruner_scores_{name}.safetensors")
         print(name, [round(row["ssim"]["value"], 4) for row in by_budget], flush=True)
-    contact_sheet(torch.cat(sheet), columns=SHOWN).save(out.with_suffix(".webp"), quality=85, method=6)
+    save_sheet(sheet, out.with_suffix(".webp"), quality=85)
+    shown = every_nth(held_out(), JUDGED[20])[:SHOWN]
     data = {
-        "guidance": GUIDANCE,
-        "prompts": len(pruner_prompts()),
-        "runs": runs,
-        "evenly": evenly_kept,
-        "judged": JUDGED,
-        "budgets": BUDGETS,
-        "shown": held_out(JUDGED[20])[:SHOWN],
-        "sheet": out.with_suffix(".webp").name,
+        **{"guidance": GUIDANCE, "prompts": len(pruner_prompts()), "runs": runs, "evenly": evenly_kept},
+        **{"judged": JUDGED, "budgets": BUDGETS, "shown": shown, "sheet": out.with_suffix(".webp").name},
     }
     return Record(data, seeds=[0, 1000], n=min(JUDGED.values()))
-
-
-def _judged(work: Path, key: str, judge: Judge, schedule) -> dict:
-    return once(work / f"judged-{key}.json", lambda: judge(schedule))

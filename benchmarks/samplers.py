@@ -30,11 +30,10 @@ from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_lib.sampling import quietly
 from pruning_lib.steps.budget import uniform
 from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.schedule import grid_of
+from pruning_lib.steps.schedule import encode_table, grid_of
 from pruning_lib.steps.search import local_search
 
-from .common import Record, judge, once, spread
-from .pruner_training import GUIDANCE, pruner_prompts
+from .common import GUIDANCE, MODEL, Record, held_out, judge, once, pruner_prompts, spread
 
 # name -> (class, options, steps, shares of MACs kept, whether a search is made)
 SAMPLERS = {
@@ -48,65 +47,45 @@ SEARCH = {"prompts": 8, "images": 640}
 N = 64  # held-out prompts
 
 
-def draw(pipe, clip, held_out: list[str], captions: list[str], wanted, rival, steps: int):
-    """Judge the pictures of a rival, or of the unpruned pipeline."""
-    with rival.applied(pipe) if rival else nullcontext():
-        return judge(pipe, clip, held_out, captions, wanted, steps=steps, guidance=GUIDANCE)
-
-
 def sampler(name: str, n: int, search: dict) -> dict:
     """Measure one sampler."""
     kind, options, steps, budgets, searched = SAMPLERS[name]
-    pipe, clip, captions = pl.load("emoji-sd"), pb.load_clip("emoji-sd"), pb.captions("emoji-sd")
+    pipe, clip, captions = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL)
     with quietly():
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-    own = pruner_prompts()
-    rest = [caption for caption in captions if caption not in own]
-    held_out = [rest[i] for i in spread(n, len(rest))]
-    trained = [own[i] for i in spread(search["prompts"], len(own))]
-    grid = grid_of(pipe, steps)
-    asked = (pipe, clip, held_out, captions)
-    plain = draw(*asked, None, None, steps)
-    rows = []
+    asked, seen, grid = spread(held_out(), n), spread(pruner_prompts(), search["prompts"]), grid_of(pipe, steps)
+
+    def look(wanted=None, rival=None):
+        with rival.applied(pipe) if rival else nullcontext():
+            taken = rival.steps if rival else steps
+            return judge(pipe, clip, asked, captions, wanted, steps=taken, guidance=GUIDANCE)
+
+    plain, rows = look(), []
     for keep in budgets:
         rivals = {"fewer steps": fewer_steps(pipe, grid, keep), "uniform": uniform(grid, keep)}
         if searched:
-            evaluator = Evaluator(pipe, trained, grid, guidance_scale=GUIDANCE)
+            evaluator = Evaluator(pipe, seen, grid, guidance_scale=GUIDANCE)
             rivals["searched"] = local_search(grid, keep, evaluator, images=search["images"], seed=0)
         for label, rival in rivals.items():
-            found = draw(*asked, plain.pictures, rival, rival.steps)
-            table = getattr(rival, "on", None)
+            found, table = look(plain.pictures, rival), getattr(rival, "on", None)
+            calls = rival.calls if table is None else int(grid.calls(table).sum())
             rows.append(
                 {
-                    "rival": label,
-                    "asked": keep,
-                    "keep_macs": rival.macs_ratio(),
-                    "steps": rival.steps,
-                    "calls": int(grid.calls(table).sum()) if table is not None else rival.calls,
-                    **found.intervals(),
+                    **{"rival": label, "asked": keep, "keep_macs": rival.macs_ratio()},
+                    **{"steps": rival.steps, "calls": calls, **found.intervals()},
                     "ssim_of_each": found.figures["ssim"].tolist(),
-                    "rows": [] if table is None else ["".join("01"[on] for on in row) for row in table.tolist()],
+                    "rows": [] if table is None else encode_table(table),
                 }
             )
             print(f"{name}, keep {keep}, {label}: SSIM {found.means()['ssim']:.3f}", flush=True)
-    return {
-        "sampler": name,
-        "scheduler": kind,
-        "options": options,
-        "steps": steps,
-        "calls": grid.shape[0],
-        "timesteps": list(grid.timesteps),
-        "unpruned": plain.intervals(),
-        "rows": rows,
-    }
+    about = {"sampler": name, "scheduler": kind, "options": options, "steps": steps, "calls": grid.shape[0]}
+    return {**about, "timesteps": list(grid.timesteps), "unpruned": plain.intervals(), "rows": rows}
 
 
 def measure(work: Path, n: int = N, images: int = SEARCH["images"]) -> Record:
     """Measure all samplers, with n held-out prompts; each search may draw so many images."""
     search = {**SEARCH, "images": images}
-    found = [
-        once(work / f"{name.replace(', ', '-').replace(' ', '-')}-{n}.json", lambda s=name: sampler(s, n, search))
-        for name in SAMPLERS
-    ]
-    data = {"model": "emoji-sd", "guidance": GUIDANCE, "n": n, "search": search, "samplers": found}
+    files = {name: work / f"{name.replace(', ', '-').replace(' ', '-')}-{n}.json" for name in SAMPLERS}
+    found = [once(file, sampler, name, n, search) for name, file in files.items()]
+    data = {"model": MODEL, "guidance": GUIDANCE, "n": n, "search": search, "samplers": found}
     return Record(data, seeds=[0], n=n)

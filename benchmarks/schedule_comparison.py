@@ -26,54 +26,35 @@ import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.frechet import frechet_distance
 from pruning_book.widgets.comparison import rival_of
-from pruning_lib.interval import bootstrap_interval, quantile_pair, resamples
+from pruning_lib.interval import quantile_pair, resamples
 from pruning_lib.latency import ratio
 from pruning_lib.steps.budget import deepcache
-from pruning_lib.steps.schedule import grid_of
-from zoo.data import contact_sheet
 
-from .common import RESULTS, Record
-from .schedule_rows import (
-    BUDGETS,
-    EXTRA,
-    GUIDANCE,
-    IMAGES,
-    MODEL,
-    ROWS,
-    SEARCHED,
-    STEPS,
-    STRIP,
-    N,
-    cell_name,
-    grids,
-    held_out,
-    hold_of,
-    judged,
-    make,
-    schedule_file,
-    search_prompts,
-    shown,
-)
+from . import schedule_rows as table
+from .common import GUIDANCE, MODEL, RESULTS, Record, interval, noise, read, save_sheet
+from .gpu.ways import by_the_package
+from .schedule_rows import BUDGETS, ROWS, STEPS, STRIP, N, cell_name, grids, judged, make, quality_file, shown
 
 NOISE, TIMED = 0, 4  # seed and pictures of a timed generation
 FIGURES = ("ssim", "psnr_db", "clip_score")  # one number per picture; higher is better
 DISTANCES = ("frechet_real", "frechet_unpruned")  # of all pictures; lower is better
 BOOT = 100
+ALL_ROWS = {**ROWS, **table.EXTRA}
 
 
 def cells(pipe, clip, rows: Sequence[str], budgets: Sequence[float], work: Path, scores: Path) -> None:
     """Search and judge the cells that are missing, small budgets first; rows without trained scores are left out."""
-    unknown = [row for row in rows if row not in {**ROWS, **EXTRA}]
+    unknown = [row for row in rows if row not in ALL_ROWS]
     if unknown:
-        raise SystemExit(f"Unknown rows: {', '.join(unknown)}. Known: {', '.join({**ROWS, **EXTRA})}.")
+        raise SystemExit(f"Unknown rows: {', '.join(unknown)}. Known: {', '.join(ALL_ROWS)}.")
     for steps, grid in grids(pipe).items():
-        wanted = judged(pipe, clip, grid.full(), None, work / "quality" / f"{steps}-unpruned.safetensors")
+        wanted = judged(pipe, clip, grid.full(), None, table.unpruned_file(work, steps))["pictures"]
         for row, budget in ((row, budget) for row in rows for budget in sorted(budgets)):
-            name, made = cell_name(steps, budget, row), make(pipe, grid, budget, row, work, scores)
-            if made is not None:
-                found = judged(pipe, clip, made.rival, wanted["pictures"], work / "quality" / f"{name}.safetensors")
-                told = {key: round(found[key].mean().item(), 4) for key in ("ssim", "psnr_db", "clip_score")}
-                print(name, round(made.rival.macs_ratio(), 4), told, flush=True)
+            name, rival = cell_name(steps, budget, row), make(pipe, grid, budget, row, work, scores)
+            if rival is not None:
+                found = judged(pipe, clip, rival, wanted, quality_file(work, name))
+                told = {key: round(found[key].mean().item(), 4) for key in FIGURES}
+                print(name, round(rival.macs_ratio(), 4), told, flush=True)
 
 
 def measure(
@@ -87,7 +68,6 @@ def measure(
 ) -> Record:
     """Search, judge and put together; or time."""
     pipe = pl.load(MODEL)
-    pipe.set_progress_bar_config(disable=True)
     if what == "speed":
         return speed(pipe, out, repeats)
     clip = pb.load_clip(MODEL)
@@ -127,54 +107,45 @@ def _around(value: float, found: Tensor) -> dict:
 
 def summary(pipe, clip, path: Path, work: Path) -> Record:
     """Put together what has been judged so far."""
-    real = clip.features(pb.training_images())
-    data = {
-        "guidance": GUIDANCE,
-        "n": N,
-        "budgets": BUDGETS,
-        "rows": {**ROWS, **EXTRA},
-        "methods": list(ROWS),
-        "shown": shown(),
-        "search": {"prompts": search_prompts(), "first_seed": 1000, "images": IMAGES, "per_schedule": SEARCHED},
-        "prompts": held_out(),
-        "unpruned": {},
-        "cells": [],
-        "strip": [],
-    }
+    real, target = clip.features(pb.training_images()), path.with_suffix(".webp")
+    unpruned: dict[str, dict] = {}
+    found: list[dict] = []
     sheet: list[Tensor] = []
     kept: dict[str, Tensor] = {}
     for steps in STEPS:
-        file = work / "quality" / f"{steps}-unpruned.safetensors"
-        if not file.is_file():
+        if not table.unpruned_file(work, steps).is_file():
             continue
-        unpruned = load_file(file)
-        distances = Distances(real, unpruned["features"])
-        data["unpruned"][str(steps)] = {
-            "clip_score": bootstrap_interval(unpruned["clip_score"]).to_dict(),
-            "frechet_real": _around(*distances(unpruned["features"])["frechet_real"]),
+        whole = load_file(table.unpruned_file(work, steps))
+        distances = Distances(real, whole["features"])
+        unpruned[str(steps)] = {
+            "clip_score": interval(whole["clip_score"]),
+            "frechet_real": _around(*distances(whole["features"])["frechet_real"]),
             "sheet_row": len(sheet),
         }
-        sheet.append(unpruned["tiles"])
+        sheet.append(whole["tiles"])
         for budget in BUDGETS:
-            _budget(pipe, work, steps, budget, distances, data["cells"], sheet, kept)
-    data |= {"sheet_rows": len(sheet), "sheet": path.with_suffix(".webp").name}
-    for budget in STRIP:
-        found = _schedule_of(work, "ours", budget, STEPS[0])
-        if "rows" in found:
-            data["strip"].append({"steps": STEPS[0], "budget": budget, "row": "ours", "hold": "prediction", **found})
-    contact_sheet(torch.cat(sheet), columns=len(shown())).save(path.with_suffix(".webp"), quality=85, method=6)
+            found += _budget(pipe, work, steps, budget, distances, sheet, kept)
+    strip = [(budget, _schedule_of(work, "ours", budget, STEPS[0])) for budget in STRIP]
+    search = {"prompts": table.search_prompts(), "first_seed": 1000}
+    about = {"steps": STEPS[0], "row": "ours", "hold": "prediction"}
+    data = {
+        **{"guidance": GUIDANCE, "n": N, "budgets": BUDGETS, "rows": ALL_ROWS, "methods": list(ROWS), "shown": shown()},
+        "search": {**search, "images": table.IMAGES, "per_schedule": table.SEARCHED},
+        **{"prompts": table.prompts(), "unpruned": unpruned, "cells": found},
+        "strip": [{**about, "budget": budget, **told} for budget, told in strip if "rows" in told],
+        **{"sheet_rows": len(sheet), "sheet": target.name},
+    }
+    save_sheet(sheet, target, quality=85)
     save_file(kept, path.with_suffix(".safetensors"))  # per picture, in half precision
     return Record(data, seeds=[0, 1000], n=N)
 
 
-def _budget(
-    pipe, work: Path, steps: int, budget: float, distances: Distances, cells: list, sheet: list, kept: dict
-) -> None:
-    """Add all rows of one budget, each with its differences from ours."""
-    per_picture, spread = {}, {}
-    for row in {**ROWS, **EXTRA}:
+def _budget(pipe, work: Path, steps: int, budget: float, distances: Distances, sheet: list, kept: dict) -> list[dict]:
+    """Return all rows of one budget, each with its differences from ours; add their pictures and figures."""
+    cells, per_picture, spread = [], {}, {}
+    for row in ALL_ROWS:
         name = cell_name(steps, budget, row)
-        file = work / "quality" / f"{name}.safetensors"
+        file = quality_file(work, name)
         if not file.is_file():
             continue
         found = load_file(file)
@@ -183,90 +154,75 @@ def _budget(
         with safe_open(file, "pt") as opened:
             made = json.loads(opened.metadata()["made"])
         cell = {"steps": steps, "budget": budget, "row": row, "macs_ratio": made, "sheet_row": len(sheet)}
-        cell |= _schedule_of(work, row, budget, steps) | {"hold": hold_of(row)}
-        cell |= {key: bootstrap_interval(found[key]).to_dict() for key in FIGURES}
+        cell |= _schedule_of(work, row, budget, steps) | {"hold": table.hold_of(row)}
+        cell |= {key: interval(found[key]) for key in FIGURES}
         cell |= {key: _around(*spread[row][key]) for key in DISTANCES}
         if row == "deepcache":
-            cell["package_difference"] = package_difference(pipe, steps, cell)
+            cell["package_difference"] = package_difference(pipe, steps, cell["provenance"])
         cells.append(cell)
         sheet.append(found["tiles"])
         kept |= {f"{name}.{key}": found[key].half() for key in FIGURES}
-    if "ours" not in per_picture:
-        return
-    for cell in cells:
+    for cell in cells if "ours" in per_picture else ():
         row = cell["row"]
-        if (cell["steps"], cell["budget"]) == (steps, budget) and row != "ours":
-            cell["ours_minus"] = {
-                key: bootstrap_interval(per_picture["ours"][key] - per_picture[row][key]).to_dict() for key in FIGURES
-            } | {
-                key: _around(spread["ours"][key][0] - spread[row][key][0], spread["ours"][key][1] - spread[row][key][1])
-                for key in DISTANCES
-            }
+        if row != "ours":
+            ours, theirs = per_picture["ours"], per_picture[row]
+            cell["ours_minus"] = {key: interval(ours[key] - theirs[key]) for key in FIGURES}
+            for key in DISTANCES:
+                (ours, ours_found), (theirs, found) = spread["ours"][key], spread[row][key]
+                cell["ours_minus"][key] = _around(ours - theirs, ours_found - found)
+    return cells
 
 
-def package_difference(pipe, steps: int, schedule: dict) -> float | None:
+def package_difference(pipe, steps: int, told: dict) -> float:
     """Return the largest difference between latents of DeepCache's own package and of our pattern, in [0, inf).
 
-    `schedule` is the cell, with the interval and branch it was made with. None where the package is not installed.
+    `told` is the schedule's provenance, with the interval and branch it was made with.
     """
-    try:
-        from DeepCache import DeepCacheSDHelper
-    except ImportError:
-        return None
-    told, prompts = schedule["provenance"], shown()
+    interval_and_branch = told["interval"], told["branch"]
 
     def latents() -> Tensor:
-        noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-        return pipe(
-            prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="latent"
-        ).images
+        options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
+        return pipe(shown(), generator=noise(len(shown())), **options).images
 
-    helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=told["interval"], cache_branch_id=told["branch"])
-    helper.enable()
-    try:
+    with by_the_package(pipe, *interval_and_branch):
         theirs = latents()
-    finally:
-        helper.disable()
-    with deepcache(grid_of(pipe, steps), told["interval"], told["branch"]).applied(pipe):
+    with deepcache(pl.grid_of(pipe, steps), *interval_and_branch).applied(pipe):
         return (latents() - theirs).abs().max().item()
 
 
 def _schedule_of(work: Path, row: str, budget: float, steps: int) -> dict:
     """Return a cell's table as texts, and where it comes from."""
-    file = schedule_file(work, steps, budget, row)
+    file = table.schedule_file(work, steps, budget, row)
     if not file.is_file():  # fewer steps
         return {"num_inference_steps": int(steps * budget + 1e-9)}
-    schedule = json.loads(file.read_text("utf-8"))
+    schedule = read(file)
     return {"num_inference_steps": steps, "rows": schedule["rows"], "provenance": schedule["provenance"]}
 
 
 def speed(pipe, path: Path, repeats: int) -> Record:
     """Time every row of the record against the unpruned generation, in turn, and add the times to the record."""
-    found = pl.load_record(path)
-    laid, times = grids(pipe), {}
-    prompts = found["data"]["shown"][:TIMED]
-    for steps, grid in laid.items():
-        judged_here = [cell for cell in found["data"]["cells"] if cell["steps"] == steps]
+    record, times = pl.load_record(path), {}
+    found = record["data"]
+    for steps, grid in grids(pipe).items():
         for row in ROWS:  # variations of a row cost what the row costs
-            cells = [cell for cell in judged_here if cell["row"] == row]
+            cells = [cell for cell in found["cells"] if (cell["steps"], cell["row"]) == (steps, row)]
             if not cells:
                 continue
             # A shared machine is faster now and slower then: each row has the unpruned generation beside it.
             rivals = {f"{steps}-unpruned": grid.full()}
             rivals |= {cell_name(steps, cell["budget"], row): rival_of(cell, grid) for cell in cells}
             for what in ("denoising", "generation"):
-                for name, timed in _timed(pipe, rivals, prompts, what, repeats).items():
+                for name, timed in _timed(pipe, rivals, found["shown"][:TIMED], what, repeats).items():
                     times.setdefault(name, {})[what] = timed
             print(steps, row, flush=True)
     stamp = pl.passport(seeds=[NOISE], n=repeats, device="cpu")
     took = {"times": times, "pictures": TIMED, "threads": 1, "passport": stamp}
-    return Record({**found["data"], "speed": took}, seeds=found["passport"]["seeds"], n=found["passport"]["n"])
+    return Record({**found, "speed": took}, seeds=record["passport"]["seeds"], n=record["passport"]["n"])
 
 
-def _timed(pipe, rivals: dict, prompts: list[str], what: str, repeats: int) -> dict[str, dict]:
+def _timed(pipe, rivals: dict, asked: list[str], what: str, repeats: int) -> dict[str, dict]:
     """Return each rival's latency, and how many times as fast as the first it is."""
-    calls = {name: _call(pipe, rival, prompts, what) for name, rival in rivals.items()}
+    calls = {name: _call(pipe, rival, asked, what) for name, rival in rivals.items()}
     first = next(iter(calls))
     calls[first]()
     measured = pl.measure_latency(calls, repeats=repeats, warmup=0, device="cpu")
@@ -276,16 +232,16 @@ def _timed(pipe, rivals: dict, prompts: list[str], what: str, repeats: int) -> d
     }
 
 
-def _call(pipe, rival, prompts: list[str], what: str):
+def _call(pipe, rival, asked: list[str], what: str):
     """Return a generation; of kind "denoising", without reading the prompts and without decoding."""
-    given: dict[str, object] = {"prompt": prompts, "output_type": "pil"}
+    given: dict[str, object] = {"prompt": asked, "output_type": "pil"}
     if what == "denoising":
-        wanted, unwanted = pipe.encode_prompt(prompts, pipe.device, 1, True)
+        wanted, unwanted = pipe.encode_prompt(asked, pipe.device, 1, True)
         given = {"prompt_embeds": wanted, "negative_prompt_embeds": unwanted, "output_type": "latent"}
 
     def call() -> object:
-        noise = [torch.Generator().manual_seed(NOISE + i) for i in range(len(prompts))]
+        options = {"num_inference_steps": rival.steps, "guidance_scale": GUIDANCE}
         with rival.applied(pipe):
-            return pipe(**given, num_inference_steps=rival.steps, guidance_scale=GUIDANCE, generator=noise).images
+            return pipe(**given, **options, generator=noise(len(asked), NOISE)).images
 
     return call

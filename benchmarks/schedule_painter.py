@@ -13,24 +13,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.widgets.schedule_editor import PaintedStop, SchedulePainter
 from pruning_book.widgets.schedule_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
 from pruning_book.widgets.sparsity import GUIDANCE, spread_captions
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
 from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, encode_table, grid_of
 from pruning_lib.steps.search import local_search
 
-from .common import Record
+from .common import Record, held_out, likeness, once_drawn, pruner_prompts, unit
 
 BUDGETS = (0.5, 0.35, 0.2)
 SEARCH_PROMPTS = 8
@@ -44,9 +41,7 @@ def measure(work: Path, pictures: int = 32, images: int = 1600, device: str = "c
 
 def painted(captions: Sequence[str], images: int, work: Path, device: str = "cpu") -> Record:
     """Return the record of these captions, at least two, the first ones those of the painter."""
-    work.mkdir(parents=True, exist_ok=True)
     pipe = pl.load(MODEL, device=device)
-    pipe.set_progress_bar_config(disable=True)
     grid = grid_of(pipe, STEPS)
     tables = presets(grid)
     starts = [grid.schedule(on) for _, on, _ in tables.values()]
@@ -55,27 +50,23 @@ def painted(captions: Sequence[str], images: int, work: Path, device: str = "cpu
         note = f"Found by a local search that drew {found.provenance['images']} images of other captions."
         tables[f"local search, within {100 * keep_macs:.0f} %"] = ("searched", found.on, note)
     drawn = {name: kept(pipe, grid.schedule(on), captions, work) for name, (_, on, _) in tqdm(tables.items())}
-    whole = drawn["everything"].float() / 255
-    stops = []
+    whole, stops = unit(drawn["everything"]), []
     for name, (group, on, note) in tables.items():
-        values = ssim(whole, drawn[name].float() / 255)
-        ends = bootstrap_interval(values)
-        mean = {key: round(getattr(ends, key), 6) for key in ("value", "low", "high")}
-        shown = [round(value, 6) for value in values[: len(PROMPTS)].tolist()]
+        shown, mean = likeness(ssim(whole, unit(drawn[name])), len(PROMPTS))
         stops.append(PaintedStop(name, group, encode_table(on), shown, mean, note))
     images = torch.cat([torch.stack([found[i] for found in drawn.values()]) for i in range(len(PROMPTS))])
-    painter = SchedulePainter(
-        "schedule-painter", grid, stops, PROMPTS, images, model=MODEL, n=len(captions), title="as recorded"
-    )
+    about = {"model": MODEL, "n": len(captions), "title": "as recorded"}
+    painter = SchedulePainter("schedule-painter", grid, stops, PROMPTS, images, **about)
     more = {"quality": QUALITY, "steps": STEPS, "guidance": GUIDANCE, "captions": list(captions)}
     return Record(more, seeds=list(range(len(captions))), n=len(captions), device=device, explorer=painter)
 
 
-def searched(pipe: Any, grid: Grid, keep_macs: float, starts: Sequence[Schedule], images: int, work: Path) -> Schedule:
+def searched(pipe, grid: Grid, keep_macs: float, starts: Sequence[Schedule], images: int, work: Path) -> Schedule:
     """Return the best schedule within a budget that a local search finds, searched once."""
     file = work / f"{grid.steps}-{keep_macs}-{images}.json"
     if not file.is_file():
-        prompts = spread_captions(pb.captions(MODEL)[::4], SEARCH_PROMPTS)
+        work.mkdir(parents=True, exist_ok=True)
+        prompts = spread_captions(pruner_prompts(), SEARCH_PROMPTS)
         evaluator = Evaluator(pipe, prompts, grid, guidance_scale=GUIDANCE)
         best = local_search(grid, keep_macs, evaluator, images=images, starts=starts)
         told = {**best.provenance, "images": evaluator.images, "prompts": prompts}
@@ -83,21 +74,19 @@ def searched(pipe: Any, grid: Grid, keep_macs: float, starts: Sequence[Schedule]
     return Schedule.load(file)
 
 
-def kept(pipe: Any, schedule: Schedule, captions: Sequence[str], work: Path) -> Tensor:
+def kept(pipe, schedule: Schedule, captions: Sequence[str], work: Path) -> Tensor:
     """Return the pictures of one schedule, uint8 `[n, 3, h, w]`, drawn once; dead work makes no other picture."""
-    name = hashlib.sha256(repr([encode_table(schedule.live()), list(captions)]).encode()).hexdigest()[:24]
-    file = work / f"{name}.pt"
-    if not file.is_file():
-        pictures = (scheduled_pictures(pipe, schedule, captions) * 255).round().to(torch.uint8)
-        torch.save(pictures, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
-    return torch.load(file, weights_only=True)
+    told = repr([encode_table(schedule.live()), list(captions)])
+
+    def draw() -> Tensor:
+        return (scheduled_pictures(pipe, schedule, captions) * 255).round().to(torch.uint8)
+
+    return once_drawn(work / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.pt", draw)
 
 
 def captions_of(n: int) -> list[str]:
     """Return n captions: the painter's prompts, then others spread over all that no pruner is trained with."""
-    every = pb.captions(MODEL)
-    held_out = [caption for i, caption in enumerate(every) if i % 4]
-    if missing := set(PROMPTS) - set(held_out):
+    known = held_out()
+    if missing := set(PROMPTS) - set(known):
         raise ValueError(f"{sorted(missing)} are prompts that pruners are trained with; show others.")
-    return [*PROMPTS, *(c for c in spread_captions(held_out, len(held_out)) if c not in PROMPTS)][:n]
+    return [*PROMPTS, *(c for c in spread_captions(known, len(known)) if c not in PROMPTS)][:n]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import pruning_book as pb
 from pruning_book.judge import generate
 from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_book.rivals.schedule_search import genetic_search, random_search
+from pruning_lib.files import write_whole
 from pruning_lib.quality import clip_score, psnr, ssim
 from pruning_lib.steps.budget import deepcache, uniform
 from pruning_lib.steps.evaluate import Evaluator
@@ -23,9 +22,8 @@ from pruning_lib.steps.schedule import Grid, Schedule, grid_of
 from pruning_lib.steps.search import cell_importance, local_search
 from pruning_lib.steps.training import TrainedPruner
 
-from .common import unit
+from .common import GUIDANCE, PSNR_CAP, every_nth, held_out, pruner_prompts, unit
 
-MODEL, GUIDANCE = "emoji-sd", 3.0
 STEPS = (20, 50)
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
 N = 256  # held-out prompts
@@ -33,7 +31,6 @@ SEARCHED = 8  # prompts that searches see
 IMAGES = {20: 320, 50: 240}  # that a search may draw
 STRIP = (0.7, 0.6, 0.4, 0.3)  # further budgets, for a strip of pictures: ours only, with fewer images
 IMAGES_STRIP = 120
-PSNR_CAP = 60.0
 SHOWN = ("lion", "pizza", "rocket", "sunflower", "guitar", "house")
 # row -> how the page calls it
 ROWS = {
@@ -56,20 +53,18 @@ EXTRA = {
     "ours-output": "ours, searched and run with the output held",
 }
 SCORES = {"dip-go": "published", "dip-go-best": "best"}
-SEARCHES = ("random", "genetic", "ours", "ours-output")
 HELD = ("random", "genetic", "ours")  # rows whose skipped calls hold the prediction, besides those that say so
 
 
 def search_prompts() -> list[str]:
-    """Return the prompts of searches: of every fourth caption, which training pruners may see, eight spread evenly."""
-    allowed = pb.captions(MODEL)[::4]
-    return [allowed[i * len(allowed) // SEARCHED] for i in range(SEARCHED)]
+    """Return the prompts of searches."""
+    return every_nth(pruner_prompts(), SEARCHED)
 
 
-def held_out(count: int = N) -> list[str]:
+def prompts() -> list[str]:
     """Return captions that no search and no pruner saw, spread over all; the shown ones among them."""
-    others = [text for i, text in enumerate(pb.captions(MODEL)) if i % 4]
-    chosen = [others[i * len(others) // count] for i in range(count)]
+    others = held_out()
+    chosen = every_nth(others, N)
     for name in SHOWN:
         if name in others and name not in chosen:
             chosen[next(i for i, c in enumerate(chosen) if c not in SHOWN)] = name
@@ -78,16 +73,9 @@ def held_out(count: int = N) -> list[str]:
 
 def shown() -> list[str]:
     """Return the prompts whose pictures are kept."""
-    found = [name for name in SHOWN if name in held_out()]
-    return found + [name for name in held_out() if name not in found][: len(SHOWN) - len(found)]
-
-
-@dataclass(frozen=True)
-class Made:
-    """One row at one budget: a rival with `.steps`, `.applied(pipe)` and `.macs_ratio()`, and how it came about."""
-
-    rival: object
-    note: dict
+    asked = prompts()
+    found = [name for name in SHOWN if name in asked]
+    return found + [name for name in asked if name not in found][: len(SHOWN) - len(found)]
 
 
 def cell_name(steps: int, budget: float, row: str) -> str:
@@ -105,30 +93,27 @@ def schedule_file(work: Path, steps: int, budget: float, row: str) -> Path:
     return work / "schedules" / f"{cell_name(steps, budget, row.removesuffix(WITH_HELD))}.json"
 
 
-def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Made | None:
-    """Return a row's rival; searches are done once and kept. None: its trained scores are not there."""
+def make(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path):
+    """Return a row's rival, with `.steps`, `.applied(pipe)` and `.macs_ratio()`; searches are done once and kept.
+
+    None: its trained scores are not there.
+    """
     if row in ("ddim", "dpm"):
-        found = fewer_steps(pipe, grid, budget, DPMSolverMultistepScheduler if row == "dpm" else None)
-        return Made(found, {"steps": found.steps})
+        return fewer_steps(pipe, grid, budget, DPMSolverMultistepScheduler if row == "dpm" else None)
     file = schedule_file(work, grid.steps, budget, row)
     if not file.is_file():
-        schedule = _schedule(pipe, grid, budget, row.removesuffix(WITH_HELD), work, scores)
+        row_of = row.removesuffix(WITH_HELD)
+        if row_of in SCORES:
+            schedule = _trained(grid, budget, SCORES[row_of], scores)
+        elif row_of in ("uniform", "deepcache"):
+            schedule = uniform(grid, budget) if row_of == "uniform" else deepcache(grid, keep_macs=budget)
+        else:
+            schedule = _searched(pipe, grid, budget, row_of, work, scores)
         if schedule is None:
             return None
         file.parent.mkdir(parents=True, exist_ok=True)
         schedule.save(file)
-    schedule = Schedule.load(file).holding(hold_of(row))
-    return Made(schedule, {"schedule": schedule.to_dict()})
-
-
-def _schedule(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Path) -> Schedule | None:
-    if row == "uniform":
-        return uniform(grid, budget)
-    if row == "deepcache":
-        return deepcache(grid, keep_macs=budget)
-    if row in SCORES:
-        return _trained(grid, budget, SCORES[row], scores)
-    return _searched(pipe, grid, budget, row, work, scores)
+    return Schedule.load(file).holding(hold_of(row))
 
 
 def _trained(grid: Grid, budget: float, recipe: str, scores: Path) -> Schedule | None:
@@ -149,16 +134,26 @@ def _searched(pipe, grid: Grid, budget: float, row: str, work: Path, scores: Pat
     evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE, hold=hold)
     evaluator(grid.full())  # the unpruned latents are drawn outside the clock: all searches need them
     evaluator.images = 0
-    search: Callable = {"random": random_search, "genetic": genetic_search}.get(row, local_search)
-    more = {}
+    search = {"random": random_search, "genetic": genetic_search}.get(row, local_search)
+    given, more = {"guidance_scale": GUIDANCE, "hold": hold}, {}
     if search is local_search:
         more["starts"] = _starts(grid, budget, row, work, scores)
-        more["worth"] = lambda on: cell_importance(pipe, grid, on, search_prompts(), guidance_scale=GUIDANCE, hold=hold)
+        more["worth"] = lambda on: cell_importance(pipe, grid, on, search_prompts(), **given)
     start = time.process_time()
     images = IMAGES_STRIP if budget in STRIP else IMAGES[grid.steps]
     found = search(grid, budget, evaluator, images=images, seed=0, **more)
     seconds = time.process_time() - start
     return replace(found, provenance={**found.provenance, "cpu_seconds": round(seconds, 1)})
+
+
+def unpruned_file(work: Path, steps: int) -> Path:
+    """Return where the unpruned pictures are kept."""
+    return quality_file(work, f"{steps}-unpruned")
+
+
+def quality_file(work: Path, name: str) -> Path:
+    """Return where the figures of a row are kept."""
+    return work / "quality" / f"{name}.safetensors"
 
 
 def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Tensor]:
@@ -169,23 +164,21 @@ def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Te
         unpruned pipeline (wanted None), "pictures".
     """
     if not file.is_file():
-        prompts = held_out()
+        asked = prompts()
         with rival.applied(pipe):
-            pictures = generate(pipe, prompts, steps=rival.steps, guidance=GUIDANCE)
+            pictures = generate(pipe, asked, steps=rival.steps, guidance=GUIDANCE)
         target = pictures if wanted is None else wanted
         found = {
             "ssim": ssim(unit(pictures), unit(target)),
             "psnr_db": psnr(unit(pictures), unit(target)).clamp(max=PSNR_CAP),
-            "clip_score": clip_score(clip, pictures, prompts),
+            "clip_score": clip_score(clip, pictures, asked),
             "features": clip.features(pictures),
-            "tiles": pictures[[prompts.index(name) for name in shown()]],
+            "tiles": pictures[[asked.index(name) for name in shown()]],
         }
         if wanted is None:
             found["pictures"] = pictures
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in found.items()}, part, {"made": json.dumps(rival.macs_ratio())})
-        part.replace(file)
+        with write_whole(file) as part:
+            save_file({k: v.contiguous() for k, v in found.items()}, part, {"made": json.dumps(rival.macs_ratio())})
     return load_file(file)
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pruning_book as pb
 import pruning_lib as pl
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.training import TrainedPruner
 
-from .common import RESULTS, Record
-from .schedule_rows import GUIDANCE, IMAGES, MODEL, ROWS, SCORES, SEARCHED, N, cell_name, judged, make, search_prompts
+from . import schedule_rows as cells
+from .common import GUIDANCE, MODEL, RESULTS, Record, interval
+from .schedule_rows import SCORES, judged
 
 STEPS = 20
 BUDGETS = (0.2, 0.15, 0.1)
@@ -31,57 +30,37 @@ def measure(
 ) -> Record:
     """Search and judge what is missing."""
     pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
-    pipe.set_progress_bar_config(disable=True)
-    grid = grid_of(pipe, STEPS)
-    unpruned = judged(pipe, clip, grid.full(), None, work / "quality" / f"{STEPS}-unpruned.safetensors")
-    clip_unpruned = bootstrap_interval(unpruned["clip_score"]).to_dict()
-    evaluator = Evaluator(pipe, search_prompts(), grid, guidance_scale=GUIDANCE)
-    rows = []
+    grid, rows = pl.grid_of(pipe, STEPS), []
+    unpruned = judged(pipe, clip, grid.full(), None, cells.unpruned_file(work, STEPS))
+    evaluator = Evaluator(pipe, cells.search_prompts(), grid, guidance_scale=GUIDANCE)
     for budget in budgets:
         for row in METHODS:
-            made = make(pipe, grid, budget, row, work, scores)
-            if made is None:
+            schedule = cells.make(pipe, grid, budget, row, work, scores)
+            if schedule is None:
                 continue
-            name = cell_name(STEPS, budget, row)
-            found = judged(pipe, clip, made.rival, unpruned["pictures"], work / "quality" / f"{name}.safetensors")
-            told = made.note["schedule"]["provenance"]
-            cost = (
-                _training(scores, row)
-                if row in SCORES
-                else {
-                    "images": told["images"],
-                    "cpu_seconds": told["cpu_seconds"],
-                    "trace": told["trace"],
-                    "moves": told.get("moves"),
-                }
-            )
-            loss = told["loss"] if "loss" in told and row not in SCORES else evaluator(made.rival)
+            name, told = cells.cell_name(STEPS, budget, row), schedule.provenance
+            found = judged(pipe, clip, schedule, unpruned["pictures"], cells.quality_file(work, name))
+            if row in SCORES:
+                cost = _training(scores, row)
+            else:
+                cost = {**{key: told[key] for key in ("images", "cpu_seconds", "trace")}, "moves": told.get("moves")}
+            loss = told["loss"] if "loss" in told and row not in SCORES else evaluator(schedule)
             rows.append(
                 {
-                    "budget": budget,
-                    "method": row,
-                    "macs_ratio": made.rival.macs_ratio(),
-                    "latent_mse": loss,
-                    **cost,
-                    "ssim": bootstrap_interval(found["ssim"]).to_dict(),
-                    "clip_score": bootstrap_interval(found["clip_score"]).to_dict(),
-                    "rows": made.note["schedule"]["rows"],
+                    **{"budget": budget, "method": row, "macs_ratio": schedule.macs_ratio()},
+                    **{"latent_mse": loss, **cost},
+                    **{key: interval(found[key]) for key in ("ssim", "clip_score")},
+                    "rows": schedule.to_dict()["rows"],
                 }
             )
             print(name, {k: rows[-1][k] for k in ("images", "cpu_seconds", "latent_mse")}, flush=True)
-    names = {**ROWS, "dip-go-best": "DiP-GO's scores, our recipe", "ours": "local search with gradients"}
+    names = {**cells.ROWS, "dip-go-best": "DiP-GO's scores, our recipe", "ours": "local search with gradients"}
     data = {
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "budgets": budgets,
-        "names": {m: names[m] for m in METHODS},
-        "n": N,
-        "images": IMAGES[STEPS],
-        "prompts": SEARCHED,
-        "unpruned_clip_score": clip_unpruned,
-        "rows": rows,
+        **{"steps": STEPS, "guidance": GUIDANCE, "budgets": budgets, "names": {m: names[m] for m in METHODS}},
+        **{"n": cells.N, "images": cells.IMAGES[STEPS], "prompts": cells.SEARCHED},
+        **{"unpruned_clip_score": interval(unpruned["clip_score"]), "rows": rows},
     }
-    return Record(data, seeds=[0, 1000], n=N)
+    return Record(data, seeds=[0, 1000], n=cells.N)
 
 
 def _training(scores: Path, row: str) -> dict:

@@ -20,14 +20,12 @@ from torch import Tensor
 
 import pruning_lib as pl
 from pruning_book.rivals.rankings import overlap, rank_agreement, spearman
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.operators.find import DEFAULT_KINDS
-from pruning_lib.operators.score import score_operators
 from pruning_lib.operators.scores import FORMULAS, Scores
 from pruning_lib.quality import ssim
 
-from .common import Record
-from .operator_scores import MODEL, SAMPLING, SCORES, prompts
+from .common import MODEL, Record, interval
+from .operator_scores import SAMPLING, SCORES, prompts
 
 EVERY, OFFSET = 4, 1
 NUM_LATENTS = (2, 4, 8, 16, 32, 64)
@@ -79,43 +77,30 @@ def harm(pipe, scores: Scores) -> dict[str, dict]:
     found = {}
     for path in scores.operators.paths:
         lost = 1 - ssim(whole, pictures(pipe, scores[path].latents[UNSEEN.start :]))
-        found[path] = bootstrap_interval(lost).to_dict()
+        found[path] = interval(lost)
     return found
 
 
 def measure(work: Path, scores: Path = SCORES) -> Record:
     """Score and compare."""
     pipe, asked, few = pl.load(MODEL), subset(scores), shuffled(NUM_LATENTS[-1])
-    full = score_operators(
-        pipe, few, operators=asked, num_latents=NUM_LATENTS[-1], folder=work / "latents", keep_latents=True, **SAMPLING
-    )
+
+    def scored(captions: list[str], folder: str, steps: int) -> Scores:
+        how = {"num_latents": len(captions), "folder": work / folder, "keep_latents": True}
+        return pl.score_operators(pipe, captions, operators=asked, **how, **{**SAMPLING, "steps": steps})
+
+    full = scored(few, "latents", SAMPLING["steps"])
     latents, lost = by_latents(full), harm(pipe, full)
     formulas = {}
     for name in FORMULAS:
         first = full.of_latents(range(SEEN)).values(name)
         formulas[name] = rank_agreement(first, {p: lost[p]["value"] for p in first}).to_dict()
         print(name, formulas[name], flush=True)
-    runs = {}
-    for steps in STEPS:
-        settings = {**SAMPLING, "steps": steps}
-        runs[steps] = score_operators(
-            pipe,
-            few[:STEP_LATENTS],
-            operators=asked,
-            num_latents=STEP_LATENTS,
-            folder=work / f"steps-{steps}",
-            keep_latents=True,
-            **settings,
-        )
-    by_steps = [{"steps": n, **against(run, runs[STEPS[-1]])} for n, run in runs.items()]
-    recorded = Scores.load(scores)
+    runs = {steps: scored(few[:STEP_LATENTS], f"steps-{steps}", steps) for steps in STEPS}
     few_of = {n: full.of_latents(range(n)) for n in NUM_LATENTS}
     operators = [
         {
-            "path": op.path,
-            "kind": op.kind,
-            "how": op.modifications[0],
-            "lost": lost[op.path],
+            **{"path": op.path, "kind": op.kind, "how": op.modifications[0], "lost": lost[op.path]},
             "values": {name: full.values(name)[op.path] for name in FORMULAS},
             "by_steps": {str(n): run.values()[op.path] for n, run in runs.items()},
             "by_latents": {str(n): few_of[n].values()[op.path] for n in NUM_LATENTS},
@@ -125,20 +110,12 @@ def measure(work: Path, scores: Path = SCORES) -> Record:
         for op in full.operators
     ]
     data = {
-        "model": MODEL,
-        "operators": operators,
-        "of": len(recorded.of(*DEFAULT_KINDS)),
-        "every": EVERY,
-        "steps": SAMPLING["steps"],
-        "guidance_scale": SAMPLING["guidance_scale"],
-        "by_latents": latents,
+        **{"model": MODEL, "operators": operators, "of": len(Scores.load(scores).of(*DEFAULT_KINDS)), "every": EVERY},
+        **{"steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"], "by_latents": latents},
         "step_latents": STEP_LATENTS,
-        "by_steps": by_steps,
-        "fewest": FEWEST,
-        "formulas": formulas,
-        "formula_latents": SEEN,
-        "unseen": len(UNSEEN),
+        "by_steps": [{"steps": n, **against(run, runs[STEPS[-1]])} for n, run in runs.items()],
+        **{"fewest": FEWEST, "formulas": formulas, "formula_latents": SEEN, "unseen": len(UNSEEN)},
         "elements": full.original.avg.numel(),
-        "seconds": full.seconds + sum(r.seconds for r in runs.values()),
+        "seconds": full.seconds + sum(run.seconds for run in runs.values()),
     }
     return Record(data, seeds=list(range(NUM_LATENTS[-1])), n=NUM_LATENTS[-1])

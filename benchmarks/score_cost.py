@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import tempfile
 
-import torch
-
 import pruning_lib as pl
 from pruning_lib.latency import measure_latency, ratio
 from pruning_lib.operators.find import DEFAULT_KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
 from pruning_lib.operators.remove import change_operators
 
-from .common import Record
-from .operator_scores import MODEL, SAMPLING, prompts
+from .common import MODEL, Record, noise
+from .operator_scores import SAMPLING, prompts
 
 EVERY, NUM_LATENTS = 8, 8
 
@@ -28,14 +26,12 @@ EVERY, NUM_LATENTS = 8, 8
 def measure(rounds: int = 4) -> Record:
     """Time both in turn."""
     pipe, asked = pl.load(MODEL), prompts(NUM_LATENTS)
-    pipe.set_progress_bar_config(disable=True)
     operators = find_operators(pipe.unet, DEFAULT_KINDS)[::EVERY]
     plans = [plan_for([op], operators) for op in operators.paths]
     call = {"num_inference_steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"]}
 
     def generate() -> None:
-        noise = [torch.Generator().manual_seed(i) for i in range(NUM_LATENTS)]
-        pipe(asked, generator=noise, output_type="latent", **call)
+        pipe(asked, generator=noise(NUM_LATENTS), output_type="latent", **call)
 
     def plain() -> None:
         generate()
@@ -50,10 +46,7 @@ def measure(rounds: int = 4) -> Record:
 
     times = measure_latency({"plain": plain, "score, nothing shared": score}, repeats=rounds, warmup=1, device="cpu")
     data = {
-        "model": MODEL,
-        "operators": len(operators),
-        "num_latents": NUM_LATENTS,
-        **SAMPLING,
+        **{"model": MODEL, "operators": len(operators), "num_latents": NUM_LATENTS, **SAMPLING},
         "seconds": {name: found.median_ms / 1000 for name, found in times.items()},
         "latency": {name: found.to_dict() for name, found in times.items()},
         "relative": {"score, nothing shared": ratio(times["score, nothing shared"], times["plain"]).to_dict()},

@@ -9,16 +9,12 @@ are three kinds that bound what a search may find: whole calls (uniform), DeepCa
 scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision, on a CPU; speed about six minutes on
 one quiet core, training about eight, and 12 GB. What a GPU does is measured by `python -m benchmarks gpu`.
 
-Each replaces its part of the record and keeps the other. Every training step runs in a
-process of its own, so that its peak of memory is its own, and is kept beside the record until all are done: an
-interrupted run goes on.
+Each replaces its part of the record and keeps the other. Every training step runs in a process of its own, so that its
+peak of memory is its own, and is kept beside the record until all are done: an interrupted run goes on.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +25,12 @@ import torch
 import pruning_lib as pl
 from pruning_book.stand_in import drawn, stand_in
 from pruning_lib.checks import synchronise
-from pruning_lib.latency import measure_latency
 from pruning_lib.steps.budget import deepcache, threshold_scores, uniform
 from pruning_lib.steps.schedule import Grid, Schedule, grid_of
 from pruning_lib.steps.supernet import SuperNet, consistency
 
 from .big_schedules import AUTOENCODER
-from .common import ROOT, Record, compared, once, peak_mib
+from .common import Record, compared, in_own_process, once, peak_mib
 
 PROMPT = "a photograph of a lion"  # to random weights it means nothing
 REMOVED = (0.7, 0.8)
@@ -103,32 +98,23 @@ def speed(how: dict, device: torch.device) -> dict:
     calls |= {name: call_of(pipe, how, schedule) for name, schedule in schedules.items()}
     latent = torch.randn(1, 4, how["side"], how["side"], device=device, dtype=pipe.vae.dtype)
     calls["decoding"] = torch.no_grad()(lambda: pipe.vae.decode(latent))
-    timed = measure_latency(calls, repeats=how["repeats"], warmup=how["warmup"], device=device)
+    timed = pl.measure_latency(calls, repeats=how["repeats"], warmup=how["warmup"], device=device)
     rows = []
     for name, schedule in schedules.items():
         kind, _, removed = name.rpartition(" ")
+        counts = {"calls": int(grid.calls(schedule.on).sum()), "cells": int(schedule.live().sum())}
         rows.append(
             {
-                "kind": kind,
-                "removed": float(removed),
-                "keep_macs": schedule.macs_ratio(),
+                **{"kind": kind, "removed": float(removed), "keep_macs": schedule.macs_ratio()},
                 "keep_macs_without_attention": schedule.macs_ratio(attention=False),
-                "calls": int(grid.calls(schedule.on).sum()),
-                "cells": int(schedule.live().sum()),
+                **counts,
                 **compared(timed["unpruned"], timed[name], schedule.macs_ratio()),
             }
         )
         faster, promised = rows[-1]["times_as_fast"]["value"], rows[-1]["promised"]
         print(f"{name}: {faster:.2f} times as fast, promised {promised:.2f}", flush=True)
-    return {
-        **how,
-        "shape": list(grid.shape),
-        "macs": grid.total_macs // grid.shape[0],
-        "weights": "random",
-        "unpruned": timed["unpruned"].to_dict(),
-        "decoding": timed["decoding"].to_dict(),
-        "schedules": rows,
-    }
+    about = {**how, "shape": list(grid.shape), "macs": grid.total_macs // grid.shape[0], "weights": "random"}
+    return {**about, **{name: timed[name].to_dict() for name in ("unpruned", "decoding")}, "schedules": rows}
 
 
 def training_step(how: dict, device: torch.device, loss: str, checkpointing: bool) -> dict:
@@ -157,14 +143,10 @@ def training_step(how: dict, device: torch.device, loss: str, checkpointing: boo
         value = timed("loss", lambda: consistency(loss, net, latents, wanted).mean())
         timed("backward", value.backward)
     return {
-        "loss": loss,
-        "checkpointing": checkpointing,
-        "shape": list(grid.shape),
-        "macs": grid.total_macs // grid.shape[0],
-        "seconds": seconds,
-        "total_seconds": sum(seconds.values()),
-        "peak_mib": peak_mib(device),
-        "before_mib": before,
+        **{"loss": loss, "checkpointing": checkpointing},
+        **{"shape": list(grid.shape), "macs": grid.total_macs // grid.shape[0]},
+        **{"seconds": seconds, "total_seconds": sum(seconds.values())},
+        **{"peak_mib": peak_mib(device), "before_mib": before},
         "gates_with_gradient": int((gates.grad != 0).sum()),
         "finite": bool(gates.grad.isfinite().all()),
     }
@@ -175,14 +157,8 @@ def training(how: dict, work: Path) -> dict:
     rows = []
     for loss, checkpointing in TRAINING:
         call = f"training_step({how!r}, torch.device('cpu'), {loss!r}, {checkpointing})"
-        code = f"from benchmarks.sd15_schedules import *; print(json.dumps({call}))"
-
-        def work_it(program: str = code) -> dict:
-            told = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT)
-            return json.loads(told.splitlines()[-1])
-
         name = f"cpu-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
-        rows.append(once(work / name, work_it))
+        rows.append(once(work / name, in_own_process, "sd15_schedules", call))
         print({name: rows[-1][name] for name in ("loss", "checkpointing", "total_seconds", "peak_mib")}, flush=True)
     return {**how, "weights": "random", "rows": rows}
 

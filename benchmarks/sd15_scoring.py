@@ -3,11 +3,11 @@
     python -m benchmarks sd15_scoring --what operators
     python -m benchmarks sd15_scoring --what scoring
 
-The first stage counts on structures without weights, about three minutes on one CPU core, and writes
-the record big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is
-needed, and no picture means anything), scores operators and compares the time with the floor of k + 1 generations; it
-writes the record sd15_scoring.json. It takes a handful of operators, latents of 32 x 32, two steps and no guidance,
-about three minutes on a quiet core and 6 GB of memory. On a GPU the same function is called by the stage
+The first stage counts on structures without weights, about three minutes on one CPU core, and writes the record
+big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is needed, and no
+picture means anything), scores operators and compares the time with the floor of k + 1 generations; it writes the
+record sd15_scoring.json. It takes a handful of operators, latents of 32 x 32, two steps and no guidance, about three
+minutes on a quiet core and 6 GB of memory. On a GPU the same function is called by the stage
 "sd15_operators" of `python -m benchmarks gpu`, at 64 x 64 and in half precision.
 """
 
@@ -25,7 +25,6 @@ from pruning_lib.checks import synchronise
 from pruning_lib.operators.budget import reductions
 from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
-from pruning_lib.operators.score import score_operators
 from pruning_lib.sampling import LatentSampler
 
 from .common import Record, peak_mib, spread
@@ -54,18 +53,13 @@ def kinds_of(name: str) -> dict:
         if not len(some):
             continue
         macs_saved, params_saved = reductions(model, plan_for(some.paths, some))
+        done = [op.modifications[0] for op in some]
         rows.append(
             {
-                "kind": kind,
-                "count": len(some),
-                "params": sum(op.params for op in some),
-                "macs": sum(op.macs for op in some),
-                "macs_saved": macs_saved,
-                "params_saved": params_saved,
-                "done": {
-                    how: sum(op.modifications[0] == how for op in some)
-                    for how in dict.fromkeys(op.modifications[0] for op in some)
-                },
+                **{"kind": kind, "count": len(some)},
+                **{"params": sum(op.params for op in some), "macs": sum(op.macs for op in some)},
+                **{"macs_saved": macs_saved, "params_saved": params_saved},
+                "done": {how: done.count(how) for how in dict.fromkeys(done)},
             }
         )
         print(f"{name:14s} {kind:18s} {len(some):4d} {macs_saved:.3f} {params_saved:.3f}", flush=True)
@@ -87,7 +81,7 @@ def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict
     sampling["guidance_scale"] = how["guidance"]
     operators = find_operators(pipe.unet, sample_size=how["size"])
     if isinstance(paths, int):
-        paths = [operators.paths[i] for i in spread(paths, len(operators))]
+        paths = spread(operators.paths, paths)
 
     def generation() -> float:
         started = time.perf_counter()
@@ -101,38 +95,26 @@ def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict
     plain = [generation()]
     before = peak_mib(device)
     started = time.perf_counter()
-    scores = score_operators(pipe, PROMPTS, operators=paths, **sampling)
+    scores = pl.score_operators(pipe, PROMPTS, operators=paths, **sampling)
     seconds = time.perf_counter() - started
     peak = peak_mib(device)
     plain.append(generation())
-    report = pl.count_macs(pipe.unet, sample_size=how["size"])
-    floor = sum(plain) / len(plain) * (len(scores) + 1)
+    size, mean = pl.count_macs(pipe.unet, sample_size=how["size"]), sum(plain) / len(plain)
+    floor = mean * (len(scores) + 1)
+    rows = [
+        {
+            **{"path": op.path, "kind": op.kind, "macs": op.macs, "order": op.order},
+            **{"seconds": scores[op.path].seconds, "of_generation": scores[op.path].seconds / mean},
+        }
+        for op in scores.operators
+    ]
     return {
-        "device": device.type,
-        **how,
-        "prompts": list(PROMPTS),
-        "params": report.params,
-        "macs": report.macs,
-        "weights": "random",
-        "generation_seconds": plain,
-        "floor_seconds": floor,
-        "seconds": seconds,
-        "of_floor": seconds / floor,
-        "peak_generation_mib": before,
-        "peak_scoring_mib": peak,
+        **{"device": device.type, **how, "prompts": list(PROMPTS)},
+        **{"params": size.params, "macs": size.macs, "weights": "random", "generation_seconds": plain},
+        **{"floor_seconds": floor, "seconds": seconds, "of_floor": seconds / floor},
+        **{"peak_generation_mib": before, "peak_scoring_mib": peak},
         "weights_mib": sum(p.numel() * p.element_size() for p in pipe.unet.parameters()) / 2**20,
-        "operators": [
-            {
-                "path": op.path,
-                "kind": op.kind,
-                "macs": op.macs,
-                "order": op.order,
-                "seconds": scores[op.path].seconds,
-                "of_generation": scores[op.path].seconds / (sum(plain) / len(plain)),
-            }
-            for op in scores.operators
-        ],
-        "original_seconds": scores.original.seconds,
+        **{"operators": rows, "original_seconds": scores.original.seconds},
     }
 
 

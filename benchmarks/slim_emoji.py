@@ -2,11 +2,11 @@
 
     python -m benchmarks slim_emoji --run zoo-run
 
-needs the folder in which `python -m zoo train all` trained the model, because the shipped weights are
-float16 already: a cast to float16 would lose nothing of them. The training state of all parts is put into one file in
-the layout of sharing sites, with the EMA copy and the optimiser state that the run left. `slim` makes one file of each
-setting, diffusers loads it, and the pictures are compared with those of the same weights in float32. Everything is
-computed in float32; only the stored weights are rounded.
+needs the folder in which `python -m zoo train all` trained the model, because the shipped weights are float16 already:
+a cast to float16 would lose nothing of them. The training state of all parts is put into one file in the layout of
+sharing sites, with the EMA copy and the optimiser state that the run left. `slim` makes one file of each setting,
+diffusers loads it, and the pictures are compared with those of the same weights in float32. Everything is computed in
+float32; only the stored weights are rounded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ import pruning_lib as pl
 from pruning_book.judge import generate
 from pruning_book.ldm_layout import ldm_ema, to_ldm
 from pruning_lib.finetuning.loop import read_checkpoint
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.loading import models_folder
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.sampling import quietly
 from zoo.parts import text_encoder_of
 
-from .common import Record, unit
+from .common import GUIDANCE, MODEL, TOP, Record, interval, unit
 
-GUIDANCE = 3.0
 SETTINGS = {  # name: (options of slim, the setting its pictures are compared with)
     "live float32": ({"weights": "live"}, "live float32"),
     "EMA float32": ({"weights": "ema"}, "EMA float32"),
@@ -69,27 +67,25 @@ def measure(run: Path, n: int = 128, steps: int = 25, seed: int = 0) -> Record:
             target = Path(place) / "slim.safetensors"
             reports[name] = pl.slim(source, target, overwrite=True, **options).to_dict()
             pipe = StableDiffusionPipeline.from_single_file(
-                str(target), config=str(models_folder() / "emoji-sd"), local_files_only=True, torch_dtype=torch.float32
+                str(target), config=str(models_folder() / MODEL), local_files_only=True, torch_dtype=torch.float32
             )
             pipe.set_progress_bar_config(disable=True)
             pictures[name] = generate(pipe, prompts, steps=steps, guidance=GUIDANCE, seed=seed)
     scores = {name: clip_score(clip, drawn, prompts) for name, drawn in pictures.items()}
     ranks = {name: retrieval_rank(clip, drawn, prompts, captions) for name, drawn in pictures.items()}
-    data = {"model": "emoji-sd, its training run", "n": n, "steps": steps, "guidance": GUIDANCE, "before": found}
-    data["settings"] = {}
-    for name, (_, other) in [*SETTINGS.items(), ("live instead of EMA", ({}, "EMA float32"))]:
-        drawn = pictures.get(name, pictures["live float32"])
-        source_name = name if name in pictures else "live float32"
-        row = {key: reports[source_name][key] for key in ("bytes_before", "bytes_after", "causes", "flushed", "params")}
-        row |= {
-            "compared_with": other,
-            "clip_score": bootstrap_interval(scores[source_name]).to_dict(),
-            "top5": bootstrap_interval((ranks[source_name] <= 5).float()).to_dict(),
-        }
+    # row -> the setting whose pictures are compared, and with which
+    compared = {name: (name, other) for name, (_, other) in SETTINGS.items()}
+    compared["live instead of EMA"] = "live float32", "EMA float32"
+    rows = {}
+    for name, (own, other) in compared.items():
+        row = {key: reports[own][key] for key in ("bytes_before", "bytes_after", "causes", "flushed", "params")}
+        row |= {"compared_with": other, "clip_score": interval(scores[own])}
+        row |= {"top5": interval((ranks[own] <= TOP).float())}
         if name != other:
-            row |= compare(drawn, pictures[other], scores[source_name] - scores[other])
-        data["settings"][name] = row
-    return Record(data, seeds=[seed], n=n)
+            row |= compare(pictures[own], pictures[other], scores[own] - scores[other])
+        rows[name] = row
+    data = {"model": "emoji-sd, its training run", "n": n, "steps": steps, "guidance": GUIDANCE, "before": found}
+    return Record({**data, "settings": rows}, seeds=[seed], n=n)
 
 
 def compare(drawn: torch.Tensor, wanted: torch.Tensor, score: torch.Tensor) -> dict[str, object]:
@@ -104,11 +100,11 @@ def compare(drawn: torch.Tensor, wanted: torch.Tensor, score: torch.Tensor) -> d
         "equal_pictures": float(1 - differ.float().mean()),
         "largest_level_difference": int(levels.max()),
         "changed_values": float((levels > 0).float().mean()),
-        "ssim": bootstrap_interval(ssim(unit(drawn), unit(wanted))).to_dict(),
-        "clip_score_difference": bootstrap_interval(score).to_dict(),
+        "ssim": interval(ssim(unit(drawn), unit(wanted))),
+        "clip_score_difference": interval(score),
         "psnr_db": None,
     }
     if int(differ.sum()) > 1:
         values = psnr(unit(drawn[differ]), unit(wanted[differ]))
-        found["psnr_db"] = bootstrap_interval(values).to_dict() | {"lowest": float(values.min())}
+        found["psnr_db"] = interval(values) | {"lowest": float(values.min())}
     return found

@@ -5,10 +5,9 @@
 
 The shapes come from the published configurations, built without weights: UNet, VAE and text encoder (CLIP ViT-L/14).
 Values matter neither to size, nor to memory, nor, as good as, to time. The same state is written twice, as safetensors
-and as a .ckpt of torch.save. Each run is the command line in a process of its own, which reports the peak of its memory
-(Linux: VmHWM, which, unlike ru_maxrss, is not inherited from the process that started it); beside it stands the peak of
-the same command on a file of a few bytes. Then every tensor written is compared once
-more with the library's own reader.
+and as a .ckpt of torch.save. Each run is the command line in a process of its own, which reports the peak of its
+memory; beside it stands the peak of the same command on a file of a few bytes. Then every tensor written is compared
+once more with the library's own reader.
 """
 
 from __future__ import annotations
@@ -31,11 +30,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import pruning_lib as pl
 from pruning_book.ldm_layout import ldm_ema, to_ldm
+from pruning_lib.checkpoint.parts import ema_name
 from pruning_lib.checkpoint.write import TensorHeader, write_safetensors
 
+from .big_schedules import AUTOENCODER
 from .common import Record
 
 PIECE = 2**22
+REPORTED = ("bytes_before", "bytes_after", "causes", "kept", "params", "times_smaller", "flushed")
 RUNS = (  # input, options of the command line
     ("safetensors", ()),
     ("safetensors", ("--dtype", "fp16")),
@@ -49,25 +51,10 @@ def shapes(scale: str) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of the whole checkpoint in LDM's layout, EMA copy included."""
     with torch.device("meta"):
         unet = pl.denoiser_on_meta("sd-1.5")
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49408,
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                max_position_embeddings=77,
-                projection_dim=768,
-            )
-        )
+        vae = AutoencoderKL.from_config(AUTOENCODER)
+        width = {"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 768}
+        depth = {"num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77}
+        text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **width, **depth))
         if scale == "small":
             blocks = {
                 "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -101,10 +88,8 @@ def make(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Path]:
 CHILD = """
 import sys
 from pruning_lib.commands import app
-
-from .common import Record
 app(sys.argv[1:], standalone_mode=False)
-with open("/proc/self/status") as status:
+with open("/proc/self/status") as status:  # unlike ru_maxrss, not inherited from the process that started this one
     print(next(line for line in status if line.startswith("VmHWM")), file=sys.stderr)
 """
 
@@ -122,8 +107,6 @@ def measured(arguments: list[str]) -> tuple[dict, float, float]:
 
 def check(source: Path, target: Path, ema: bool) -> int:
     """Compare every tensor of `target` with `source`, read by the safetensors library; return how many."""
-    from pruning_lib.checkpoint.parts import ema_name
-
     with safe_open(source, "pt") as old, safe_open(target, "pt") as new:
         for name in tqdm(list(new.keys()), desc="compare", unit="tensor"):
             written = new.get_tensor(name)
@@ -137,12 +120,11 @@ def measure(work: Path, scale: Literal["full", "small"] = "full") -> Record:
     """Make, slim, measure, compare and clean up; the files, about 22 GB, go below --work."""
     work.mkdir(parents=True, exist_ok=True)
     wanted = shapes(scale)
-    largest = max(wanted.values(), key=lambda shape: torch.Size(shape).numel())
     data: dict[str, object] = {
         "shapes": "Stable Diffusion 1.5, float32, EMA copy, random numbers" if scale == "full" else "trial",
         "tensors": len(wanted),
         "params": sum(torch.Size(shape).numel() for shape in wanted.values()),
-        "largest_tensor_mib": torch.Size(largest).numel() * 4 / 2**20,
+        "largest_tensor_mib": max(torch.Size(shape).numel() for shape in wanted.values()) * 4 / 2**20,
         "runs": [],
     }
     with tempfile.TemporaryDirectory(dir=work) as place:
@@ -156,38 +138,12 @@ def measure(work: Path, scale: Literal["full", "small"] = "full") -> Record:
             target.unlink()
             report, seconds, peak = measured(["slim", str(files[kind]), str(target), *options])
             same = check(files["safetensors"], target, "ema" in options)
-            data["runs"].append(
-                {
-                    "input": kind,
-                    "options": " ".join(options),
-                    "seconds": round(seconds, 1),
-                    "peak_memory_mib": round(peak, 1),
-                    "compared": same,
-                    **{
-                        key: report[key]
-                        for key in (
-                            "bytes_before",
-                            "bytes_after",
-                            "causes",
-                            "kept",
-                            "params",
-                            "times_smaller",
-                            "flushed",
-                        )
-                    },
-                }
-            )
+            took = {"seconds": round(seconds, 1), "peak_memory_mib": round(peak, 1), "compared": same}
+            told = {key: report[key] for key in REPORTED}
+            data["runs"].append({"input": kind, "options": " ".join(options), **took, **told})
         report, seconds, peak = measured(["inspect", str(files["ckpt"])])
-        parts = {
-            name: {key: part[key] for key in ("what", "tensors", "params", "nbytes", "dtypes")}
-            for name, part in report["parts"].items()
-        }
-        data["inspect"] = {
-            "input": "ckpt",
-            "seconds": round(seconds, 1),
-            "peak_memory_mib": round(peak, 1),
-            "parts": parts,
-            "container": report["container"],
-            "nbytes": report["nbytes"],
-        }
+    told = ("what", "tensors", "params", "nbytes", "dtypes")
+    parts = {name: {key: part[key] for key in told} for name, part in report["parts"].items()}
+    took = {"input": "ckpt", "seconds": round(seconds, 1), "peak_memory_mib": round(peak, 1)}
+    data["inspect"] = {**took, "parts": parts, "container": report["container"], "nbytes": report["nbytes"]}
     return Record(data, seeds=[0], n=1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,47 +31,55 @@ import pruning_lib as pl
 from pruning_book.sparse_speed import to_csr
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.latency import Latency, ratio
-from pruning_lib.structured.structured import prune_structured
-from pruning_lib.weights.magnitude import prune_magnitude
 from pruning_lib.weights.nm import prune_nm, to_semi_structured
 
-from .common import Record
+from .common import MODEL, Record, quantiles
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 UNET_SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 UNET_RATIOS = (0.25, 0.33, 0.5)  # three different widths; beyond, emoji-sd's norm groups set a floor
 WARMUP = 3
+FORMS = ("zeros", "csr", "structured")
 MORE = 10  # times as many rounds for layers that take a tenth of a millisecond
 
 
 class Layer(NamedTuple):
-    """A layer to time: whose shape it has, how to make it, and the shape of its input."""
+    """A layer to time: whose shape it has, its kind and sizes, and the shape of its input."""
 
     model: str
     name: str
-    build: Callable[[], nn.Module]
+    kind: type[nn.Module]
+    sizes: tuple[int, ...]
     inputs: tuple[int, ...]
 
+    def build(self) -> nn.Module:
+        """Return the layer with random weights; a convolution keeps the size of its input."""
+        if self.kind is nn.Linear:
+            return nn.Linear(*self.sizes)
+        return nn.Conv2d(*self.sizes, padding=self.sizes[-1] // 2)
 
-LAYERS = (
-    Layer("emoji-sd", "conv 3×3, 32 channels, 16×16", lambda: nn.Conv2d(32, 32, 3, padding=1), (1, 32, 16, 16)),
-    Layer("emoji-sd", "conv 3×3, 192 to 96, 4×4", lambda: nn.Conv2d(192, 96, 3, padding=1), (1, 192, 4, 4)),
-    Layer("emoji-sd", "linear 32 to 256, 256 tokens", lambda: nn.Linear(32, 256), (1, 256, 32)),
-    Layer("SD-1.5", "conv 3×3, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 3, padding=1), (1, 320, 64, 64)),
-    Layer("SD-1.5", "conv 3×3, 1280 channels, 8×8", lambda: nn.Conv2d(1280, 1280, 3, padding=1), (1, 1280, 8, 8)),
-    Layer("SD-1.5", "conv 1×1, 320 channels, 64×64", lambda: nn.Conv2d(320, 320, 1), (1, 320, 64, 64)),
-    Layer("SD-1.5", "linear 1280 to 320, 4096 tokens", lambda: nn.Linear(1280, 320), (1, 4096, 1280)),
-    Layer("SD-1.5", "linear 768 to 1280, 77 tokens", lambda: nn.Linear(768, 1280), (1, 77, 768)),
+
+EMOJI_LAYERS = (
+    Layer(MODEL, "conv 3×3, 32 channels, 16×16", nn.Conv2d, (32, 32, 3), (1, 32, 16, 16)),
+    Layer(MODEL, "conv 3×3, 192 to 96, 4×4", nn.Conv2d, (192, 96, 3), (1, 192, 4, 4)),
+    Layer(MODEL, "linear 32 to 256, 256 tokens", nn.Linear, (32, 256), (1, 256, 32)),
 )
-
+SD15_LAYERS = (
+    Layer("SD-1.5", "conv 3×3, 320 channels, 64×64", nn.Conv2d, (320, 320, 3), (1, 320, 64, 64)),
+    Layer("SD-1.5", "conv 3×3, 1280 channels, 8×8", nn.Conv2d, (1280, 1280, 3), (1, 1280, 8, 8)),
+    Layer("SD-1.5", "conv 1×1, 320 channels, 64×64", nn.Conv2d, (320, 320, 1), (1, 320, 64, 64)),
+    Layer("SD-1.5", "linear 1280 to 320, 4096 tokens", nn.Linear, (1280, 320), (1, 4096, 1280)),
+    Layer("SD-1.5", "linear 768 to 1280, 77 tokens", nn.Linear, (768, 1280), (1, 77, 768)),
+)
+LAYERS = EMOJI_LAYERS + SD15_LAYERS
 GPU_LAYERS = (
-    *(layer for layer in LAYERS if layer.model == "SD-1.5"),
-    Layer("SD-1.5", "linear 1280 to 10240, 2 × 256 tokens", lambda: nn.Linear(1280, 10240), (2, 256, 1280)),
-    Layer("any", "linear 8192 to 8192, 8192 tokens", lambda: nn.Linear(8192, 8192), (1, 8192, 8192)),
+    *SD15_LAYERS,
+    Layer("SD-1.5", "linear 1280 to 10240, 2 × 256 tokens", nn.Linear, (1280, 10240), (2, 256, 1280)),
+    Layer("any", "linear 8192 to 8192, 8192 tokens", nn.Linear, (8192, 8192), (1, 8192, 8192)),
 )
 TOY_LAYERS = (
-    Layer("toy", "conv 3×3, 16 channels, 8×8", lambda: nn.Conv2d(16, 16, 3, padding=1), (1, 16, 8, 8)),
-    Layer("toy", "linear 64 to 32, 16 tokens", lambda: nn.Linear(64, 32), (1, 16, 64)),
+    Layer("toy", "conv 3×3, 16 channels, 8×8", nn.Conv2d, (16, 16, 3), (1, 16, 8, 8)),
+    Layer("toy", "linear 64 to 32, 16 tokens", nn.Linear, (64, 32), (1, 16, 64)),
 )
 HALF_SPARSITIES = (0.5, 0.9, 0.99)
 
@@ -86,34 +95,26 @@ def narrower(layer: nn.Module, share: float) -> nn.Module:
 def pruned(layer: nn.Module, sparsity: float) -> nn.Module:
     """Return a copy of a layer without its smallest weights, for good."""
     layer = copy.deepcopy(layer)
-    prune_magnitude(layer, sparsity).finish()
+    pl.prune_magnitude(layer, sparsity).finish()
     return layer
 
 
 def timed(
-    calls: Mapping[str, Callable],
-    spare: Callable,
-    macs: Mapping[str, float],
-    repeats: int,
-    device: str | torch.device,
-    base: str = "dense",
+    calls: Mapping[str, Callable], spare: Callable, macs: Mapping[str, float], repeats: int, device: str | torch.device
 ) -> dict:
-    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as the one named `base`.
+    """Time calls in turn; return name -> times, MACs that are done, and how many times as fast as the first.
 
     The rounds go to and fro, so the first and the last of a round run twice in a row and find their weights in the
     cache. So `spare`, which has weights of its own, stands at both ends, and its times are thrown away.
     """
     found = pl.measure_latency({"": spare, **calls, " ": spare}, repeats=repeats, warmup=WARMUP, device=device)
+    base = next(iter(calls))
     return {name: _row(found[base], found[name], macs[base], macs[name]) for name in calls}
 
 
 def _row(base: Latency, latency: Latency, base_macs: float, macs: float) -> dict:
-    return {
-        **{key: round(getattr(latency, key), 5) for key in ("median_ms", "p10_ms", "p90_ms")},
-        "macs": round(macs),
-        "times_fewer_macs": base_macs / macs,
-        "times_as_fast": ratio(base, latency).to_dict(),
-    }
+    fewer, faster = base_macs / macs, ratio(base, latency).to_dict()
+    return {**quantiles(latency, 5), "macs": round(macs), "times_fewer_macs": fewer, "times_as_fast": faster}
 
 
 def layer_rows(spec: Layer, repeats: int) -> dict:
@@ -121,29 +122,26 @@ def layer_rows(spec: Layer, repeats: int) -> dict:
     torch.manual_seed(0)
     layer, x = spec.build().eval(), torch.randn(spec.inputs)
     positions = layer(x).numel() // layer.weight.shape[0]
-    macs = {"dense": layer.weight.numel() * positions}
-    calls, spare = {"dense": lambda: layer(x)}, copy.deepcopy(layer)
+    whole = layer.weight.numel() * positions
+    macs, calls, spare = {"dense 0": whole}, {"dense 0": partial(layer, x)}, copy.deepcopy(layer)
     for s in SPARSITIES:
         zeros, csr, narrow = pruned(layer, s), pruned(layer, s), narrower(layer, s)
         to_csr(csr)
         assert torch.allclose(csr(x), zeros(x), atol=1e-3), spec
-        calls |= {f"zeros {s}": lambda m=zeros: m(x), f"csr {s}": lambda m=csr: m(x)}
-        calls |= {f"structured {s}": lambda m=narrow: m(x)}
-        macs |= {f"zeros {s}": macs["dense"], f"csr {s}": int(zeros.weight.count_nonzero()) * positions}
+        calls |= {f"{form} {s}": partial(m, x) for form, m in zip(FORMS, (zeros, csr, narrow), strict=True)}
+        left = int(zeros.weight.count_nonzero())
+        macs |= {f"zeros {s}": whole, f"csr {s}": left * positions}
         macs |= {f"structured {s}": narrow.weight.numel() * positions}
-    found = timed(calls, lambda: spare(x), macs, repeats, "cpu")
-    rows = [
-        {"form": name.split()[0], "sparsity": float((name.split() + ["0"])[1]), **row} for name, row in found.items()
-    ]
-    return {
-        "model": spec.model,
-        "name": spec.name,
-        "n": repeats,
-        "weight_shape": list(layer.weight.shape),
-        "input_shape": list(spec.inputs),
-        "rows": rows,
-        "break_even": break_even(rows, "csr"),
-    }
+    rows = rows_of(timed(calls, partial(spare, x), macs, repeats, "cpu"))
+    shapes = {"weight_shape": list(layer.weight.shape), "input_shape": list(spec.inputs)}
+    about = {"model": spec.model, "name": spec.name, "n": repeats, **shapes}
+    return {**about, "rows": rows, "break_even": break_even(rows, "csr")}
+
+
+def rows_of(found: Mapping[str, dict]) -> list[dict]:
+    """Return rows of calls that are named by form and sparsity."""
+    names = [name.split() for name in found]
+    return [{"form": f, "sparsity": float(s), **row} for (f, s), row in zip(names, found.values(), strict=True)]
 
 
 def break_even(rows: list[dict], form: str) -> dict:
@@ -164,33 +162,32 @@ def break_even(rows: list[dict], form: str) -> dict:
 
 def unet_rows(repeats: int) -> list[dict]:
     """Time emoji-sd's whole UNet: dense, with zeros, in CSR, and structured."""
-    unet = pl.load("emoji-sd", device="cpu").unet.eval()
+    unet = pl.load(MODEL, device="cpu").unet.eval()
     inputs = example_inputs(unet, batch=2, device="cpu")  # as guidance needs it
     whole = pl.count_macs(unet)
     macs, about = {"dense": whole.macs}, {"dense": {"form": "dense", "params": whole.params}}
     models, spare = {"dense": unet}, copy.deepcopy(unet)
     for s in UNET_SPARSITIES:
         zeros = copy.deepcopy(unet)
-        prune_magnitude(zeros, s).finish()
+        pl.prune_magnitude(zeros, s).finish()
         csr = copy.deepcopy(zeros)
         swapped = to_csr(csr)
         same = (csr(**inputs).sample - zeros(**inputs).sample).abs().max()
         assert same < 1e-3, same
         nnz = sum(int(p.count_nonzero()) for p in zeros.parameters())
-        skipped = sum(
-            whole.modules[row.path].macs * row.sparsity for row in swapped.rows
-        )  # every weight of a layer is used equally often
+        # every weight of a layer is used equally often
+        skipped = sum(whole.modules[row.path].macs * row.sparsity for row in swapped.rows)
         models |= {f"zeros {s}": zeros, f"csr {s}": csr}
         macs |= {f"zeros {s}": whole.macs, f"csr {s}": whole.macs - skipped}
         for form in ("zeros", "csr"):
             about[f"{form} {s}"] = {"form": form, "sparsity": s, "params": whole.params, "nnz": nnz}
     for r in UNET_RATIOS:
-        small = prune_structured(unet, r).unet.eval()
+        small = pl.prune_structured(unet, r).unet.eval()
         report = pl.count_macs(small)
         models[f"structured {r}"], macs[f"structured {r}"] = small, report.macs
         about[f"structured {r}"] = {"form": "structured", "ratio": r, "params": report.params}
-    calls = {name: lambda m=model: m(**inputs) for name, model in models.items()}
-    found = timed(calls, lambda: spare(**inputs), macs, repeats, "cpu")
+    calls = {name: partial(model, **inputs) for name, model in models.items()}
+    found = timed(calls, partial(spare, **inputs), macs, repeats, "cpu")
     return [{**about[name], **row} for name, row in found.items()]
 
 
@@ -205,15 +202,15 @@ def rows_on(device: torch.device, spec: Layer, repeats: int, dtype: torch.dtype 
     x = torch.randn(spec.inputs).to(device, dtype)
     positions = dense(x).numel() // dense.weight.shape[0]
     macs, refused = {"dense 0": dense.weight.numel() * positions}, {}
-    calls = {"dense 0": lambda: dense(x)}
+    calls = {"dense 0": partial(dense, x)}
     zeros = copy.deepcopy(dense)
     prune_nm(zeros).finish()
-    calls["zeros 0.5"], macs["zeros 0.5"] = lambda: zeros(x), macs["dense 0"]
+    calls["zeros 0.5"], macs["zeros 0.5"] = partial(zeros, x), macs["dense 0"]
     packed = copy.deepcopy(zeros)
     try:
         left = to_semi_structured(packed)
         assert not left and torch.allclose(packed(x), zeros(x), atol=0.05, rtol=0.05), (spec.name, left)
-        calls["2:4 0.5"], macs["2:4 0.5"] = lambda: packed(x), macs["dense 0"] / 2
+        calls["2:4 0.5"], macs["2:4 0.5"] = partial(packed, x), macs["dense 0"] / 2
     except (ValueError, RuntimeError) as error:
         refused["2:4"] = str(error).partition("\n")[0]
     for s in HALF_SPARSITIES:
@@ -221,28 +218,21 @@ def rows_on(device: torch.device, spec: Layer, repeats: int, dtype: torch.dtype 
         try:
             to_csr(csr)
             csr(x)
-            calls[f"csr {s}"], macs[f"csr {s}"] = lambda m=csr: m(x), int(csr.weight.count_nonzero()) * positions
+            calls[f"csr {s}"], macs[f"csr {s}"] = partial(csr, x), int(csr.weight.count_nonzero()) * positions
         except (ValueError, RuntimeError) as error:
             refused["csr"] = str(error).partition("\n")[0]
-        calls[f"structured {s}"], macs[f"structured {s}"] = lambda m=narrow: m(x), narrow.weight.numel() * positions
+        calls[f"structured {s}"], macs[f"structured {s}"] = partial(narrow, x), narrow.weight.numel() * positions
     spare = copy.deepcopy(dense)
-    found = timed(calls, lambda: spare(x), macs, repeats, device, base="dense 0")
-    rows = [{"form": name.split()[0], "sparsity": float(name.split()[1]), **row} for name, row in found.items()]
+    rows = rows_of(timed(calls, partial(spare, x), macs, repeats, device))
     return {"model": spec.model, "n": repeats, "rows": rows, "refused": refused}
 
 
 @torch.no_grad()
 def measure(repeats: int = 15, unet_repeats: int = 60) -> Record:
     """Time single layers, then the whole UNet."""
-    more = {"emoji-sd": MORE}
-    data = {
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "warmup": WARMUP,
-        "unet_n": unet_repeats,
-        "unet_batch": 2,
-        "layers": [layer_rows(spec, repeats * more.get(spec.model, 1)) for spec in tqdm(LAYERS, unit="layer")],
-        "unet": unet_rows(unet_repeats),
-    }
-    data["unet_break_even"] = break_even(data["unet"], "csr")
+    often = {spec: repeats * (MORE if spec.model == MODEL else 1) for spec in LAYERS}
+    layers = [layer_rows(spec, count) for spec, count in tqdm(often.items(), unit="layer")]
+    unet = unet_rows(unet_repeats)
+    data = {"dtype": "float32", "threads": torch.get_num_threads(), "warmup": WARMUP, "unet_n": unet_repeats}
+    data |= {"unet_batch": 2, "layers": layers, "unet": unet, "unet_break_even": break_even(unet, "csr")}
     return Record(data, seeds=[0], n=repeats)

@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 import pruning_lib as pl
 from pruning_book.sparse_file import LAYOUTS, break_even, layouts_of
 from pruning_book.sparse_speed import file_sizes
-from pruning_lib.weights.magnitude import prune_magnitude
 
-from .common import Record
+from .common import MODEL, Record
 
 SPARSITIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -39,21 +38,18 @@ def rows(unet: nn.Module) -> list[dict[str, object]]:
     """Measure every stop in every dtype."""
     found = []
     for sparsity in tqdm(SPARSITIES, desc="sparsity", unit="stop"):
-        with prune_magnitude(unet, sparsity) as pruned:
+        with pl.prune_magnitude(unet, sparsity) as pruned:
             state = {name: t.detach().clone() for name, t in unet.state_dict().items()}
             names, n_pruned = set(pruned.masks), pruned.n
         for dtype, kind in DTYPES.items():
             tensors = {name: t.to(kind) for name, t in state.items()}
-            sizes = file_sizes(tensors)
+            nonzero = {name: int(t.count_nonzero()) for name, t in tensors.items()}
             found.append(
                 {
-                    "sparsity": sparsity,
-                    "dtype": dtype,
-                    "n": sum(t.numel() for t in tensors.values()),
-                    "n_pruned": n_pruned,
-                    "nnz": int(sum(t.count_nonzero() for t in tensors.values())),
-                    "nnz_pruned": int(sum(tensors[name].count_nonzero() for name in names)),
-                    "bytes": asdict(sizes),
+                    **{"sparsity": sparsity, "dtype": dtype},
+                    **{"n": sum(t.numel() for t in tensors.values()), "n_pruned": n_pruned},
+                    **{"nnz": sum(nonzero.values()), "nnz_pruned": sum(nonzero[name] for name in names)},
+                    "bytes": asdict(file_sizes(tensors)),
                     "bytes_in_one_layout": one_layout(tensors, names),
                 }
             )
@@ -75,29 +71,20 @@ def break_evens(found: list[dict]) -> list[dict[str, object]]:
     for dtype, kind in DTYPES.items():
         mine = [row for row in found if row["dtype"] == dtype]
         zeros = [1 - row["nnz_pruned"] / row["n_pruned"] for row in mine]
-        for layout in LAYOUTS[1:]:
-            over = [row["bytes_in_one_layout"][layout] - row["bytes_in_one_layout"]["dense"] for row in mine]
-            formula = break_even(layout, kind.itemsize)
+        # layout -> its formula's, and where its bytes stand; "csr" is what PyTorch writes
+        layouts = {layout: (layout, "bytes_in_one_layout") for layout in LAYOUTS[1:]} | {"csr": ("index32", "bytes")}
+        for layout, (like, where) in layouts.items():
+            over = [row[where][layout] - row[where]["dense"] for row in mine]
+            formula = break_even(like, kind.itemsize)
             out.append({"dtype": dtype, "layout": layout, "formula": formula, "measured": crossing(zeros, over)})
-        over = [row["bytes"]["csr"] - row["bytes"]["dense"] for row in mine]
-        formula = break_even("index32", kind.itemsize)
-        out.append({"dtype": dtype, "layout": "csr", "formula": formula, "measured": crossing(zeros, over)})
     return out
 
 
 def measure() -> Record:
     """Measure sizes, and where they cross."""
-    unet = pl.load("emoji-sd", device="cpu").unet
+    unet = pl.load(MODEL, device="cpu").unet
     # Weights that were rounded to 16 bits end in zero bits as float32, which a zip archive finds.
     rounded = all(torch.equal(t.half().to(t.dtype), t) for t in unet.state_dict().values())
     measured = rows(unet)
-    data = {
-        "model": "emoji-sd",
-        "part": "unet",
-        "scope": "global",
-        "zip_level": 6,
-        "rounded_to_float16": rounded,
-        "rows": measured,
-        "break_even": break_evens(measured),
-    }
-    return Record(data, seeds=[], n=1)
+    data = {"model": MODEL, "part": "unet", "scope": "global", "zip_level": 6, "rounded_to_float16": rounded}
+    return Record({**data, "rows": measured, "break_even": break_evens(measured)}, seeds=[], n=1)

@@ -3,20 +3,17 @@
     python -m benchmarks sparsity_curve
     python -m benchmarks sparsity_curve --pictures 160      # goes on from what is there
 
-For every mask the same captions are drawn from the same noise and compared
-with the pictures of the unpruned model. Quality does not depend on how fast the machine is. Pictures are kept in
---work as they are made, so an interrupted run goes on where it stopped, and more pictures can be added later; about
-ten minutes for 64 on two idle CPU cores.
+For every mask the same captions are drawn from the same noise and compared with the pictures of the unpruned model.
+Quality does not depend on how fast the machine is. Pictures are kept in --work as they are made, so an interrupted run
+goes on where it stopped, and more pictures can be added later; about ten minutes for 64 on two idle CPU cores.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +24,13 @@ import pruning_lib as pl
 from pruning_book.frechet import frechet
 from pruning_book.sensitivity import measure_sensitivity
 from pruning_book.widgets import sparsity as setting
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.weights.magnitude import Sensitivity, allocate, prune_magnitude
 from pruning_lib.weights.masks import PrunedWeights
 from pruning_lib.weights.nm import prune_nm
 from pruning_lib.weights.select import IGNORE, prunable_weights
 
-from .common import Record
+from .common import TOP, Record, interval, noise, once, once_drawn, rounded, unit
 
 CHUNK = 32  # pictures kept together
 PATTERNS = ((3, 4), (2, 4), (4, 8), (1, 4))
@@ -58,23 +54,27 @@ class Setting:
         return f"{self.part}-{self.scope.replace(':', 'of')}-{self.asked:g}"
 
 
+UNPRUNED = Setting("unet", "global", 0.0)
+
+
 def settings() -> list[Setting]:
     """Return every row, the most wanted first."""
     stops = [stop for stop in setting.STOPS if stop]
-    rows = [Setting("unet", "global", 0.0)]
-    rows += [Setting("unet", scope, stop) for scope in ("global", "layer", "sensitivity") for stop in stops]
-    rows += [Setting("unet", f"{n}:{m}", 1 - n / m) for n, m in PATTERNS]
-    rows += [Setting("unet", "inert", 1.0)]
-    rows += [Setting("vae", "global", stop) for stop in stops]
-    rows += [Setting("unet", "random", stop) for stop in stops]
-    rows += [Setting("unet", "global, inert left alone", stop) for stop in FEWER]
-    rows += [Setting("text_encoder", "global", stop) for stop in FEWER]
-    rows += [Setting("unet", "random, shares by sensitivity", stop) for stop in (0.5, 0.7, 0.8)]
-    rows += [Setting("unet", "global, idle layers left alone", stop) for stop in FEWER]
-    return rows
+    groups = [
+        *(("unet", scope, stops) for scope in ("global", "layer", "sensitivity")),
+        *(("unet", f"{n}:{m}", [1 - n / m]) for n, m in PATTERNS),
+        ("unet", "inert", [1.0]),
+        ("vae", "global", stops),
+        ("unet", "random", stops),
+        ("unet", "global, inert left alone", FEWER),
+        ("text_encoder", "global", FEWER),
+        ("unet", "random, shares by sensitivity", (0.5, 0.7, 0.8)),
+        ("unet", "global, idle layers left alone", FEWER),
+    ]
+    return [UNPRUNED, *(Setting(part, scope, stop) for part, scope, asked in groups for stop in asked)]
 
 
-def pruned(pipe: Any, row: Setting, sensitivity: Sensitivity) -> Any:
+def pruned(pipe, row: Setting, sensitivity: Sensitivity):
     """Return the handle of a row's masks, which are in place from then on."""
     module = getattr(pipe, row.part)
     if row.asked == 0:
@@ -82,13 +82,11 @@ def pruned(pipe: Any, row: Setting, sensitivity: Sensitivity) -> Any:
     if row.scope == "inert":
         # All of their weights at zero: the one mask without any magnitude in it.
         weights = {k: w for k, w in prunable_weights(module).weights.items() if k.startswith(setting.INERT)}
-        return PrunedWeights(
-            module, {k: torch.zeros_like(w, dtype=torch.bool) for k, w in weights.items()}, "inert", 1.0
-        )
-    if row.scope == "global, inert left alone":
-        return prune_magnitude(module, row.asked, ignore=(*IGNORE, *setting.INERT))
-    if row.scope == "global, idle layers left alone":
-        return prune_magnitude(module, row.asked, ignore=(*IGNORE, *idle_layers(sensitivity)))
+        masks = {k: torch.zeros_like(w, dtype=torch.bool) for k, w in weights.items()}
+        return PrunedWeights(module, masks, "inert", 1.0)
+    if row.scope.endswith("left alone"):
+        spared = setting.INERT if row.scope == "global, inert left alone" else idle_layers(sensitivity)
+        return prune_magnitude(module, row.asked, ignore=(*IGNORE, *spared))
     if row.scope == "random, shares by sensitivity":
         return prune_at_random(module, row.asked, sensitivity)
     if ":" in row.scope:
@@ -113,67 +111,55 @@ def prune_at_random(module: torch.nn.Module, sparsity: float, sensitivity: Sensi
     return PrunedWeights(module, masks, "random, shares by sensitivity", sparsity)
 
 
-def sensitivity_of(pipe: Any, work: Path) -> Sensitivity:
-    """Measure the UNet's sensitivity on calls of real pictures, or read it where it was measured before."""
-    file = work / "sensitivity.json"
-    if not file.is_file():
-        found = measure_sensitivity(
-            pipe.unet,
-            sensitivity_inputs(pipe),
-            sparsities=SENSITIVITY_STOPS,
-            progress=lambda layers: tqdm(layers, desc="sensitivity", unit="layer"),
-        )
-        file.write_text(json.dumps(asdict(found)))
-    return Sensitivity.from_dict(json.loads(file.read_text()))
+def sensitivity_of(pipe) -> dict:
+    """Measure the UNet's sensitivity on calls of real pictures."""
+
+    def progress(layers):
+        return tqdm(layers, desc="sensitivity", unit="layer")
+
+    inputs = sensitivity_inputs(pipe)
+    return asdict(measure_sensitivity(pipe.unet, inputs, sparsities=SENSITIVITY_STOPS, progress=progress))
 
 
-def sensitivity_inputs(pipe: Any) -> list[dict[str, Tensor]]:
+def sensitivity_inputs(pipe) -> list[dict[str, Tensor]]:
     """Return the arguments of a few calls that the pipeline makes while it draws."""
     captions = pb.captions(setting.MODEL)
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = [captions[i] for i in order[:SENSITIVITY_PROMPTS]]
     calls: list[dict[str, Tensor]] = []
 
-    def keep(_: Any, args: tuple, kwargs: dict) -> None:
+    def keep(_, args: tuple, kwargs: dict) -> None:
         tensors = {key: value for key, value in kwargs.items() if torch.is_tensor(value)}
         calls.append({"sample": args[0], "timestep": args[1], **tensors})
 
     hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
-    noise = [torch.Generator().manual_seed(100 + i) for i in range(len(prompts))]
-    pipe(
-        prompts,
-        num_inference_steps=setting.STEPS,
-        guidance_scale=setting.GUIDANCE,
-        generator=noise,
-        output_type="latent",
-    )
+    options = {"num_inference_steps": setting.STEPS, "guidance_scale": setting.GUIDANCE, "output_type": "latent"}
+    pipe(prompts, generator=noise(len(prompts), 100), **options)
     hook.remove()
     return [calls[i] for i in SENSITIVITY_STEPS]
 
 
-def pictures_of(row: Setting, chunk: int, pipe: Any, prompts: list[str], sensitivity: Sensitivity, work: Path) -> Path:
-    """Draw one chunk of one row unless it is there, and return its file: uint8 pictures, and latents if unpruned."""
-    file = work / f"{row.name}-{chunk}.pt"
-    if not file.is_file():
-        with pruned(pipe, row, sensitivity):
-            if row.part == "vae":  # the UNet draws the same latents, so only decode them anew
-                latents = torch.load(work / f"{Setting('unet', 'global', 0.0).name}-{chunk}.pt")["latents"]
+def pictures_of(row: Setting, chunk: int, pipe, prompts: list[str], sensitivity: Sensitivity, work: Path) -> dict:
+    """Return one chunk of one row, drawn once: uint8 "images", and "latents" if unpruned."""
+
+    def draw() -> dict[str, Tensor]:
+        if row.part == "vae":  # the UNet draws the same latents, so only decode them anew
+            latents = pictures_of(UNPRUNED, chunk, pipe, prompts, sensitivity, work)["latents"]
+            with pruned(pipe, row, sensitivity):
                 images = setting.decode(pipe, latents)
-            else:
+        else:
+            with pruned(pipe, row, sensitivity):
                 images, latents = setting.draw(pipe, prompts, first=chunk * CHUNK)
         found = {"images": (255 * images).round().to(torch.uint8)}
-        if not row.asked:
-            found["latents"] = latents
-        temporary = file.with_suffix(".part")
-        torch.save(found, temporary)
-        temporary.replace(file)
-    return file
+        return found if row.asked else {**found, "latents": latents}
+
+    return once_drawn(work / f"{row.name}-{chunk}.pt", draw)
 
 
 class Remembering:
     """A judge that embeds each text, and each set of pictures, once."""
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, clip) -> None:
         self.clip, self.features_name = clip, clip.features_name
         self._texts: dict[str, Tensor] = {}
         self._pictures: dict[int, Tensor] = {}
@@ -194,27 +180,22 @@ class Remembering:
         return self._pictures[key]
 
 
-def judge(images: Tensor, whole: Tensor, prompts: list[str], clip: Any, captions: list[str]) -> dict:
+def judge(images: Tensor, whole: Tensor, prompts: list[str], clip, captions: list[str]) -> dict:
     """Return the figures of one row: means with intervals, and SSIM and CLIP score of each picture."""
-    floats, reference = images / 255, whole / 255
+    drawn, reference = unit(images), unit(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # too few for the rank: the record says so, and all rows have the same n
         distance = frechet(whole, images, features=clip, n_boot=100).to_dict()
-    likeness, scores = ssim(reference, floats), clip_score(clip, images, prompts)
-    top5 = (retrieval_rank(clip, images, prompts, captions) <= 5).double()
-    noise = psnr(reference, floats)
-    equal = noise.isinf()
+    likeness, noise_db, scores = ssim(reference, drawn), psnr(reference, drawn), clip_score(clip, images, prompts)
+    equal = noise_db.isinf()
     return {
-        "ssim": bootstrap_interval(likeness).to_dict(),
-        "psnr_db": None if equal.any() else bootstrap_interval(noise).to_dict(),
+        "ssim": interval(likeness),
+        "psnr_db": None if equal.any() else interval(noise_db),
         "equal_pictures": int(equal.sum()),
-        "clip_score": bootstrap_interval(scores).to_dict(),
-        "top5": bootstrap_interval(top5).to_dict(),
+        "clip_score": interval(scores),
+        "top5": interval((retrieval_rank(clip, images, prompts, captions) <= TOP).double()),
         "frechet": {**distance, "rank_deficient": distance["n_a"] <= distance["dim"]},
-        "per_picture": {
-            "ssim": [round(x, 4) for x in likeness.tolist()],
-            "clip_score": [round(x, 2) for x in scores.tolist()],
-        },
+        "per_picture": {"ssim": rounded(likeness, 4), "clip_score": rounded(scores, 2)},
     }
 
 
@@ -222,43 +203,25 @@ def measure(work: Path, pictures: int = 64, device: str = "cpu") -> Record:
     """Draw what is missing and judge everything; so many pictures a mask, a multiple of 32."""
     if pictures < CHUNK or pictures % CHUNK:
         raise SystemExit(f"--pictures {pictures}: give a multiple of {CHUNK}")
-    work.mkdir(parents=True, exist_ok=True)
-    pipe = pl.load(setting.MODEL, device=device)
-    pipe.set_progress_bar_config(disable=True)
-    captions = pb.captions(setting.MODEL)
+    pipe, captions = pl.load(setting.MODEL, device=device), pb.captions(setting.MODEL)
     prompts = setting.spread_captions(captions, pictures)
-    sensitivity = sensitivity_of(pipe, work)
+    sensitivity = Sensitivity.from_dict(once(work / "sensitivity.json", sensitivity_of, pipe))
     chunks = [prompts[i : i + CHUNK] for i in range(0, pictures, CHUNK)]
-    files: dict[Setting, list[Path]] = {}
+    images: dict[Setting, Tensor] = {}
     for row in tqdm(settings(), desc="masks", unit="mask"):
-        files[row] = [pictures_of(row, i, pipe, part, sensitivity, work) for i, part in enumerate(chunks)]
-    clip = Remembering(pb.load_clip(setting.MODEL))
-    images = {row: torch.cat([torch.load(file)["images"] for file in parts]) for row, parts in files.items()}
-    whole = images[settings()[0]]
-    rows = []
+        parts = [pictures_of(row, i, pipe, part, sensitivity, work)["images"] for i, part in enumerate(chunks)]
+        images[row] = torch.cat(parts)
+    clip, rows = Remembering(pb.load_clip(setting.MODEL)), []
     for row in tqdm(settings(), desc="judging", unit="mask"):
         with pruned(pipe, row, sensitivity) as handle:
-            counts = {"n": handle.n, "zeros": handle.zeros} if handle else _unpruned_counts(pipe)
-        found = judge(images[row], whole, prompts, clip, captions)
-        rows.append({"part": row.part, "scope": row.scope, "asked": row.asked, **counts, **found})
+            n, zeros = (handle.n, handle.zeros) if handle else (prunable_weights(pipe.unet).n, 0)
+        found = judge(images[row], images[UNPRUNED], prompts, clip, captions)
+        rows.append({"part": row.part, "scope": row.scope, "asked": row.asked, "n": n, "zeros": zeros, **found})
     data = {
-        "model": setting.MODEL,
-        "sampler": "DDIM, trailing",
-        "steps": setting.STEPS,
-        "guidance": setting.GUIDANCE,
-        "n": pictures,
-        "prompts": prompts,
-        "first_seed": setting.FIRST_SEED,
-        "inert": list(setting.INERT),
-        "idle_below": IDLE,
-        "idle_layers": idle_layers(sensitivity),
-        "ignored": list(IGNORE),
-        "rows": rows,
+        **{"model": setting.MODEL, "sampler": "DDIM, trailing", "steps": setting.STEPS, "guidance": setting.GUIDANCE},
+        **{"n": pictures, "prompts": prompts, "first_seed": setting.FIRST_SEED, "inert": list(setting.INERT)},
+        **{"idle_below": IDLE, "idle_layers": idle_layers(sensitivity), "ignored": list(IGNORE), "rows": rows},
         "sensitivity": {**asdict(sensitivity), "steps": list(SENSITIVITY_STEPS), "prompts": SENSITIVITY_PROMPTS},
     }
     seeds = [setting.FIRST_SEED + i for i in range(pictures)]
     return Record(data, seeds=seeds, n=pictures, device=device)
-
-
-def _unpruned_counts(pipe: Any) -> dict[str, int]:
-    return {"n": prunable_weights(pipe.unet).n, "zeros": 0}

@@ -10,7 +10,6 @@ and judges the pictures; five minutes. Single results are kept, so an interrupte
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +18,13 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.judge import generate
-from pruning_lib.interval import bootstrap_interval
 from pruning_lib.quality import ssim
 
-from .common import Record, once, spread, unit
+from .common import GUIDANCE, MODEL, Record, held_out, initialised, interval, once, spread, unit
 
-MODEL, GUIDANCE, SEED, BATCH = "emoji-sd", 3.0, 0, 16
+SEED, BATCH = 0, 16
 N, N_CONTROL, N_HARM, HARM_STEPS = 64, 16, 32, 20
 OUTPUT = "conv_out"  # the denoiser's own output
 PENULTIMATE = "up_blocks.2.upsamplers.0"  # the last module of the penultimate up block: its output is the block's
@@ -39,13 +36,11 @@ SAMPLERS = {
     "DDIM, 20 steps": (DDIMScheduler, 20),
     "DPM-Solver++, 25 steps": (DPMSolverMultistepScheduler, 25),
 }
-CONTROL = "random weights, DDIM, 50 steps"
 
 
-def held_out(count: int) -> list[str]:
-    """Return captions that no pruner is trained with: of all but every fourth, `count` spread evenly."""
-    rest = [caption for i, caption in enumerate(pb.captions(MODEL)) if i % 4]
-    return [rest[i] for i in spread(count, len(rest))]
+def prompts(count: int) -> list[str]:
+    """Return captions that no pruner is trained with."""
+    return spread(held_out(), count)
 
 
 def features(unet: nn.Module) -> dict[str, nn.Module]:
@@ -86,7 +81,7 @@ def recording(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
-def compare(pipe, prompts: Sequence[str], steps: int) -> dict:
+def compare(pipe, asked: Sequence[str], steps: int) -> dict:
     """Draw and compare the features of all pairs of steps.
 
     Returns:
@@ -94,8 +89,8 @@ def compare(pipe, prompts: Sequence[str], steps: int) -> dict:
         the earlier one) and `others` `[n, T]` (cosine with another picture at the same step).
     """
     found: dict[str, dict[str, dict[str, list[Tensor]]]] = {half: {} for half in HALVES}
-    for start in range(0, len(prompts), BATCH):
-        part = list(prompts[start : start + BATCH])
+    for start in range(0, len(asked), BATCH):
+        part = list(asked[start : start + BATCH])
         with recording(pipe.unet) as kept:
             generate(pipe, part, steps=steps, guidance=GUIDANCE, seed=SEED + start)
         for name, calls in kept.items():
@@ -123,20 +118,20 @@ def of_unit(rows: dict[str, Tensor]) -> dict:
     lags = {k: rows["cosine"].diagonal(k, 1, 2) for k in LAGS if k < steps}
     return {
         "adjacent": rounded(lags[1].mean(0)),
-        "adjacent_mean": bootstrap_interval(lags[1].mean(1)).to_dict(),
+        "adjacent_mean": interval(lags[1].mean(1)),
         "adjacent_least": round(lags[1].min().item(), 6),
         "change": rounded(rows["change"].mean(0)),
-        "change_mean": bootstrap_interval(rows["change"].mean(1)).to_dict(),
+        "change_mean": interval(rows["change"].mean(1)),
         "lags": {str(k): round(v.mean().item(), 6) for k, v in lags.items()},
-        "other_picture_mean": bootstrap_interval(rows["others"].mean(1)).to_dict(),
+        "other_picture_mean": interval(rows["others"].mean(1)),
     }
 
 
-def summary(pipe, prompts: Sequence[str], steps: int) -> dict:
+def summary(pipe, asked: Sequence[str], steps: int) -> dict:
     """Draw with one sampler and return what the record keeps."""
-    found = compare(pipe, prompts, steps)
+    found = compare(pipe, asked, steps)
     return {
-        "n": len(prompts),
+        "n": len(asked),
         "steps": steps,
         "timesteps": pipe.scheduler.timesteps.tolist(),
         "units": {h: {name: of_unit(rows) for name, rows in units.items()} for h, units in found.items()},
@@ -144,30 +139,19 @@ def summary(pipe, prompts: Sequence[str], steps: int) -> dict:
     }
 
 
-def similarity(work: Path) -> None:
-    """Run the first stage, sampler by sampler."""
-    pipe = pl.load(MODEL)
-    pipe.set_progress_bar_config(disable=True)
+def similarity(work: Path) -> tuple[dict[str, dict], dict]:
+    """Compare all pairs of steps, sampler by sampler, and with random weights."""
+    pipe, found = pl.load(MODEL), {}
     config = pipe.scheduler.config
     for name, (kind, steps) in SAMPLERS.items():
         print(name, flush=True)
         pipe.scheduler = kind.from_config(config)
-        once(work / f"{kind.__name__}-{steps}.json", lambda s=steps: summary(pipe, held_out(N), s))
-    print(CONTROL, flush=True)
-    pipe.scheduler, pipe.unet = DDIMScheduler.from_config(config), unlearned(pipe.unet)
-    once(work / "control.json", lambda: summary(pipe, held_out(N_CONTROL), 50))
-
-
-@torch.no_grad()
-def unlearned(unet: nn.Module) -> nn.Module:
-    """Return a copy in which every layer has the weights that it would begin training with."""
-    unet, state = copy.deepcopy(unet), torch.random.get_rng_state()
-    torch.manual_seed(SEED)
-    for module in unet.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        found[name] = once(work / f"{kind.__name__}-{steps}.json", summary, pipe, prompts(N), steps)
+    print("random weights", flush=True)
+    state = torch.random.get_rng_state()
+    pipe.scheduler, pipe.unet = DDIMScheduler.from_config(config), initialised(copy.deepcopy(pipe.unet), SEED)
     torch.random.set_rng_state(state)
-    return unet
+    return found, once(work / "control.json", summary, pipe, prompts(N_CONTROL), 50)
 
 
 @contextmanager
@@ -192,46 +176,29 @@ def reused(unet: nn.Module, module: nn.Module, every: int) -> Iterator[None]:
         del module.forward
 
 
-def harm(work: Path) -> None:
-    """Run the second stage: SSIM to the unpruned picture when one unit is computed at every second step only."""
-    pipe, prompts = pl.load(MODEL), held_out(N_HARM)
-    pipe.set_progress_bar_config(disable=True)
-    wanted = unit(generate(pipe, prompts, steps=HARM_STEPS, guidance=GUIDANCE, seed=SEED))
+def harm(work: Path) -> dict[str, dict]:
+    """Return, for every unit, SSIM to the unpruned picture when that unit is computed at every second step only."""
+    pipe, asked = pl.load(MODEL), prompts(N_HARM)
+
+    def drawn() -> Tensor:
+        return unit(generate(pipe, asked, steps=HARM_STEPS, guidance=GUIDANCE, seed=SEED))
+
+    def without(module: nn.Module) -> dict:
+        # a unit's last module stands for the unit: what runs before it in the unit is not read by anything else
+        with reused(pipe.unet, module, every=2):
+            return {"ssim": interval(ssim(drawn(), wanted))}
+
+    wanted, found = drawn(), {}
     for name, module in features(pipe.unet).items():
         print(name, flush=True)
-
-        def work_it(name=name, module=module) -> dict:
-            # a unit's last module stands for the unit: what runs before it in the unit is not read by anything else
-            with reused(pipe.unet, module, every=2):
-                drawn = unit(generate(pipe, prompts, steps=HARM_STEPS, guidance=GUIDANCE, seed=SEED))
-            return {"ssim": bootstrap_interval(ssim(drawn, wanted)).to_dict()}
-
-        once(work / f"harm-{name}.json", work_it)
+        found[name] = once(work / f"harm-{name}.json", without, module)
+    return found
 
 
 def measure(work: Path) -> Record:
     """Compare, judge and put together."""
-    similarity(work)
-    harm(work)
-
-    def read(name: str) -> dict:
-        found = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-        for maps in found.get("cosine", {}).values():
-            for left_out in maps.keys() - set(SHOWN):
-                del maps[left_out]
-        return found
-
-    samplers = {name: read(f"{kind.__name__}-{steps}") for name, (kind, steps) in SAMPLERS.items()}
-    names = list(next(iter(samplers.values()))["units"]["prompted"])
-    data = {
-        "model": MODEL,
-        "guidance_scale": GUIDANCE,
-        "seed": SEED,
-        "penultimate": PENULTIMATE,
-        "output": OUTPUT,
-        "prompts": held_out(N),
-        "samplers": samplers,
-        "control": read("control"),
-        "harm": {"n": N_HARM, "steps": HARM_STEPS, "every": 2, "units": {n: read(f"harm-{n}") for n in names}},
-    }
+    samplers, control = similarity(work)
+    harmed = {"n": N_HARM, "steps": HARM_STEPS, "every": 2, "units": harm(work)}
+    data = {"model": MODEL, "guidance_scale": GUIDANCE, "seed": SEED, "penultimate": PENULTIMATE, "output": OUTPUT}
+    data |= {"prompts": prompts(N), "samplers": samplers, "control": control, "harm": harmed}
     return Record(data, seeds=[SEED], n=N)

@@ -11,6 +11,7 @@ to the record; about two minutes.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +22,9 @@ import pruning_lib as pl
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.latency import ratio
-from zoo.data import contact_sheet
 
-from .common import Record, judge, once, spread, tiles_of
+from .common import MACS_CONVENTION, MODEL, Record, asked_for, judge, once, once_drawn, save_row, save_sheet, tiles_of
 
-MODEL = "emoji-sd"
 # name -> widths of the levels, from mild to hard; the whole model has 32, 64, 96, 96
 WIDTHS = {"narrow-1": (32, 48, 80, 80), "narrow-2": (16, 48, 64, 64), "narrow-3": (16, 32, 48, 48)}
 IMPORTANCES = ("magnitude", "taylor", "random")
@@ -39,15 +38,9 @@ SHOWN = ("lion", "pizza", "red heart", "rocket", "sunflower", "smiling face with
 def rows() -> list[dict]:
     """Return the architectures, without figures."""
     narrow = [
-        {
-            "name": f"{name} {importance}",
-            "kind": "narrow",
-            "ratio_name": name,
-            "widths": list(widths),
-            "importance": importance,
-        }
+        {"name": f"{name} {kind}", "kind": "narrow", "ratio_name": name, "widths": list(widths), "importance": kind}
         for name, widths in WIDTHS.items()
-        for importance in IMPORTANCES
+        for kind in IMPORTANCES
     ]
     short = [{"name": f"bk-sdm {v}", "kind": "blocks", "ratio_name": v, "importance": None} for v in VARIANTS]
     return narrow + short
@@ -61,38 +54,50 @@ def cut(row: dict, unet, task: DenoisingTask | None):
     return pl.prune_structured(unet, widths=row["widths"], importance=importance, task=task, seed=SEED)
 
 
+def looker(pipe, folder: Path, wanted: torch.Tensor | None):
+    """Return a function that judges a pipeline and saves the shown pictures as a row of that name."""
+    clip, images, captions, asked = pb.load_clip(MODEL), pb.training_images(MODEL), pb.captions(MODEL), prompts()
+
+    def look(name: str) -> dict:
+        found = judge(pipe, clip, asked, captions, wanted, real=images, **SAMPLER)
+        save_row(found.pictures[[asked.index(shown) for shown in SHOWN]], folder / f"{name}.png")
+        return found.intervals()
+
+    return look
+
+
 def prompts() -> list[str]:
-    """Return the captions that are drawn: spread over all, the shown ones among them."""
-    known = pb.captions(MODEL)
-    chosen = [known[i] for i in spread(N, len(known))]
-    rest = [name for name in SHOWN if name not in chosen]
-    return chosen[: N - len(rest)] + rest
+    """Return the captions that are drawn."""
+    return asked_for(N, SHOWN)
 
 
 def of_row(row: dict, folder: Path) -> dict:
     """Prune, judge, fine-tune, judge again."""
-    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
-    images, captions, asked = pb.training_images(MODEL), pb.captions(MODEL), prompts()
-    # the same pictures for every row: drawn once by the first
-    kept = folder / "unpruned.pt"
-    if not kept.is_file():
-        torch.save(judge(pipe, clip, asked, captions, None, **SAMPLER).pictures, kept)
-    wanted = torch.load(kept, weights_only=True)
+    pipe, images, captions = pl.load(MODEL), pb.training_images(MODEL), pb.captions(MODEL)
+
+    def whole() -> torch.Tensor:
+        return judge(pipe, pb.load_clip(MODEL), prompts(), captions, None, **SAMPLER).pictures
+
+    wanted = once_drawn(folder / "unpruned.pt", whole)  # the same pictures for every row: drawn once by the first
     small = cut(row, pipe.unet, DenoisingTask.of(pipe, images, captions))
     sizes = {"params": small.params_after, "macs": small.macs_after}
     pipe.unet = small.unet
-
-    def look(when: str) -> dict:
-        found = judge(pipe, clip, asked, captions, wanted, real=images, **SAMPLER)
-        tiles = found.pictures[[asked.index(name) for name in SHOWN]]
-        contact_sheet(tiles, columns=len(SHOWN)).save(folder / f"{row['name'].replace(' ', '-')}-{when}.png")
-        return found.intervals()
-
-    before = look("before")
-    run = folder / row["name"].replace(" ", "-")
+    look, run = looker(pipe, folder, wanted), folder / file_name(row)
+    before = look(f"{run.name}-before")
     log = pl.finetune(pipe, images, captions, seed=SEED, folder=run, **FINETUNE)
     small.unet.save_pretrained(run)
-    return {**row, **sizes, "before": before, "after": look("after"), "loss": log.curve()}
+    return {**row, **sizes, "before": before, "after": look(f"{run.name}-after"), "loss": log.curve()}
+
+
+def file_name(row: dict) -> str:
+    """Return how a row's files begin."""
+    return row["name"].replace(" ", "-")
+
+
+def unpruned(work: Path) -> dict:
+    """Judge the whole model."""
+    found = looker(pl.load(MODEL), work, None)("unpruned")
+    return {name: value for name, value in found.items() if name not in ("ssim", "psnr_db")}
 
 
 def measure(
@@ -101,63 +106,44 @@ def measure(
     """Prune, train and judge; or time."""
     if what == "latency":
         return latency(out, repeats, device)
-    work.mkdir(parents=True, exist_ok=True)
-    whole = pl.count_macs(pl.load(MODEL).unet)
-    found = []
+    whole, found = pl.count_macs(pl.load(MODEL).unet), []
     for row in rows():
         print(row["name"], flush=True)
-        result = once(work / f"{row['name'].replace(' ', '-')}.json", lambda r=row: of_row(r, work))
+        result = once(work / f"{file_name(row)}.json", of_row, row, work)
         result["ratio"] = 1 - result["macs"] / whole.macs
         result["params_ratio"] = 1 - result["params"] / whole.params
         found.append({**result, "finetune": {**FINETUNE, "seed": SEED}, "latency_times_as_fast": None})
-    reference = once(work / "reference.json", lambda: unpruned(work))
-    names = [r["name"].replace(" ", "-") for r in found if r["importance"] in ("magnitude", None)]
-    sheets = [work / "unpruned.png", *(work / f"{n}-{when}.png" for n in names for when in ("before", "after"))]
-    tiles = torch.cat([tiles_of(s) for s in sheets])
-    contact_sheet(tiles, columns=len(SHOWN)).save(out.with_suffix(".webp"), quality=90, method=6)
+    reference, sheet = once(work / "reference.json", unpruned, work), out.with_suffix(".webp")
+    names = [file_name(row) for row in found if row["importance"] in ("magnitude", None)]
+    moments = [(name, when) for name in names for when in ("before", "after")]
+    files = ["unpruned.png", *(f"{name}-{when}.png" for name, when in moments)]
+    save_sheet([tiles_of(work / file) for file in files], sheet)
     data = {
         "rows": found,
         "unpruned": {"params": whole.params, "macs": whole.macs, **reference},
-        "model": MODEL,
-        "sampler": SAMPLER,
-        "shown": list(SHOWN),
-        "sheet": out.with_suffix(".webp").name,
-        "sheet_rows": ["unpruned", *(f"{n} {when}" for n in names for when in ("before", "after"))],
-        "features": "mini-CLIP",
-        "macs_convention": "with attention products, batch 1, one call",
-        "latency": None,
+        **{"model": MODEL, "sampler": SAMPLER, "shown": list(SHOWN), "sheet": sheet.name},
+        "sheet_rows": ["unpruned", *(f"{name} {when}" for name, when in moments)],
+        **{"features": "mini-CLIP", "macs_convention": MACS_CONVENTION, "latency": None},
     }
     return Record(data, seeds=[SEED], n=N)
-
-
-def unpruned(work: Path) -> dict:
-    """Judge the whole model."""
-    pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
-    asked = prompts()
-    found = judge(pipe, clip, asked, pb.captions(MODEL), None, real=pb.training_images(MODEL), **SAMPLER)
-    tiles = found.pictures[[asked.index(name) for name in SHOWN]]
-    contact_sheet(tiles, columns=len(SHOWN)).save(work / "unpruned.png")
-    return {name: value for name, value in found.intervals().items() if name not in ("ssim", "psnr_db")}
 
 
 def latency(path: Path, repeats: int, device: str) -> Record:
     """Add latencies to the record."""
     record = pl.load_record(path)
-    unet = pl.load(MODEL, device=device).unet
-    models, places = {"unpruned": unet}, {}
-    for row in record["data"]["rows"]:
-        places[row["name"]] = row["ratio_name"]
+    rows, unet = record["data"]["rows"], pl.load(MODEL, device=device).unet
+    models = {"unpruned": unet}
+    for row in rows:
         if row["ratio_name"] not in models:  # importance decides which channels stay, not how many
             models[row["ratio_name"]] = cut(row, unet, None).unet
     inputs = example_inputs(unet, batch=2, device=device)
-    calls = {name: torch.no_grad()(lambda m=model: m(**inputs)) for name, model in models.items()}
+    calls = {name: torch.no_grad()(partial(model, **inputs)) for name, model in models.items()}
     times = pl.measure_latency(calls, repeats=repeats, warmup=5, device=device)
-    faster = {name: ratio(times["unpruned"], times[name]).to_dict() for name in models if name != "unpruned"}
-    for row in record["data"]["rows"]:
-        row["latency_times_as_fast"] = faster[places[row["name"]]]
+    for row in rows:
+        row["latency_times_as_fast"] = ratio(times["unpruned"], times[row["ratio_name"]]).to_dict()
     record["data"]["latency"] = {
         "what": "one call of the denoiser, batch 2",
-        "calls": {name: t.to_dict() for name, t in times.items()},
+        "calls": {name: found.to_dict() for name, found in times.items()},
         "passport": pl.passport(seeds=[], n=repeats, device=device),
     }
     return Record(record["data"], seeds=record["passport"]["seeds"], n=record["passport"]["n"])

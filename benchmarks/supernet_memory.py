@@ -8,9 +8,6 @@ on a GPU, PyTorch's own peak.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 
 import psutil
@@ -19,8 +16,7 @@ import torch
 import pruning_lib as pl
 from pruning_lib.steps.supernet import SuperNet, loss_and_gradient
 
-from .common import ROOT, Record, peak_mib
-from .pruner_training import GUIDANCE, MODEL
+from .common import GUIDANCE, MODEL, Record, in_own_process, peak_mib
 
 STEPS, BATCH, REPEATS = (5, 10, 20, 50), 1, 3
 
@@ -34,9 +30,9 @@ def iteration(steps: int, checkpointing: bool, device: str) -> dict[str, float]:
     if place.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    before = (
-        torch.cuda.memory_allocated() / 2**20 if place.type == "cuda" else psutil.Process().memory_info().rss / 2**20
-    )
+        before = torch.cuda.memory_allocated() / 2**20
+    else:
+        before = psutil.Process().memory_info().rss / 2**20
     started = time.perf_counter()
     with net:
         loss_and_gradient(net, gates, ["lion"] * BATCH, range(BATCH), loss="latent", wanted=wanted)
@@ -49,20 +45,9 @@ def measure(repeats: int = REPEATS, device: str = "cpu") -> Record:
     for steps in STEPS:
         for checkpointing in (True, False):
             call = f"iteration({steps}, {checkpointing}, {device!r})"
-            code = f"from benchmarks.supernet_memory import *; print(json.dumps({call}))"
-            found = [
-                json.loads(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).splitlines()[-1])
-                for _ in range(repeats)
-            ]
+            found = [in_own_process("supernet_memory", call) for _ in range(repeats)]
             memory = sorted(one["memory_mib"] for one in found)
-            rows.append(
-                {
-                    "steps": steps,
-                    "checkpointing": checkpointing,
-                    "memory_mib": memory[len(memory) // 2],
-                    "memory_mib_all": memory,
-                    "seconds": min(one["seconds"] for one in found),
-                }
-            )
+            row = {"steps": steps, "checkpointing": checkpointing, "memory_mib": memory[len(memory) // 2]}
+            rows.append({**row, "memory_mib_all": memory, "seconds": min(one["seconds"] for one in found)})
             print(rows[-1], flush=True)
     return Record({"batch": BATCH, "guidance": GUIDANCE, "rows": rows}, seeds=[0], n=repeats, device=device)

@@ -16,8 +16,6 @@ from typing import Any
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-__all__ = ["Picture", "glue", "must_fail", "picture", "table"]
-
 MAX_ALT = 250
 NO_BREAK = 20  # characters of a table's cell that are kept on one line
 WIDE = 5  # from so many columns on a table is set small, with intervals below their values
@@ -55,10 +53,7 @@ def picture(figure: Figure, alt: str | None = None) -> Picture:
 
     Args:
         figure: a matplotlib figure; the library's plots carry their own words as `figure.alt`.
-        alt: replaces those words.
-
-    Raises:
-        ValueError: there is no alt text, or it is longer than 250 characters.
+        alt: replaces those words; 1 to 250 characters.
     """
     return Picture(figure, alt if alt is not None else getattr(figure, "alt", ""))
 
@@ -83,9 +78,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
         rows: one sequence per row, as long as `header`; the first cell names the row.
         caption: one sentence above the table.
         align: one letter per column, "l" or "r"; by default the first is left and the others right.
-
-    Raises:
-        ValueError: a row has another length than the header.
     """
     align, wide = align or "l" + "r" * (len(header) - 1), len(header) >= WIDE
     for row in rows:
@@ -123,11 +115,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
 
 
 def must_fail(check: Callable[[Any], Any], wrong: Any) -> None:
-    """Assert that `check` refuses a wrong answer, so that a check which accepts anything is noticed.
-
-    Raises:
-        AssertionError: the check accepted the wrong answer.
-    """
+    """Assert that `check` refuses a wrong answer, so that a check which accepts anything is noticed."""
     try:
         check(wrong)
     except AssertionError:

@@ -1,10 +1,7 @@
 """The first cell of every chapter: say what this run is, and make Colab ready for the widgets.
 
-`start()` is all a chapter calls. It changes nothing outside Colab.
-
 Two words the book uses throughout: *replay*, a page shows recorded results beside what a CPU can recompute in a
-minute; *live*, the same cells recompute the heavy results too. A run is live where a CUDA device is there, or where
-the environment variable PRUNING_LIB_MODE says so.
+minute; *live*, the same cells recompute the heavy results too.
 """
 
 from __future__ import annotations
@@ -16,8 +13,6 @@ import sys
 from dataclasses import dataclass, field
 
 from pruning_lib.checks import installed_version
-
-__all__ = ["Session", "on_colab", "start"]
 
 MODES = ("replay", "live")
 _REPORTED = ("pruning-lib", "torch", "diffusers", "transformers")
@@ -60,10 +55,7 @@ def start(mode: str | None = None) -> Session:
             there and "replay" elsewhere.
 
     Returns:
-        The `Session`, so that a chapter can say `if book.live:`.
-
-    Raises:
-        ValueError: for any other mode.
+        The `Session`, so that a chapter can say `if session.live:`.
     """
     import torch
 

@@ -66,9 +66,11 @@ def share(row: Data, way: str) -> float:
     return row["bytes"][WAYS[way]] / row["bytes"]["dense"]
 
 
-def sparsity_for(times: float, rows: Sequence[Data], way: str = SMALLEST) -> float:
-    """Return the sparsity, linear between the stops, at which a file is this many times smaller than the dense one."""
-    shares = [share(row, way) for row in rows]
+def sparsity_for(times: float, rows: Sequence[Data]) -> float:
+    """Return the sparsity, linear between the stops, at which the smallest file is so many times smaller than the
+    dense.
+    """
+    shares = [share(row, SMALLEST) for row in rows]
     if 1 / times < min(shares):
         raise ValueError(f"No stop is {times:g} times smaller; the best is {1 / min(shares):.1f} times.")
     return float(np.interp(-1 / times, [-s for s in shares], [row["sparsity"] for row in rows]))
@@ -242,21 +244,20 @@ def chooses_better(removal: Data, controls: Sequence[str]) -> tuple[Ruling, str]
     )
 
 
-def faster_and_as_good(
-    latency: Data | None, training: Data, cuts: Mapping[float, str], device: str = "cpu"
-) -> tuple[Ruling, str]:
+def faster_and_as_good(latency: Data | None, training: Data, cuts: Mapping[float, str]) -> tuple[Ruling, str]:
     """Rule on "34.9 % less inference time, and a better Fréchet distance after fine-tuning".
 
-    Asked of the mildest trained cut that takes at least 30 % from the time of a whole generation, or of the largest one
-    where none does: its Fréchet distance after training must not be above the unpruned model's. Time and distance hold
-    together, one of them holds in part. `latency` and `training` are data of the records `operator_latency`, None where
-    it has not been made, and `operator_training`; `cuts` is level of a trained cut -> its name among the latencies.
+    Asked of the mildest trained cut that takes at least 30 % from the time of a whole generation on a CPU, or of the
+    largest one where none does: its Fréchet distance after training must not be above the unpruned model's. Time and
+    distance hold together, one of them holds in part. `latency` and `training` are data of the records
+    `operator_latency`, None where it has not been made, and `operator_training`; `cuts` is level of a trained cut ->
+    its name among the latencies.
     """
     runs = {run["name"]: run for run in training["runs"]}
     found = []
     for level in sorted(cuts) if latency is not None else ():
         if f"score-{level}" in runs:
-            faster = latency["devices"][device]["times"]["generation"][cuts[level]]["times_as_fast"]
+            faster = latency["devices"]["cpu"]["times"]["generation"][cuts[level]]["times_as_fast"]
             found.append((runs[f"score-{level}"], 1 - 1 / faster["value"]))
     if not found:
         return "not measured", "The time of a generation or the trained model is not there yet."

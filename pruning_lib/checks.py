@@ -1,4 +1,7 @@
-"""Is this name known, is this device there: a good error names what was given, what is allowed and how to go on."""
+"""Is this name known, is this device there: a good error names what was given, what is allowed and how to go on.
+
+Beside the checks, what every room needs of names and tables.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ def installed_version(distribution: str) -> str:
         return "not installed"
 
 
-def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
-    """Return `"Did you mean 'a' or 'b'?"`, with at most `count` close options; where none is close, the whole list."""
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return `"Did you mean 'a' or 'b'?"`, with up to three options; where none is close, the whole list."""
     by_lower = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?"
     return "Known: " + ", ".join(map(repr, by_lower.values())) + "."
@@ -35,6 +38,19 @@ def path_levels(path: str) -> list[str]:
         else:
             levels.append(part)
     return levels
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] = (), *, left: int = 1) -> str:
+    """Return cells as aligned text: a rule below the head and above the total, the first `left` columns to the left."""
+    columns = []
+    for i, column in enumerate(zip(head, *rows, *([total] if total else []), strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if i < left else cell.rjust(width) for cell in column])
+    first, *lines = ("  ".join(row) for row in zip(*columns, strict=True))
+    rule = "-" * len(first)
+    if total:
+        lines.insert(-1, rule)
+    return "\n".join([first, rule, *lines])
 
 
 def place(value: object, among: Sequence, what: str) -> int:

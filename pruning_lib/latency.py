@@ -90,10 +90,8 @@ def measure_latency(
         >>> times = measure_latency({"whole": lambda: unet(**x), "pruned": lambda: small(**x)})
         >>> print(ratio(times["whole"], times["pruned"]))
     """
-    if not isinstance(calls, Mapping) or not all(callable(call) for call in calls.values()):
+    if not isinstance(calls, Mapping) or not calls or not all(callable(call) for call in calls.values()):
         raise TypeError(f"Expected {{name: function without arguments}}, got {type(calls).__name__}: {calls!r}.")
-    if not calls:
-        raise ValueError("There is nothing to time. Give {name: function without arguments}.")
     check_whole("repeats", repeats, 1)
     check_whole("warmup", warmup, 0)
     device = best_device() if device is None else check_device(device)

@@ -11,7 +11,6 @@ Two conventions, never mixed: *with* attention products (QK^T and AV, the produc
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from .checks import check_whole, path_levels
+from .checks import check_whole, path_levels, text_table
 from .denoisers import example_inputs, meta_copy
 
 _COUNTS = ("params", "macs", "macs_without_attention")
@@ -143,19 +142,6 @@ class MacsReport:
         result = {"model": self.model, "inputs": self.inputs, **{name: getattr(self, name) for name in _COUNTS}}
         result |= {"blocks": plain(self.by_block()), "kinds": self.by_kind()}
         return {**result, "modules": plain(self.modules)} if modules else result
-
-
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] = (), *, left: int = 1) -> str:
-    """Return cells as aligned text: a rule below the head and above the total, the first `left` columns to the left."""
-    columns = []
-    for i, column in enumerate(zip(head, *rows, *([total] if total else []), strict=True)):
-        width = max(map(len, column))
-        columns.append([cell.ljust(width) if i < left else cell.rjust(width) for cell in column])
-    first, *lines = ("  ".join(row) for row in zip(*columns, strict=True))
-    rule = "-" * len(first)
-    if total:
-        lines.insert(-1, rule)
-    return "\n".join([first, rule, *lines])
 
 
 def _role_of(module: nn.Module, parents: list[str]) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -194,12 +194,7 @@ class LatentSampler:
             self.prompts = self.unroll.check(prompts)
         elif prompts:
             raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts. Give prompts=None.")
-        self._texts: dict[int, list] = {}  # of each batch, in the order of the calls
-
-    @property
-    def parts(self) -> list[range]:
-        """The latents of each batch."""
-        return [range(self.num_latents)[i : i + self.batch] for i in range(0, self.num_latents, self.batch)]
+        self._texts: dict[int, list] = {}  # of the batch that starts there, in the order of the calls
 
     def arguments(self) -> dict[str, object]:
         """Return the arguments that make a sampler of the same latents for the same pipeline."""
@@ -222,34 +217,38 @@ class LatentSampler:
 
     def draw(self) -> Tensor:
         """Return the latents, float32 `[num_latents, ...]` on the CPU."""
-        return torch.cat([self.draw_part(index) for index in range(len(self.parts))])
-
-    def draw_part(self, index: int, around: AbstractContextManager | None = None) -> Tensor:
-        """Return the latents of one batch; the pipeline is called inside the context `around`."""
-        part, prompts = self.parts[index], self.prompts or [0]
-        mine = [prompts[i % len(prompts)] for i in part]
-        with around or nullcontext(), torch.no_grad(), self._encoded_once(index):
-            return self.unroll.latents(mine, [self.seed + i for i in part]).float().cpu()
+        drawn, prompts = [], self.prompts or [0]
+        for start in range(0, self.num_latents, self.batch):
+            part = range(self.num_latents)[start : start + self.batch]
+            mine = [prompts[i % len(prompts)] for i in part]
+            with torch.no_grad(), self._encoded_once(start):
+                drawn.append(self.unroll.latents(mine, [self.seed + i for i in part]).float().cpu())
+        return torch.cat(drawn)
 
     @contextmanager
-    def _encoded_once(self, index: int) -> Iterator[None]:
+    def _encoded_once(self, start: int) -> Iterator[None]:
         if not hasattr(self.pipe, "encode_prompt"):
             yield
             return
-        encode, calls, known = self.pipe.encode_prompt, count(), self._texts.setdefault(index, [])
+        encode, calls, known = self.pipe.encode_prompt, count(), self._texts.setdefault(start, [])
 
-        @functools.wraps(encode)
         def remembered(*args, **kwargs):
             call = next(calls)
             if call == len(known):
                 known.append(encode(*args, **kwargs))
             return known[call]
 
-        self.pipe.encode_prompt = remembered
-        try:
+        with _replaced(self.pipe, "encode_prompt", remembered):
             yield
-        finally:
-            del self.pipe.encode_prompt
+
+
+@contextmanager
+def _replaced(owner: object, name: str, function: Callable) -> Iterator[None]:
+    setattr(owner, name, functools.wraps(getattr(owner, name))(function))
+    try:
+        yield
+    finally:
+        delattr(owner, name)
 
 
 class _SamplingFinished(Exception):
@@ -262,7 +261,6 @@ def _stop_after_the_last_step(pipe: DiffusionPipeline, noise: list[torch.Generat
     scheduler, step, calls = pipe.scheduler, pipe.scheduler.step, count(1)
     takes_generator = "generator" in inspect.signature(step).parameters
 
-    @functools.wraps(step)
     def counted(*args, **kwargs):
         if takes_generator and kwargs.get("generator") is None:  # some pipelines hand none on
             sample = kwargs["sample"] if "sample" in kwargs else args[2]
@@ -272,11 +270,8 @@ def _stop_after_the_last_step(pipe: DiffusionPipeline, noise: list[torch.Generat
             raise _SamplingFinished(result[0] if isinstance(result, tuple) else result.prev_sample)
         return result
 
-    scheduler.step = counted
-    try:
+    with _replaced(scheduler, "step", counted):
         yield
-    finally:
-        del scheduler.step
 
 
 @contextmanager

@@ -84,12 +84,10 @@ def test_a_schedule_is_made_shown_drawn_with_and_timed(room, trained, method):
     runs("generate", "lion", "--model", room / "small", "--schedule", file, "--out", room / f"{method}.png")
     with schedule.applied(small):
         assert drawn(small, room / f"{method}.png")
-    out = runs("bench", room / "small", "--schedule", file, "--repeats", 2, "--warmup", 0)
-    assert f"with {file.name} is " in out and "pipeline, batch 1" in out
-
-
-def test_nothing_unfinished_is_left_behind(room, trained):
-    assert not list(room.glob("*-unfinished")) and not list(room.glob(".*"))
+    if method == "uniform":
+        out = runs("bench", room / "small", "--schedule", file, "--repeats", 2, "--warmup", 0)
+        assert f"with {file.name} is " in out and "pipeline, batch 1" in out
+    assert not list(room.glob("*-unfinished")) and not list(room.glob(".*")), "nothing unfinished is left behind"
 
 
 @pytest.mark.parametrize("how", ["magnitude", "channels", "blocks"])
@@ -107,5 +105,3 @@ def test_what_else_prunes_is_loaded_bit_for_bit(tmp_path, how):
         assert (old - new).norm() / old.norm() < 0.1, "a narrower first level, fitted to fewer waves, knows the time"
     again = pl.load(tmp_path / "small")
     assert all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), again.unet.parameters(), strict=True))
-    runs("generate", "lion", "--model", tmp_path / "small", *STEPS, "--out", tmp_path / "small.png")
-    assert drawn(again, tmp_path / "small.png")

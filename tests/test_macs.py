@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pruning_lib.checks import text_table
 from pruning_lib.denoisers import example_inputs
 from pruning_lib.loading import denoiser_on_meta
-from pruning_lib.macs import count_macs, text_table
+from pruning_lib.macs import count_macs
 
 # Parameters: exact for SD-1.5, SD-2.1 and SDXL (their published weights; Podell et al. 2023, Table 1, rounds them to
 # 860 M, 865 M and 2.6 B), 0.6 B for PixArt-alpha (Chen et al. 2023), 274 M for LDM-4 on CelebA-HQ

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from pretended import CUDA, PretendedGPU, real
 from small_pipe import small_unet
-from tiny import tiny
+from tiny import laid_out, tiny
 from torch import nn
 
 from pruning_book.rivals.rankings import contributions
@@ -20,7 +20,6 @@ from pruning_lib.operators.find import find_operators
 from pruning_lib.operators.score import score_operators
 from pruning_lib.quality import clip_score, psnr, ssim
 from pruning_lib.steps.hooks import Control, attach
-from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.supernet import SuperNet, loss_and_gradient
 from pruning_lib.steps.units import units_of
 from pruning_lib.weights.magnitude import SCOPES, prune_magnitude
@@ -113,7 +112,7 @@ def test_a_bad_control_is_caught(gpu, pipe, how):
 @pytest.mark.parametrize("name, hold", [("sd-1.5", "value"), ("sd-1.5", "prediction"), ("dit-xl-2-256", "value")])
 def test_a_schedule_waits_at_the_first_call_only(gpu, pipe, name, hold):
     pipe, steps = pipe if name == "sd-1.5" else tiny(name), 4
-    grid, held = grid_of(pipe, steps), gpu.holds(pipe)
+    grid, held = laid_out(pipe, steps), gpu.holds(pipe)
     on = torch.ones(grid.shape, dtype=torch.bool)
     on[1], on[2, ::2] = False, False
     which = {"prompt": ["lion"]} if name == "sd-1.5" else {"class_labels": [7]}
@@ -139,7 +138,7 @@ def test_gates_wait_as_often_however_many_they_are(gpu, pipe, loss, dtype):
     pipe = copy.deepcopy(pipe)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.to(dtype)
-    grid = grid_of(pipe, 2)
+    grid = laid_out(pipe, 2)
     gates = torch.full(grid.shape, 0.5)
 
     def slopes(pipe):

@@ -47,8 +47,9 @@ def decay(
         ax.plot(counts, values, linestyle="none", markersize=5.5, label=name, **look)
         if expected:
             ax.plot(counts, expected[name], "--", color=look["color"], linewidth=1.2)
+    ax.set_yscale("log")
     log_places(ax, counts)
-    finish(ax, xlabel="latents", ylabel=ylabel, yscale="log", legend={"fontsize": 8, **BESIDE})
+    finish(ax, xlabel="latents", ylabel=ylabel, legend={"fontsize": 8, **BESIDE})
     return figure
 
 

@@ -61,10 +61,6 @@ class Cells:
             raise KeyError(f"There is no cell of {row!r} at {budget:g} of the MACs and {steps} steps.")
         return self._cells[steps, row, budget]
 
-    def over_budgets(self, steps: int, row: str) -> list[Cell]:
-        """Return a row's cells, from the largest budget to the smallest."""
-        return [self.at(steps, row, budget) for budget in sorted(self.data["budgets"], reverse=True)]
-
 
 def against_budget(
     cells: Cells, steps: int, figures: Mapping[str, str], rows: Sequence[str] | None = None, log: Sequence[str] = ()
@@ -76,7 +72,7 @@ def against_budget(
     """
     rows = list(rows or cells.methods(steps))
     first = next(iter(figures))
-    least = min(cells.data["budgets"])
+    *_, least = budgets = sorted(cells.data["budgets"], reverse=True)
     order = sorted(rows, key=lambda row: cells.at(steps, row, least)[first]["value"], reverse=True)
     last = [f"{cells.names[row]} {_drawn(cells.at(steps, row, least), first, log)[0]:.3g}" for row in order]
     alt = f"{len(figures)} charts against MACs kept, {steps} steps, {len(rows)} methods. {figures[first]} at "
@@ -84,13 +80,9 @@ def against_budget(
     figure, axes = panels(len(figures), 3.7, 2.9, alt, room=0.7)
     for ax, (key, label) in zip(axes, figures.items(), strict=True):
         for index, row in enumerate(rows):
-            found = cells.over_budgets(steps, row)
-            look = {
-                "color": PALETTE[index % len(PALETTE)],
-                "linestyle": STYLES[index // len(PALETTE)],
-                "linewidth": 1.1,
-                "zorder": 2,
-            }
+            found = [cells.at(steps, row, budget) for budget in budgets]
+            again, colour = divmod(index, len(PALETTE))
+            look = {"color": PALETTE[colour], "linestyle": STYLES[again], "linewidth": 1.1, "zorder": 2}
             if row.startswith("ours"):
                 look = {"color": INK, "linestyle": "-", "linewidth": 2.2, "zorder": 3}
             look |= {"marker": SHAPES[index % len(SHAPES)], "markersize": 7, "elinewidth": 0.8}

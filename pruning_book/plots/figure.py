@@ -96,9 +96,9 @@ def error_bars(ax: Axes, x: Sequence[float], y: Sequence[float], low: Sequence, 
     ax.errorbar(x, y, yerr=np.clip([y - low, high - y], 0, None), **look)
 
 
-def name_rows(ax: Axes, names: Sequence[str], at: Sequence[float] | None = None, **font) -> None:
+def name_rows(ax: Axes, names: Sequence[str], **font) -> None:
     """Name horizontal bars or rows, the first at the top."""
-    ax.set_yticks(range(len(names)) if at is None else at, names, **font)
+    ax.set_yticks(range(len(names)), names, **font)
     ax.invert_yaxis()
 
 

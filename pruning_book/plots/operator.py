@@ -39,11 +39,11 @@ def stage_of(path: str) -> str:
     return parts[0].removesuffix("_block")
 
 
-def sorted_scores(rows: Sequence[Mapping], floor: float | None = None) -> Figure:
+def sorted_scores(rows: Sequence[Mapping]) -> Figure:
     """Draw all scores in rising order, on a logarithmic axis, each with the mark of its kind.
 
     `rows` are of a record or of `Scores.rows()`, with "path", "kind" and "score"; those without a finite score are left
-    out, zeros are drawn at the lower edge. Below `floor`, a line, an operator does nothing that could be seen.
+    out, zeros are drawn at the lower edge.
     """
     rows, values = _finite(rows)
     order = np.argsort([row["score"] for row in rows], kind="stable")
@@ -52,8 +52,6 @@ def sorted_scores(rows: Sequence[Mapping], floor: float | None = None) -> Figure
     alt += f"{values[-1]:.2g} ({rows[-1]['path']}); the median is {np.median(values):.2g}."
     figure, ax = one_panel(8, 3.6, alt)
     _points(ax, rows, np.arange(len(rows)), values)
-    if floor is not None:
-        ax.axhline(floor, color=INK, linestyle=":", linewidth=1)
     legend = {"fontsize": 8, "loc": "lower right", "ncols": 2}
     finish(ax, yscale="log", xlabel="operators, the lowest score first", ylabel="score", grid="y", legend=legend)
     return figure
@@ -108,20 +106,18 @@ def score_against(
     values: Mapping[str, float],
     *,
     ylabel: str,
-    log: bool = True,
     marks: Mapping[str, str] | None = None,
     least: float | None = None,
 ) -> Figure:
-    """Draw something else about each operator, path -> number, against its score.
+    """Draw something else about each operator, path -> number, against its score, both axes logarithmic.
 
-    `rows` are as of `sorted_scores`; `marks` is path -> a short word written beside it. On a logarithmic vertical axis
-    (`log`) numbers below its lower edge, `least` or the lowest positive one, are raised to it.
+    `rows` are as of `sorted_scores`; `marks` is path -> a short word written beside it. Numbers below the lower edge of
+    the vertical axis, `least` or the lowest positive one, are raised to it.
     """
     (rows, xs), marks = _finite(rows), marks or {}
     ys = np.array([values[row["path"]] for row in rows], float)
     agreement = spearman([row["score"] for row in rows], ys.tolist())
-    if log:
-        ys = np.maximum(ys, least if least is not None else min((v for v in ys if v > 0), default=1e-9))
+    ys = np.maximum(ys, least if least is not None else min((v for v in ys if v > 0), default=1e-9))
     alt = f"{ylabel} against the score of {len(rows)} operators, a point each; rank correlation is {agreement:.2f}."
     if marks:
         alt += f" Marked: {', '.join(f'{word}: {path}' for path, word in marks.items())}."
@@ -132,7 +128,7 @@ def score_against(
             ax.plot(x, y, "o", markersize=11, markerfacecolor="none", color=INK)
             ax.annotate(marks[row["path"]], (x, y), textcoords="offset points", xytext=(9, 5), fontsize=9, color=INK)
     legend = {"fontsize": 8, "ncols": 3, "loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
-    finish(ax, xscale="log", xlabel="score", ylabel=ylabel, yscale="log" if log else "linear", legend=legend)
+    finish(ax, xscale="log", xlabel="score", ylabel=ylabel, yscale="log", legend=legend)
     return figure
 
 

@@ -15,8 +15,8 @@ FLOOR = 1e-6  # below, a loss is drawn here: 0 has no place on a logarithmic axi
 History = Sequence[Mapping]  # lines with "step", "loss" and "macs_ratio", as `TrainedPruner.history` has them
 
 
-def training_curves(histories: Mapping[str, History], *, loss: str = "consistency loss") -> Figure:
-    """Draw the loss, called `loss`, and the share of MACs kept over iterations, name -> history."""
+def training_curves(histories: Mapping[str, History]) -> Figure:
+    """Draw the loss and the share of MACs kept over iterations, name -> history."""
     ends = "; ".join(
         f"{name}: loss {h[0]['loss']:.2g} to {h[-1]['loss']:.2g}, MACs {h[0]['macs_ratio']:.2f} to "
         f"{h[-1]['macs_ratio']:.2f} in {len(h)} iterations"
@@ -28,7 +28,7 @@ def training_curves(histories: Mapping[str, History], *, loss: str = "consistenc
         steps = [line["step"] for line in lines]
         left.plot(steps, [max(line["loss"], FLOOR) for line in lines], color=colour, linewidth=1.3, label=name)
         right.plot(steps, [line["macs_ratio"] for line in lines], color=colour, linewidth=1.3, drawstyle="steps-mid")
-    finish(left, yscale="log", xlabel="iteration", ylabel=loss)
+    finish(left, yscale="log", xlabel="iteration", ylabel="consistency loss")
     finish(right, xlabel="iteration", ylabel="MACs kept", ylim=(0, 1.05))
     if len(histories) > 1:
         figure.legend(loc="outside lower center", ncols=len(histories), fontsize=9, frameon=False)

@@ -64,14 +64,12 @@ def removal_curves(
     budget: str,
     ylabel: str,
     scope: str = "all",
-    reference: float | None = None,
     mark: Row | None = None,
 ) -> Figure:
     """Draw a figure of quality against how much is removed, one curve for each ranking.
 
     `rows`, `budget` and `scope` are as in `curve_of`, `figure_name` such as "ssim". `labels` is ranking -> its name in
-    the legend; "chance" is drawn as the range of all draws. `reference` is the value of the unpruned model, a dotted
-    line; `mark` a row that is drawn as a star, such as that of a choice made by hand.
+    the legend; "chance" is drawn as the range of all draws. `mark` is a row that is drawn as a star.
     """
     percent = 100 if budget == "macs_ratio" else 1
     found = {}
@@ -91,8 +89,6 @@ def removal_curves(
         words.append(f"BK-SDM {value:.2f} at {at:.0f}")
     figure, ax = one_panel(6.8, 3.7, f"{ylabel} against {xlabel}: {'; '.join(words)}.")
     curves(ax, found, markersize=4.5, linewidth=1.6)
-    if reference is not None:
-        ax.axhline(reference, color=INK, linestyle=":", linewidth=1.2, label="unpruned")
     if mark is not None:
         ax.plot([at], [value], marker="*", markersize=13, color=INK, linestyle="none", label="BK-SDM's choice")
     finish(ax, xlabel=xlabel, ylabel=ylabel, legend={"fontsize": 8.5, **BESIDE})
@@ -108,13 +104,10 @@ def _range(points: Sequence[Row], figure_name: str, budget: str) -> tuple[list, 
     return x, [sum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values]
 
 
-def before_after(
-    pairs: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, xlabel: str, reference: float | None = None
-) -> Figure:
+def before_after(pairs: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, xlabel: str) -> Figure:
     """Draw what fine-tuning gives back: a hollow point before, a filled one for each seed after, an arrow between.
 
-    `pairs` are (name, values before, values after) of single seeds, from top to bottom; `reference` is the unpruned
-    value.
+    `pairs` are (name, values before, values after) of single seeds, from top to bottom.
     """
     means = [(name, sum(b) / len(b), sum(a) / len(a)) for name, b, a in pairs]
     words = "; ".join(f"{name} {b:.2f} to {a:.2f}" for name, b, a in means).replace("\n", " ")
@@ -124,8 +117,6 @@ def before_after(
         ax.annotate("", (end, y), (start, y), arrowprops=arrow)
         ax.plot(before, [y] * len(before), "o", markerfacecolor="white", color=COLOURS[1], markersize=6)
         ax.plot(after, [y] * len(after), "o", color=COLOURS[0], markersize=5)
-    if reference is not None:
-        ax.axvline(reference, color=INK, linestyle=":", linewidth=1.2)
     name_rows(ax, [name for name, *_ in pairs], fontsize=9)
     finish(ax, xlabel=xlabel, grid="x")
     return figure

@@ -26,14 +26,11 @@ WORDS = ("used again", "dead work", "computed")
 NAMED = 60  # more rows than this have no names
 
 
-def table_maps(
-    tables: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str], *, size: float = 0.2, step: str = "step"
-) -> Figure:
+def table_maps(tables: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str], *, size: float = 0.2) -> Figure:
     """Draw tables of units by calls side by side; none is a ValueError.
 
     `tables` is title -> (cells that are on, those of them that are live), both bool `[T, N]` of the same N units,
-    `names`. A cell takes at most `size` inches; many calls are drawn narrower. `step` is the name of the horizontal
-    axis.
+    `names`. A cell takes at most `size` inches; many calls are drawn narrower.
     """
     if not tables:
         raise ValueError("There is no table to draw.")
@@ -42,14 +39,14 @@ def table_maps(
         f"{name}: {(state == 2).sum()} computed, {(state == 1).sum()} dead, {(state == 0).sum()} used again"
         for name, state in states.items()
     )
-    alt = f"{len(names)} units (rows) by {step} (columns), which cells are computed. {counts}."
+    alt = f"{len(names)} units (rows) by step (columns), which cells are computed. {counts}."
     widths = [min(size * len(on), 6 / len(tables) + 1) for on, _ in tables.values()]
     grid = {"ncols": len(tables), "sharey": True, "gridspec_kw": {"width_ratios": widths}}
     figure, axes = new_figure(max(sum(widths) + 1.3, 4.2), min(size * len(names), 7) + 1.1, alt, **grid)
     for ax, (name, state) in zip(axes[0], states.items(), strict=True):
         _cells(ax, state)
         title(ax, name)
-        ax.set_xlabel(step, fontsize=9)
+        ax.set_xlabel("step", fontsize=9)
     if len(names) <= NAMED:
         axes[0, 0].set_yticks(range(len(names)), [short_name(name) for name in names], fontsize=7.5)
     there = [kind for kind in (2, 1, 0) if any((state == kind).any() for state in states.values())]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .figure import COLOURS, INK, MARKERS, columns, curves, finish, new_figure, one_panel, title
+from .figure import COLOURS, INK, MARKERS, columns, curves, finish, new_figure, one_panel, panels, title
 
 GONE = "#e3e8ec"
 
@@ -44,8 +44,8 @@ def matrix_cut(matrix: Tensor, mask: Tensor, cut: float) -> Figure:
     return figure
 
 
-def histograms(groups: Mapping[str, Tensor], *, cuts: Mapping[str, float] | None = None, bins: int = 81) -> Figure:
-    """Draw one histogram of weights, of `bins`, for each group, with logarithmic counts, all over the same range.
+def histograms(groups: Mapping[str, Tensor], *, cuts: Mapping[str, float] | None = None) -> Figure:
+    """Draw one histogram of weights for each group, with logarithmic counts, all over the same range.
 
     `groups` is name -> weights of any shape, `cuts` name -> threshold, drawn on both sides.
     """
@@ -54,22 +54,18 @@ def histograms(groups: Mapping[str, Tensor], *, cuts: Mapping[str, float] | None
     spread = ", ".join(f"{name} {v.std():.3f}" for name, v in values.items())
     count = sum(v.size for v in values.values())
     alt = f"{len(values)} histograms of {count:,} weights, each a peak at zero. Standard deviations: {spread}."
-    across = 2 if len(values) > 1 else 1
-    down = -(-len(values) // across)
-    figure, axes = new_figure(8, 1.75 * down + 0.4, alt, nrows=down, ncols=across, sharex=True)
-    for (name, v), ax, colour in zip(values.items(), axes.flat, [*COLOURS, *COLOURS], strict=False):
-        ax.hist(np.clip(v, -end, end), bins=np.linspace(-end, end, bins + 1), color=colour)
+    figure, axes = panels(len(values), 4, 1.75, alt, 0.4, sharex=True)
+    for (name, v), ax, colour in zip(values.items(), axes, [*COLOURS, *COLOURS], strict=False):
+        ax.hist(np.clip(v, -end, end), bins=np.linspace(-end, end, 82), color=colour)
         ax.set_yscale("log")
         title(ax, f"{name}, {v.size:,}", loc="left")
         for (label, cut), style in zip((cuts or {}).items(), ("--", ":", "-."), strict=False):
             ax.axvline(cut, color=INK, linestyle=style, linewidth=1, label=label)
             ax.axvline(-cut, color=INK, linestyle=style, linewidth=1)
-    for ax in axes.flat[len(values) :]:
-        ax.set_visible(False)
-    for ax in axes[-1]:
+    for ax in axes[(len(axes) - 1) // 2 * 2 :]:
         ax.set_xlabel("weight")
     if cuts:
-        axes[0, 0].legend(fontsize=8, frameon=False, loc="upper right")
+        axes[0].legend(fontsize=8, frameon=False, loc="upper right")
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pruning_lib.steps.budget import check_budget
@@ -47,19 +47,13 @@ class FewerSteps:
     @contextmanager
     def applied(self, pipe: DiffusionPipeline) -> Iterator[FewerSteps]:
         """Let a pipeline sample so inside a `with` block; the number of steps is the caller's to pass on."""
-        with _sampling_with(pipe, self.scheduler):
+        before = pipe.scheduler
+        if self.scheduler is not None:
+            pipe.scheduler = self.scheduler.from_config(before.config)
+        try:
             yield self
-
-
-@contextmanager
-def _sampling_with(pipe: DiffusionPipeline, scheduler: type[SchedulerMixin] | None) -> Iterator[None]:
-    before = pipe.scheduler
-    if scheduler is not None:
-        pipe.scheduler = scheduler.from_config(before.config)
-    try:
-        yield
-    finally:
-        pipe.scheduler = before
+        finally:
+            pipe.scheduler = before
 
 
 def fewer_steps(
@@ -67,16 +61,16 @@ def fewer_steps(
 ) -> FewerSteps:
     """Take as many steps as the budget pays for, a share of the MACs of `grid`; arguments as of `FewerSteps`.
 
-    Raises:
-        ValueError: a budget below one call of this sampler, or not a share.
+    A budget below one call of this sampler is a ValueError.
     """
     allowed = grid.shape[0] * check_budget(grid, keep_macs) // grid.total_macs
-    with _sampling_with(pipe, scheduler):
-        for steps in range(allowed, 0, -1):
-            try:
+    for steps in range(allowed, 0, -1):
+        rival = FewerSteps(grid, steps, allowed, scheduler)
+        try:
+            with rival.applied(pipe):
                 calls = len(timesteps_of(pipe, steps))
-            except ValueError:  # some samplers cannot do so few steps
-                continue
-            if calls <= allowed:  # some call the denoiser more often than they have steps
-                return FewerSteps(grid, steps, calls, scheduler)
+        except ValueError:  # some samplers cannot do so few steps
+            continue
+        if calls <= allowed:  # some call the denoiser more often than they have steps
+            return replace(rival, calls=calls)
     raise ValueError(f"keep_macs={keep_macs:g} pays for {allowed} calls; this sampler needs more.")

@@ -164,7 +164,7 @@ def _tensor(output: Tensor | tuple | object) -> Tensor:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the paths that were taken, the score of the plan with the first of them, how many were scored."""
+    """One round: the path that was taken, the score of the plan with it, and how many candidates were scored."""
 
     taken: tuple[str, ...]
     score: float
@@ -190,7 +190,6 @@ def greedy_plan(
     count: int,
     *,
     start: Sequence[str] = (),
-    per_round: int = 1,
     pool: int | None = None,
     per_macs: bool = False,
     **options,
@@ -204,7 +203,6 @@ def greedy_plan(
         pipe, scores: what was scored, and the scores of its operators, one at a time.
         count: how many to change, those of `start` included, >= 1.
         start: paths that go in any case, such as those whose single scores say that they do nothing.
-        per_round: operators taken in a round, >= 1; within it their scores count as independent of one another.
         pool: candidates beside `start`, the lowest by the single scores. Default: all whose score is finite.
         per_macs: take, and order the pool, by what is added to the score for each MAC; else small ones go first mostly.
         options: `folder`, `batch` and `progress`, as in `score_operators`.
@@ -215,7 +213,7 @@ def greedy_plan(
     ranking = sorted(single, key=lambda path: single[path] / cost[path])
     left = [p for p in ranking if math.isfinite(single[p]) and not _touches(p, order)]
     size = len(left) if pool is None else pool
-    for name, value in (("count", count), ("per_round", per_round), ("pool", size)):
+    for name, value in (("count", count), ("pool", size)):
         check_whole(name, value, 1)
     left = left[:size]
     while len(order) < count:
@@ -226,17 +224,13 @@ def greedy_plan(
             sets = [order, *([*order, path] for path in left)]
             now, *values = [s.score for s in _scored(pipe, scores, sets, options)]
             found = dict(zip(left, values, strict=True))
-        price = {path: (found[path] - now) / cost[path] for path in left}
-        candidates = len(left) if order else 0
-        room, taken = min(per_round, count - len(order)), []
-        for path in sorted(left, key=price.__getitem__):
-            if len(taken) < room and math.isfinite(found[path]) and not _touches(path, taken):
-                taken.append(path)
-        if not taken:
+        price = {path: (found[path] - now) / cost[path] for path in left if math.isfinite(found[path])}
+        if not price:
             raise ValueError(f"With {len(order)} operators gone, each of the {len(left)} others breaks the model.")
-        order += taken
+        taken = min(price, key=price.__getitem__)
+        rounds.append(Round((taken,), found[taken], len(left) if order else 0))
+        order.append(taken)
         left = [path for path in left if not _touches(path, order)]
-        rounds.append(Round(tuple(taken), found[taken[0]], candidates))
     return Greedy(plan_for(order, scores.operators), tuple(rounds))
 
 

@@ -14,13 +14,10 @@ _DRAWS, _GENERATIONS = 200, 10
 
 
 def random_schedule(grid: Grid, keep_macs: float, generator: torch.Generator) -> Tensor:
-    """Draw a table within a budget.
+    """Draw a table within a budget, bool `[T, N]`.
 
     Every cell gets a random score, and so does every row; what counts is a mixture of the two, in random parts. So some
     draws keep whole calls, others single cells here and there, and most are in between.
-
-    Returns:
-        bool `[T, N]`.
     """
     calls, units = grid.shape
     cells = torch.rand(calls, units, generator=generator)
@@ -111,8 +108,7 @@ def _mutate(on: Tensor, mutations: float, generator: torch.Generator) -> Tensor:
         if torch.rand((), generator=generator) < 0.5:
             on[[i, j]] = on[[j, i]]
         else:
-            flipped = torch.rand(units, generator=generator) < 0.2
-            on[i] ^= flipped
+            on[i] ^= torch.rand(units, generator=generator) < 0.2
     return on
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from .base import number
+from .base import number, refuse
 
 
 def _plain(value: Any) -> Any:
@@ -53,22 +53,18 @@ class Axis:
         self.label = self.label or self.name
         self.kind = self.kind or ("ordered" if numeric else "choice")
         self.labels = [str(text) for text in self.labels] or [f"{s:g}" if numeric else str(s) for s in self.stops]
-        if not self.name.isidentifier():
-            raise ValueError(
-                f"axis name is {self.name!r}; give an identifier, such as 'steps' (label= is what readers see)"
-            )
-        if not self.stops:
-            raise ValueError(f"axis {self.name!r} has no stops")
-        if len(set(self.stops)) != len(self.stops):
-            raise ValueError(f"axis {self.name!r} has a stop twice: {self.stops}")
-        if not all(isinstance(stop, str | Real) for stop in self.stops):
-            raise ValueError(f"axis {self.name!r} has the stops {self.stops}; numbers and strings are allowed")
-        if self.kind not in ("ordered", "choice"):
-            raise ValueError(f"axis {self.name!r} has kind {self.kind!r}; allowed: 'ordered' or 'choice'")
-        if self.kind == "ordered" and numeric and self.stops != sorted(self.stops):
-            raise ValueError(f"axis {self.name!r} is a slider and its stops are not ascending: {self.stops}")
-        if len(self.labels) != len(self.stops):
-            raise ValueError(f"axis {self.name!r} has {len(self.stops)} stops and {len(self.labels)} labels")
+        count, falls = len(self.stops), numeric and self.kind == "ordered" and self.stops != sorted(self.stops)
+        known = all(isinstance(stop, str | Real) for stop in self.stops)
+        refuse(
+            f"axis {self.name!r}",
+            (not self.name.isidentifier(), "is no identifier, such as 'steps' (label= is what readers see)"),
+            (not self.stops, "has no stops"),
+            (len(set(self.stops)) < count, f"has a stop twice: {self.stops}"),
+            (not known, f"has the stops {self.stops}; numbers and strings are allowed"),
+            (self.kind not in ("ordered", "choice"), f"has kind {self.kind!r}; allowed: 'ordered' or 'choice'"),
+            (falls, f"is a slider and its stops are not ascending: {self.stops}"),
+            (len(self.labels) != count, f"has {count} stops and {len(self.labels)} labels"),
+        )
 
     @property
     def phrases(self) -> list[str]:
@@ -113,35 +109,28 @@ class Metric:
     def __post_init__(self) -> None:
         self.label = self.label or self.name
         self.values = [_plain(value) for value in self.values]
+        count, called = len(self.values), f"metric {self.name!r}"
         if isinstance(self.n, Real):
-            self.n = [_plain(self.n)] * len(self.values)
+            self.n = [self.n] * count
         for key in ("low", "high", "n"):
             given = getattr(self, key)
-            if given is None:
-                continue
-            setattr(self, key, [_plain(value) for value in given])
-            if len(given) != len(self.values):
-                raise ValueError(f"metric {self.name!r} has {len(self.values)} values and {len(given)} in {key}")
-        if (self.low is None) != (self.high is None):
-            raise ValueError(f"metric {self.name!r} has only one of low and high; give both or none")
-        if self.low is not None and not self.interval:
-            raise ValueError(
-                f"metric {self.name!r} has low and high; say what they are, as in interval='95 % interval'"
-            )
-        if all(value is None for value in self.values):
-            raise ValueError(f"metric {self.name!r} has no measured value; leave it out")
-        for i in range(len(self.values)):
-            self._check(i)
-
-    def _check(self, i: int) -> None:
-        found = self.reading(i)
-        value, low, high = found.value, found.low, found.high
-        if any(v is not None and not (isinstance(v, Real) and math.isfinite(v)) for v in (value, low, high)):
-            raise ValueError(
-                f"metric {self.name!r} at {i}: {value!r}, {low!r} to {high!r}; give finite numbers or None"
-            )
-        if None not in (value, low, high) and not low <= value <= high:
-            raise ValueError(f"metric {self.name!r} at {i}: {value} is not between low {low} and high {high}")
+            if given is not None:
+                setattr(self, key, [_plain(value) for value in given])
+                refuse(called, (len(given) != count, f"has {count} values and {len(given)} in {key}"))
+        unsaid = self.low is not None and not self.interval
+        refuse(
+            called,
+            ((self.low is None) != (self.high is None), "has only one of low and high; give both or none"),
+            (unsaid, "has low and high; say what they are, as in interval='95 % interval'"),
+            (all(value is None for value in self.values), "has no measured value; leave it out"),
+        )
+        for i in range(count):
+            found = self.reading(i)
+            given = [end for end in (found.low, found.value, found.high) if end is not None]
+            wrong = not all(isinstance(end, Real) and math.isfinite(end) for end in given)
+            refuse(called, (wrong, f"at {i}: {given}; give finite numbers or None"))
+            outside = len(given) == 3 and given != sorted(given)
+            refuse(called, (outside, f"at {i}: {found.value} is not between low {found.low} and high {found.high}"))
 
     def reading(self, index: int) -> Reading:
         """Return the value at `index` with its interval and sample count."""

@@ -69,6 +69,13 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     return f"{rounded if rounded else abs(rounded):,}" + (f"\u00a0{unit}" if unit else "")
 
 
+def refuse(what: str, *faults: tuple[bool, str]) -> None:
+    """Raise a ValueError that says the first fault that is there."""
+    for there, fault in faults:
+        if there:
+            raise ValueError(f"{what} {fault}")
+
+
 def mean_text(mean: Mapping[str, float]) -> str:
     """Write "value", "low" and "high" of a mean SSIM."""
     return f"{number(mean['value'], 3)} ({number(mean['low'], 3)} to {number(mean['high'], 3)})"
@@ -134,13 +141,8 @@ class TwinWidget:
         self.name, self.on_change = name, on_change
         self._widget: Any = None
 
-    def data(self) -> dict:
-        """Return what the module draws, as JSON-ready values; must hold `version` and `name`."""
-        raise NotImplementedError
-
-    def fallback_html(self) -> str:
-        """Return the static picture and table."""
-        raise NotImplementedError
+    data: Callable[[], dict]  # what the module draws, as JSON-ready values; with `version` and `name`
+    fallback_html: Callable[[], str]  # the static picture and table
 
     def answer(self, state: dict) -> dict:
         """Return the live answer to `state` as JSON-ready values; called by the live side only."""

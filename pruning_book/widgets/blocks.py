@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pruning_lib.checks import nearest
 
-from .base import TwinWidget, number, passport_line, scrolling, sentences
+from .base import TwinWidget, number, passport_line, refuse, scrolling, sentences
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class BlockModel:
         spread: measure -> (low, high) per block, in the units of `values`.
         notes: measure -> a sentence shown with it: what the spread is, or why it was not measured.
 
-    Raises:
-        ValueError: an unknown measure, a wrong number of values, a negative value, or no measure at all.
     """
 
     label: str
@@ -63,26 +61,26 @@ class BlockModel:
 
     def __post_init__(self) -> None:
         self.blocks = list(self.blocks)
-        if not self.blocks or len(set(self.blocks)) < len(self.blocks):
-            raise ValueError(f"{self.label}: blocks are {self.blocks}; give at least one, each with a name of its own")
+        twice = len(set(self.blocks)) < max(1, len(self.blocks))
+        refuse(f"{self.label}:", (twice, f"blocks are {self.blocks}; give at least one, each with a name of its own"))
         for measure in (*self.values, *self.spread, *self.notes):
-            if measure not in MEASURES:
-                raise ValueError(f"{self.label}: measure {measure!r} is unknown. {nearest(str(measure), MEASURES)}")
+            unknown = f"measure {measure!r} is unknown. {nearest(str(measure), MEASURES)}"
+            refuse(f"{self.label}:", (measure not in MEASURES, unknown))
         self.values = {key: self._checked(key, values) for key, values in self.values.items() if values is not None}
-        if not self.values:
-            raise ValueError(f"{self.label}: no measure was given; allowed: {', '.join(MEASURES)}")
+        refuse(f"{self.label}:", (not self.values, f"no measure was given; allowed: {', '.join(MEASURES)}"))
         for key, ends in self.spread.items():
-            if key not in self.values or len(ends) != len(self.blocks):
-                raise ValueError(f"{self.label}: the spread of {key} needs values and one (low, high) per block")
+            alone = key not in self.values or len(ends) != len(self.blocks)
+            refuse(f"{self.label}:", (alone, f"the spread of {key} needs values and one (low, high) per block"))
 
     def _checked(self, measure: str, given: Sequence[float | None]) -> list[float | None]:
         values = [None if value is None else float(value) for value in given]
-        if len(values) != len(self.blocks):
-            raise ValueError(f"{self.label}: {len(values)} values of {measure} for {len(self.blocks)} blocks")
-        if any(value is not None and (value < 0 or not math.isfinite(value)) for value in values):
-            raise ValueError(f"{self.label}: {measure} must be finite and not negative: {values}")
-        if not any(values):
-            raise ValueError(f"{self.label}: {measure} is zero or missing everywhere; give None for 'not measured'")
+        wrong = any(value is not None and not 0 <= value < math.inf for value in values)
+        refuse(
+            f"{self.label}:",
+            (len(values) != len(self.blocks), f"{len(values)} values of {measure} for {len(self.blocks)} blocks"),
+            (wrong, f"{measure} must be finite and not negative: {values}"),
+            (not any(values), f"{measure} is zero or missing everywhere; give None for 'not measured'"),
+        )
         return values
 
     def scaled(self, measure: str) -> list[float | None] | None:
@@ -98,15 +96,6 @@ class BlockModel:
         """Return the decimals that show three figures of the largest block."""
         largest = max(value for value in self.scaled(measure) if value is not None)
         return min(6, max(0, 2 - math.floor(math.log10(largest))))
-
-    def total_text(self, measures: Sequence[Measure]) -> str:
-        """Return the sums of the additive measures, in words."""
-        sums = (
-            f"{measure.label} {number(self.sum(measure.name), self.digits(measure.name), measure.unit)}"
-            for measure in measures
-            if measure.additive and measure.name in self.values
-        )
-        return f"{self.label}: {', '.join(sums)}"
 
     def to_dict(self) -> dict:
         """Return what the module draws, in the units that are shown."""
@@ -174,9 +163,9 @@ class BlockExplorer(TwinWidget):
             latency: the record `block_latency`, as `load_record` returns it, with the blocks of the models; None leaves
                 the time out.
         """
-        timed = latency["data"]["models"] if latency else {}
+        timed = {}
         if latency:
-            line = passport_line(latency["passport"])
+            timed, line = latency["data"]["models"], passport_line(latency["passport"])
             options.setdefault("passport", f"Times: {line[:1].lower()}{line[1:]}")
         models = [block_model(label, report, timed.get(label)) for label, report in reports.items()]
         return cls(name, models, title=title, **options)
@@ -218,21 +207,20 @@ class BlockExplorer(TwinWidget):
             for block, row in zip(model.blocks, cells, strict=True)
         ]
         table = scrolling(self.title, sentences(self.title, f"{model.label}, block by block"), head, rows)
-        totals = sentences("In all: " + "; ".join(model.total_text(self.measures) for model in self.models))
-        return f'{table}<p class="pl-passport">{totals} {escape(self.passport)}</p>'
+        totals = []
+        for model in self.models:
+            added = [measure for measure in self.measures if measure.additive and measure.name in model.values]
+            sums = (f"{m.label} {number(model.sum(m.name), model.digits(m.name), m.unit)}" for m in added)
+            totals.append(f"{model.label}: {', '.join(sums)}")
+        told = sentences("In all: " + "; ".join(totals))
+        return f'{table}<p class="pl-passport">{told} {escape(self.passport)}</p>'
 
     def __repr__(self) -> str:
         return f"BlockExplorer({self.name!r}: {', '.join(model.label for model in self.models)})"
 
 
 def block_model(label: str, report: Any, timed: Mapping | None = None) -> BlockModel:
-    """Return a `BlockModel` from a `MacsReport`, with the recorded times of its blocks.
-
-    Args:
-        label: the model's name.
-        report: as `count_macs` returns it; `by_block()` names blocks and their costs.
-        timed: {"n": calls, "blocks": {block: {"median_ms", "p10_ms", "p90_ms"}}}, or None: only counted.
-    """
+    """Return a `BlockModel` from a `MacsReport`, with the recorded times of its blocks, or None: only counted."""
     costs = report.by_block()
     counted = ("params", "macs", "macs_without_attention")
     values: dict[str, Any] = {key: [getattr(cost, key) for cost in costs.values()] for key in counted}

@@ -126,9 +126,6 @@ class OperatorExplorer(Prompted):
         options: `title`, `picture`, `passport` and `on_change`, which is called with `{"prompt", "operator"}` or
             `{"prompt", "ratio"}` where a kernel is there; it returns `{"image": picture of the same size, "ssim": to
             the unpruned one}`.
-
-    Raises:
-        ValueError: lists that do not fit together, or an unknown start.
     """
 
     module: ClassVar[str] = "operator_explorer"

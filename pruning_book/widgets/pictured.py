@@ -1,4 +1,4 @@
-"""Widgets with one sheet of pictures, and their life on disk: a record, and the sheet beside it, tied by its checksum."""
+"""Widgets with one sheet of pictures, and how they lie on disk: a record, and the sheet beside it."""
 
 from __future__ import annotations
 
@@ -53,19 +53,13 @@ class Pictured(TwinWidget):
         if self.sheet.count != count:
             raise ValueError(f"there are {self.sheet.count} images; {counted} make {count}, and each needs one.")
 
-    @staticmethod
-    def count(data: Mapping[str, Any]) -> int:
-        """Return the number of pictures, from the data of a record."""
-        raise NotImplementedError
+    count: Callable[[Mapping[str, Any]], int]  # the number of pictures, from the data of a record
+    record: Callable[[], dict[str, Any]]  # the data of a record
 
     @classmethod
     def arguments(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the class is called with, from the data of a record."""
         return {key: data[key] for key in cls.fields}
-
-    def record(self) -> dict[str, Any]:
-        """Return the data of a record."""
-        raise NotImplementedError
 
     @classmethod
     def from_record(cls, record: str | Path, name: str, **options: Any) -> Any:
@@ -172,7 +166,6 @@ class Prompted(Pictured):
                 raise ValueError(f"{label} has {len(values)} values of ssim for {len(self.prompts)} prompts.")
         counted = f"{len(self.prompts)} prompts with {counted}"
         super().__init__(name, images, self.each * len(self.prompts), counted, **options)
-        self.start: dict[str, int] = {}
 
     def record(self) -> dict[str, Any]:
         return {"model": self.model, "n": self.n, "prompts": self.prompts}

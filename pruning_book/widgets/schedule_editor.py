@@ -54,9 +54,6 @@ class SchedulePainter(Prompted):
         options: `title`, `picture`, `passport` and `on_change`, which is called with `{"prompt", "on"}`, `on` being
             live cells as `encode_table` writes them, where a kernel is there; it returns `{"image": picture of the
             same size, "ssim", "ms", "whole_ms": time with this schedule and without any}`.
-
-    Raises:
-        ValueError: lists that do not fit together, a stop that is no table of the grid, or an unknown start.
     """
 
     module: ClassVar[str] = "schedule_painter"
@@ -139,12 +136,12 @@ class SchedulePainter(Prompted):
 
     def _drawing(self) -> str:
         """Return the table shown first: filled where computed, crossed where dead work, empty where reused."""
-        place = self.start["stop"]
-        on, live = self.tables[place], self.grid.live(self.tables[place])
+        name, on = self.names[self.start["stop"]], self.tables[self.start["stop"]]
+        live = self.grid.live(on)
         steps, units = on.shape
         step, parts = CELL + GAP, []
-        for n, name in enumerate(self.grid.names):
-            parts.append(f'<text x="0" y="{HEAD + n * step + CELL - 4}">{escape(short_name(name))}</text>')
+        for n, unit in enumerate(self.grid.names):
+            parts.append(f'<text x="0" y="{HEAD + n * step + CELL - 4}">{escape(short_name(unit))}</text>')
         for t in range(steps):
             x = LABEL + t * step
             parts.append(f'<text x="{x + CELL / 2}" y="{HEAD - 5}" text-anchor="middle">{t + 1}</text>')
@@ -156,12 +153,12 @@ class SchedulePainter(Prompted):
                 if dead:
                     parts.append(f'<path d="M{x} {y + CELL}L{x + CELL} {y}" stroke="var(--pl-edge)" stroke-width="2"/>')
         kept = int(live.sum())
-        words = f"The schedule {self.names[place]}: {kept} of {steps * units} cells are computed and used, "
+        words = f"The schedule {name}: {kept} of {steps * units} cells are computed and used, "
         words += f"{int(on.sum()) - kept} are dead work, the others are used again from an earlier step."
         width, height = LABEL + steps * step, HEAD + units * step
         return (
-            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}" '
-            f'style="width:100%;max-width:{width * 1.3:.0f}px;font-size:10.5px;fill:var(--pl-ink)">{"".join(parts)}</svg>'
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}" style="width:100%;'
+            f'max-width:{width * 1.3:.0f}px;font-size:10.5px;fill:var(--pl-ink)">{"".join(parts)}</svg>'
             '<p class="pl-passport">One row a unit, one column a step. Filled: computed. Crossed: dead work. '
             "Empty: used again from an earlier step.</p>"
         )

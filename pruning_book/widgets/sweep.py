@@ -41,9 +41,6 @@ class SweepExplorer(Pictured):
             kernel is there; it returns `{"image": PIL image of the same size, "metrics": {name: value}}`, either may
             be left out; with a histogram also `"histogram": {"removed": counts, "cut": (smallest, largest) or None}`.
 
-    Raises:
-        ValueError: the lattice is not complete, a name is unknown, or a part is malformed; the message says which.
-
     Example:
         >>> SweepExplorer("s", [Axis("steps", [2, 4])], images, [Metric("ms", [30, 61], unit="ms")], title="Steps")
     """
@@ -125,11 +122,7 @@ class SweepExplorer(Pictured):
         return self.metrics[place(name, [metric.name for metric in self.metrics], "metric")]
 
     def reading(self, metric: str, **stops: Any) -> Reading:
-        """Return what was measured at a combination, as in `reading("latency_ms", prompt="lion", steps=8)`.
-
-        Raises:
-            ValueError: an unknown metric or axis, a stop that was not measured, or an axis without a stop.
-        """
+        """Return what was measured at a combination, as in `reading("latency_ms", prompt="lion", steps=8)`."""
         return self.metric(metric).reading(self.index(**stops))
 
     def index(self, **stops: Any) -> int:

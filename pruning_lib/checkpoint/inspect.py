@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..checks import text_table
 from .files import Entry, Source, open_file
 from .folder import list_folder
 from .parts import PARTS, part_of
@@ -121,21 +122,18 @@ class CheckpointReport:
 
     def table(self) -> str:
         """Return the report as lines of text."""
-        head = f"{'part':32s}{'tensors':>8s}{'params':>14s}{'MB':>10s}  {'types':18s}{'zeros':>8s}{'<.001':>8s}  broken"
-        lines = [f"{self.path}: {self.kind}, {self.nbytes / 1e6:,.2f} MB", head]
+        head = ["part", "types", "tensors", "params", "MB", "zeros", "<.001", "broken"]
+        rows = []
         for name in (name for name in PARTS if name in self.parts):
-            part = self.parts[name]
-            zeros, broken = "", ""
+            part, values = self.parts[name], ["", "", ""]
             if part.floats:
-                zeros = f"{100 * part.zeros / part.floats:6.2f} %{100 * part.near_zero / part.floats:6.2f} %"
-                broken = f"{part.nans} NaN, {part.infs} Inf" if part.nans or part.infs else "-"
-            lines.append(
-                f"{PARTS[name]:32s}{part.tensors:8,}{part.params:14,}{part.nbytes / 1e6:10,.2f}  "
-                f"{', '.join(part.dtypes):18s}{zeros:16s}  {broken}".rstrip()
-            )
-        if self.unused:
-            lines.append(f"{'bytes no tensor uses':54s}{self.unused / 1e6:10,.2f}")
-        lines.append(f"{'container, names, other files':54s}{self.container / 1e6:10,.2f}")
+                values = [f"{100 * count / part.floats:.2f} %" for count in (part.zeros, part.near_zero)]
+                values.append(f"{part.nans} NaN, {part.infs} Inf" if part.nans or part.infs else "-")
+            sizes = [f"{part.tensors:,}", f"{part.params:,}", f"{part.nbytes / 1e6:,.2f}"]
+            rows.append([PARTS[name], ", ".join(part.dtypes), *sizes, *values])
+        rest = {"bytes no tensor uses": self.unused, "container, names, other files": self.container}
+        rows += [[what, "", "", "", f"{nbytes / 1e6:,.2f}", "", "", ""] for what, nbytes in rest.items() if nbytes]
+        lines = [f"{self.path}: {self.kind}, {self.nbytes / 1e6:,.2f} MB", text_table(head, rows, left=2)]
         if self.others:
             lines.append("no tensors: " + "; ".join(f"{key} ({what})" for key, what in list(self.others.items())[:8]))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

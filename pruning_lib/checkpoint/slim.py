@@ -99,15 +99,13 @@ def slim(
     Args:
         source: a .safetensors, .ckpt, .pt, .pth or .bin file, or a folder of diffusers.
         target: a new .safetensors file; for a folder, a new folder in the layout of `save_pretrained`, with files of
-            the
-            default names, so that a plain `from_pretrained` loads it.
+            the default names, so that a plain `from_pretrained` loads it.
         weights: "default", what a loader would take from the input; "live" or "ema" where it holds both.
         dtype: "keep", "float16", "bfloat16" or "float32" (or "fp16", "bf16", "fp32") for floating weights. Whole
-            numbers
-            and the noise schedule keep their type.
+            numbers and the noise schedule keep their type.
         remove: parts to leave out, as in ("vae",).
-        aliases: a tensor under two names is written under "each" of them, as every loader expects, or "once", the other
-            names in the header as `safetensors.torch.save_model` has them.
+        aliases: a tensor under two names is written under "each" of them, as every loader expects, or "once", the
+            other names in the header as `safetensors.torch.save_model` has them.
         allow: see `inspect_checkpoint`.
         overwrite: whether an existing target file may be replaced; the input never is.
 

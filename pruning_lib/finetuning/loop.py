@@ -125,14 +125,8 @@ def end_line(folder: Path) -> None:
 
 def save_checkpoint(folder: Path, model, optimizer, ema: EMAModel | None, config, step: int, seconds: float) -> None:
     """Write all that a run needs to go on; a crash while writing leaves the checkpoint before."""
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.state_dict() if ema else None,
-        "config": asdict(config),
-        "step": step,
-        "seconds": seconds,
-    }
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict() if ema else None}
+    state |= {"config": asdict(config), "step": step, "seconds": seconds}
     with write_whole(folder / "checkpoint.pt") as part:
         torch.save(state, part)
 

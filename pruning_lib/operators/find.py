@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..checks import nearest
+from ..checks import nearest, text_table
 from ..denoisers import Fingerprint, example_inputs, meta_copy
-from ..macs import count_macs, text_table
+from ..macs import count_macs
 from .replace import allowed
 
 # What each kind is; the order is that of tables and legends.

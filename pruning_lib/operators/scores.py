@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..checks import nearest
+from ..checks import nearest, text_table
 from ..denoisers import Fingerprint, denoiser_of
 from ..files import check_place, load_tensors, reading, save_tensors, write_whole
-from ..macs import text_table
 from .budget import choose
 from .find import Operator, Operators
 from .plan import Plan

@@ -11,21 +11,13 @@ import re
 import torch
 from torch import Tensor
 
-from ..checks import check_whole
+from ..checks import check_number, check_whole
 from .schedule import Grid, Schedule
 
 
 def check_budget(grid: Grid, keep_macs: float) -> int:
-    """Return the MACs that a share allows, of one sample over all calls.
-
-    Raises:
-        ValueError: not a number in (0, 1], or less than the first call needs, which is always computed whole.
-    """
-    if isinstance(keep_macs, bool) or not isinstance(keep_macs, (int, float)) or not 0 < keep_macs <= 1:
-        raise ValueError(
-            f"keep_macs={keep_macs!r}; it is the share of MACs to keep, above 0 and up to 1. To remove a share r, "
-            "keep 1 - r."
-        )
+    """Return the MACs that a share in (0, 1] allows, of one sample over all calls; ValueError below the first call."""
+    check_number("keep_macs", keep_macs, "(0, 1]")
     allowed = int(keep_macs * grid.total_macs)
     if (allowed + 1) / grid.total_macs <= keep_macs:  # 0.15 of 20 calls are three, not 2.9999999996
         allowed += 1
@@ -47,9 +39,7 @@ def _whole_calls(grid: Grid, rows: list[int] | slice) -> Tensor:
 def evenly(grid: Grid, keep_macs: float) -> Tensor:
     """Open whole calls at equal distances, as many as a budget allows: with k of T, floor(i T / k) for i < k.
 
-    Args:
-        grid: of the calls and units.
-        keep_macs: largest share of the MACs to keep, in (0, 1]; not below one call.
+    The budget, `keep_macs`, is the largest share of the MACs to keep, in (0, 1], and not below one call.
 
     Returns:
         bool `[T, N]`; the first row is open.
@@ -101,14 +91,8 @@ def threshold_scores(scores: object, grid: Grid, keep_macs: float, **provenance:
     """Keep the cells with the highest scores: those `within_budget`, then the next ones that fit in what it leaves.
 
     Args:
-        scores, grid, keep_macs: as for `within_budget`; MACs are counted with attention products.
-        provenance: noted in the schedule.
-
-    Returns:
-        A `Schedule` with `macs_ratio() <= keep_macs` and without dead work.
-
-    Raises:
-        ValueError: scores of another shape or not finite, or a budget below the first call alone.
+        scores, grid, keep_macs: as for `within_budget`.
+        provenance: noted in the schedule, which has no dead work.
 
     Example:
         >>> threshold_scores(torch.rand(grid.shape), grid, 0.5).macs_ratio() <= 0.5
@@ -155,10 +139,6 @@ def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_
         interval: calls from one whole one to the next, >= 1.
         branch: as above, >= 0; 0 is the cheapest and the package's default.
         keep_macs: instead of an interval: the shortest one within this share of MACs.
-
-    Raises:
-        ValueError: both or neither of interval and keep_macs, numbers out of range, a share that no interval meets, or
-            a denoiser without the levels of a UNet.
 
     Example:
         >>> deepcache(grid, 3).label

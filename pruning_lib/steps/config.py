@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from ..checks import check_device, check_number, check_whole, nearest
-from .losses import check_loss
 from .schedule import Grid
+from .supernet import check_loss
 
 _CHOICES = {
     "network": ("attention", "table"),
@@ -19,10 +19,6 @@ _CHOICES = {
     "start": ("evenly", "chance"),
     "on_collapse": ("raise", "go on"),
 }
-_LEAST = dict.fromkeys(("num_inference_steps", "iterations", "batch", "accumulation", "width", "patience"), 1)
-_LEAST |= dict.fromkeys(("warmup", "seed"), 0)
-_INTERVALS = dict.fromkeys(("floor", "leak"), "[0, 1)") | dict.fromkeys(("lr", "temperature"), "(0, inf)")
-_INTERVALS |= dict.fromkeys(("alpha", "weight_decay"), "[0, inf)")
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class PrunerConfig:
     iterations: int = 500  # optimiser steps in all, >= 1
     batch: int = 1  # prompts at a time in each process, >= 1
     accumulation: int = 2  # batches per optimiser step, >= 1
-    loss: str = "ssim"  # consistency loss, one of `losses.LOSSES`
+    loss: str = "ssim"  # consistency loss, one of `supernet.LOSSES`
     alpha: float = 1.0  # weight of the sparsity loss, >= 0; not used by gates of kind "budget"
     floor: float = 0.2  # share of MACs, in [0, 1), below which the sparsity loss is switched off
     network: str = "attention"  # a `PrunerNetwork`; or "table", a `GateTable`
@@ -60,10 +56,16 @@ class PrunerConfig:
     def __post_init__(self) -> None:
         check_device(self.device)
         check_loss(self.loss)
-        for name, least in _LEAST.items():
-            check_whole(name, getattr(self, name), least)
-        for name, interval in _INTERVALS.items():
-            check_number(name, getattr(self, name), interval)
+        for name in ("num_inference_steps", "iterations", "batch", "accumulation", "width", "patience"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("warmup", "seed"):
+            check_whole(name, getattr(self, name), 0)
+        for name in ("floor", "leak"):
+            check_number(name, getattr(self, name), "[0, 1)")
+        for name in ("lr", "temperature"):
+            check_number(name, getattr(self, name), "(0, inf)")
+        for name in ("alpha", "weight_decay"):
+            check_number(name, getattr(self, name), "[0, inf)")
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"There is no {name}={value!r}. {nearest(str(value), allowed)}")
@@ -110,22 +112,17 @@ RECIPES: dict[str, dict[str, object]] = {
 
 
 def config_of(recipe: str, steps: int, settings: dict[str, object]) -> PrunerConfig:
-    """Return a recipe's settings with some of them replaced.
-
-    Raises:
-        ValueError: an unknown recipe, or numbers out of range.
-        TypeError: an unknown setting.
-    """
+    """Return a recipe's settings with some of them replaced; an unknown one is a TypeError, else ValueError."""
     if recipe not in RECIPES:
         raise ValueError(f"There is no recipe {recipe!r}. {nearest(str(recipe), RECIPES)}")
     known = [field.name for field in fields(PrunerConfig)]
     for name in settings:
         if name not in known:
             raise TypeError(f"train_pruner() does not know {name!r}. {nearest(name, known)}")
-    merged = {**RECIPES[recipe], **settings}
-    budgets = merged.get("keep_macs", ())
+    merged = {"keep_macs": (), **RECIPES[recipe], **settings}
     if merged.get("gates") != "budget" and "keep_macs" not in settings:
-        budgets = ()
+        merged["keep_macs"] = ()
+    budgets = merged["keep_macs"]
     try:
         merged["keep_macs"] = (budgets,) if isinstance(budgets, (int, float)) else tuple(budgets)
     except TypeError as error:

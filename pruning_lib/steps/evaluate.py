@@ -15,10 +15,9 @@ from ..files import load_json, reading, save_json
 from ..processes import is_out_of_memory
 from ..sampling import Unroll
 from .budget import check_budget
-from .losses import check_loss
 from .replay import hold_of
 from .schedule import Grid, Schedule, encode_table
-from .supernet import consistency
+from .supernet import check_loss, consistency
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -44,7 +43,6 @@ class Known:
         self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
         if self.path:
             save_json(self.path, "search", 1, {"about": self.about, **self.found})
 
@@ -71,18 +69,14 @@ class Evaluator:
         prompts: n texts or numbers of classes.
         grid: of the schedules.
         seeds: n seeds of the noise. Default: 1000, 1001, ...
-        loss: one of `losses.LOSSES`; "latent" needs no decoding.
-        hold: what skipped calls answer, whatever a schedule says, see `Schedule`.
-        guidance_scale, options: of the pipeline's call.
+        loss: one of `supernet.LOSSES`; "latent" needs no decoding.
+        hold: what skipped calls answer, whatever a schedule says, one of `replay.HOLDS`.
         batch: prompts at a time, >= 1.
+        sampling: `guidance_scale` and `options`, as in `Unroll`.
 
     Attributes:
         images: images drawn by schedules so far; a schedule that was asked for before costs nothing, and the n
             unpruned ones are not counted.
-
-    Raises:
-        ValueError: prompts, loss or hold that do not fit; later, a schedule of another grid.
-        MemoryError: later, out of memory, with what to lower.
 
     Example:
         >>> evaluator = Evaluator(pipe, ["lion", "pizza"], grid_of(pipe, 20), guidance_scale=3)
@@ -98,14 +92,13 @@ class Evaluator:
         seeds: Sequence[int] | None = None,
         loss: str = "latent",
         hold: str = "value",
-        guidance_scale: float | None = None,
-        options: Mapping[str, object] | None = None,
         batch: int = 32,
+        **sampling: object,
     ):
         hold_of(hold, pipe.scheduler)  # refuses what this scheduler cannot do
         self.pipe, self.grid, self.hold = pipe, grid, hold
         self.loss, self.batch = check_loss(loss), check_whole("batch", batch, 1)
-        self.unroll = Unroll(pipe, steps=grid.steps, guidance_scale=guidance_scale, options=options)
+        self.unroll = Unroll(pipe, steps=grid.steps, **sampling)
         self.prompts = self.unroll.check(prompts)
         self.seeds = self.unroll.seeds(self.prompts, seeds)
         self.images = 0
@@ -114,21 +107,18 @@ class Evaluator:
         self._wanted: Tensor | None = None
 
     def __call__(self, schedule: Schedule) -> float:
-        """Return the mean loss of a schedule, 0 for what equals the unpruned generation."""
-        return self.per_prompt(schedule).mean().item()
-
-    def per_prompt(self, schedule: Schedule) -> Tensor:
-        """Return the loss of each prompt, `[n]`."""
+        """Return the loss of a schedule, the mean over prompts; 0 for what equals the unpruned generation."""
         if schedule.grid != self.grid:
             raise ValueError(
                 f"The schedule is of another grid than the evaluator: {schedule.grid.difference(self.grid)}."
             )
         live = schedule.live()
         losses = self.known.find("losses", live, lambda: self._judge(schedule))
-        if (key := live.numpy().tobytes()) not in self._asked:
+        key = live.numpy().tobytes()
+        if key not in self._asked:
             self._asked.add(key)
             self.images += len(self.prompts)
-        return losses
+        return losses.mean().item()
 
     @property
     def wanted(self) -> Tensor:
@@ -165,12 +155,7 @@ class BudgetExhausted(Exception):
 
 
 class SearchBudget:
-    """Asks an evaluator on behalf of a search: within a budget of MACs, and with a limited number of images.
-
-    Args:
-        grid, keep_macs: a share of the MACs that no schedule exceeds.
-        evaluator: asked for losses.
-        images: that may be drawn, at least those of one schedule.
+    """Asks an evaluator on behalf of a search: within a share of the MACs, and with a limited number of images.
 
     Attributes:
         best: the table with the lowest loss so far, and `loss`, its loss.
@@ -180,10 +165,8 @@ class SearchBudget:
     def __init__(self, grid: Grid, keep_macs: float, evaluator: Evaluator, images: int):
         self.grid, self.keep_macs, self.evaluator = grid, keep_macs, evaluator
         self.allowed = check_budget(grid, keep_macs)
-        if not isinstance(images, int) or isinstance(images, bool) or images < len(evaluator.prompts):
-            raise ValueError(
-                f"images={images!r}; a single schedule draws {len(evaluator.prompts)} images, one for each prompt."
-            )
+        if check_whole("images", images, 1) < len(evaluator.prompts):
+            raise ValueError(f"images={images}; a single schedule draws {len(evaluator.prompts)}, one for each prompt.")
         self.images, self._before, self._charged = images, evaluator.images, 0
         self.best, self.loss = None, float("inf")
         self.trace: list[list[float]] = []

@@ -8,7 +8,6 @@ share what they learn.  After training only the numbers are kept.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +19,19 @@ from .config import PrunerConfig
 from .schedule import Grid, encode_table
 from .wiring import paper_cascade
 
+_HEADS = 8  # of the attention
 _KEEP = (0.0, 1.0)  # first logits, "reuse" and "keep": the probability to keep begins at 0.73
 
 
 class PrunerNetwork(nn.Module):
-    """T x N learned queries -> self-attention -> MLP -> two logits each.
+    """T x N learned queries of some width, the published code's is 512 -> self-attention -> MLP -> two logits each."""
 
-    Args:
-        calls, units: T and N, >= 1.
-        width: of a query, >= 4, a multiple of `heads`; the published code has 512.
-        heads: of the attention.
-    """
-
-    def __init__(self, calls: int, units: int, *, width: int = 512, heads: int = 8):
+    def __init__(self, calls: int, units: int, *, width: int = 512):
         super().__init__()
-        for name, value in {"calls": calls, "units": units, "width": width, "heads": heads}.items():
-            check_whole(name, value, 1)
-        if width % heads or width < 4:
-            raise ValueError(f"width={width} must be at least 4 and a multiple of heads={heads}.")
+        if check_whole("width", width, 1) % _HEADS:
+            raise ValueError(f"width={width} must be a multiple of {_HEADS}, the heads of the attention.")
         self.queries = nn.Parameter(torch.randn(calls, units, width))
-        self.encoder = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(width, _HEADS, 2 * width, dropout=0.0, batch_first=True)
         hidden = width // 4
         self.head = nn.Sequential(
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
@@ -74,15 +66,12 @@ def keep_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def straight_through(probability: Tensor, on: Tensor | None = None, leak: float = 0.0) -> Tensor:
-    """Return hard gates that pass gradients on as if they were the probabilities (Bengio et al. 2013).
+    """Return hard gates `[T, N]` that pass gradients on as if they were the probabilities (Bengio et al. 2013).
 
     Args:
         probability: `[T, N]`.
-        on: bool `[T, N]`, the gates to open. Default: those with a probability of at least one half.
+        on: bool `[T, N]`, the gates to open; row 0 always is. Default: probabilities of at least one half.
         leak: what a shut gate lets through, in [0, 1). At 0 nothing behind a shut gate has a gradient.
-
-    Returns:
-        `[T, N]`: 1 where open, `leak` where shut; row 0 is always open.
     """
     on = (probability >= 0.5) if on is None else on
     hard = torch.where(on, 1.0, leak).to(probability)
@@ -99,9 +88,9 @@ def own_shares(grid: Grid) -> Tensor:
 def cell_shares(on: Tensor, grid: Grid) -> Tensor:
     """Return what each cell costs together with its cascade, as shares of one call's units (Section 3.3).
 
-    A unit costs its own MACs and those of the units that only work for it. For an open cell: what would fall with it if
-    it were shut. For a shut one: what would run if it were opened. All other cells stay as they are. Cascades end with
-    the call, as in the published code. So float32 `[T, N]`, in [0, 1]; 0 where nothing changes, as behind a shut gate.
+    A unit costs its own MACs and those of the units that only work for it: what would fall with an open cell if it were
+    shut, and what would run if a shut one were opened, while all others stay as they are. Cascades end with the call,
+    as in the published code. So float32 `[T, N]`, in [0, 1]; 0 where nothing changes, as behind a shut gate.
     """
     own, eye = own_shares(grid), torch.eye(len(grid.names), dtype=torch.bool)
     known: dict[tuple, Tensor] = {}
@@ -122,23 +111,6 @@ def sparsity_loss(gates: Tensor, shares: Tensor) -> Tensor:
     return (gates * shares.to(gates.device)).sum(dim=1).mean()
 
 
-@dataclass(frozen=True)
-class GateSample:
-    """The gates of one iteration.
-
-    Attributes:
-        gates: `[T, N]`, hard (or leaking) in value, differentiable in the pruner's parameters.
-        on: bool `[T, N]`, which are open.
-        sparsity: the sparsity loss, or None where it is switched off or not used.
-        figures: for the history.
-    """
-
-    gates: Tensor
-    on: Tensor
-    sparsity: Tensor | None
-    figures: dict[str, object]
-
-
 class GatePruner(nn.Module):
     """A pruner with its budget: from logits to gates, and from the gates' gradient back to logits."""
 
@@ -152,8 +124,13 @@ class GatePruner(nn.Module):
         count = max(1, len(config.keep_macs))
         self.register_buffer("kept_tables", torch.zeros(count, *grid.shape, dtype=torch.float64))
 
-    def open(self, iteration: int) -> GateSample:
-        """Say which gates are open at an iteration, from 0."""
+    def open(self, iteration: int) -> tuple[Tensor, Tensor, Tensor | None, dict[str, object]]:
+        """Say which gates are open at an iteration, from 0.
+
+        Returns:
+            The gates `[T, N]`, differentiable in the logits; which are open, bool `[T, N]`; the sparsity loss, or None
+            where it is switched off or not used; and figures for the history.
+        """
         config, logits = self.config, self.pruner()
         if not torch.isfinite(logits).all():
             raise ValueError(f"The pruner's logits are not finite after iteration {iteration}. Lower lr ({config.lr}).")
@@ -163,8 +140,7 @@ class GatePruner(nn.Module):
             on = worth.detach() >= 0.5
             on[0] = True
         else:
-            # The margin, not the probability: its slope does not vanish for cells that are clearly good or bad.
-            worth = (logits[..., 1] - logits[..., 0]) / config.temperature
+            worth = self._margin(logits)
             on = self._first(budget) if iteration == 0 else within_budget(worth.detach(), self.grid, budget)
         gates = straight_through(worth, on, config.leak)
         macs_ratio, cost = self.grid.macs_ratio(on), None
@@ -177,7 +153,11 @@ class GatePruner(nn.Module):
             "collapsed": not bool(self.grid.live(on)[1:].any()),
             "rows": encode_table(on),
         }
-        return GateSample(gates, on, cost, figures)
+        return gates, on, cost, figures
+
+    def _margin(self, logits: Tensor) -> Tensor:
+        """Return what a budget ranks: unlike the probability's, its slope does not vanish for clearly good or bad."""
+        return (logits[..., 1] - logits[..., 0]) / self.config.temperature
 
     def _first(self, budget: float) -> Tensor:
         if self.config.start == "evenly":
@@ -185,25 +165,23 @@ class GatePruner(nn.Module):
         drawn = torch.Generator().manual_seed(self.config.seed)
         return within_budget(torch.rand(self.grid.shape, generator=drawn), self.grid, budget)
 
-    def backward(self, sample: GateSample, gradient: Tensor) -> float | None:
-        """Hand the gradient of the consistency loss, `[T, N]`, and that of the sparsity loss on; return the latter."""
+    def backward(self, gates: Tensor, gradient: Tensor, sparsity: Tensor | None) -> None:
+        """Hand the gradient of the consistency loss at the gates, `[T, N]`, and that of the sparsity loss on."""
         if self.config.per_mac:
             # What a cell gains per MAC decides which cells a budget should buy; the mean size sets the unit.
             gradient = gradient / own_shares(self.grid).clamp_min(1e-9)
             gradient = gradient / gradient.abs().mean().clamp_min(1e-30)
-        if sample.sparsity is not None:
-            gradient = gradient + torch.autograd.grad(sample.sparsity, sample.gates, retain_graph=True)[0]
-        sample.gates.backward(gradient)
-        return None if sample.sparsity is None else sample.sparsity.item()
+        if sparsity is not None:
+            gradient = gradient + torch.autograd.grad(sparsity, gates, retain_graph=True)[0]
+        gates.backward(gradient)
 
     @torch.no_grad()
     def keep_table(self, iteration: int) -> None:
         """Keep the scores as they are after an iteration, as those of its budget."""
         config, logits = self.config, self.pruner().double()
         if config.keep_macs:
-            margin = (logits[..., 1] - logits[..., 0]) / config.temperature
             at = config.keep_macs.index(config.budget(iteration))
-            self.kept_tables[at] = 0.5 + margin.atan() / math.pi  # into [0, 1], in the same order
+            self.kept_tables[at] = 0.5 + self._margin(logits).atan() / math.pi  # into [0, 1], in the same order
         else:
             self.kept_tables[0] = (logits / config.temperature).softmax(-1)[..., 1]
 

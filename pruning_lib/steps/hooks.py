@@ -31,7 +31,7 @@ class Control:
     """
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
-        """Run one call of the denoiser, made with `args` and `kwargs`: `forward()`, or `forward` of other arguments.
+        """Run one call of the denoiser, which was made with `args` and `kwargs`.
 
         Where a pipeline makes several calls per step, `context` is the name of this one (`cache_context`), else None.
         """
@@ -56,37 +56,9 @@ class Control:
         )
 
 
-class Attached:
-    """Hooks that are in place. `remove()` takes them off; a second time is harmless."""
-
-    def __init__(self, denoiser: nn.Module):
-        self._denoiser = denoiser
-        self._modules: list[nn.Module] = []
-
-    def remove(self) -> None:
-        """Take all hooks off, so that the denoiser runs as before."""
-        for module in self._modules:
-            registry = HookRegistry.check_if_exists_or_initialize(module)
-            with _inside_offloading(module) as offloaded:
-                registry.remove_hook(HOOK, recurse=False)
-            if not registry.hooks:  # leave no attribute behind that was not there before
-                del module._diffusers_hook
-                own = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
-                if own and not offloaded:
-                    del module.forward
-        if self._modules and hasattr(self._denoiser, "_diffusers_hook"):  # another's hook is still there
-            self._denoiser._diffusers_hook.invalidate_child_registries_cache()
-        self._modules = []
-
-    def __enter__(self) -> Attached:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
-
-
-def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Attached:
-    """Hook a denoiser and its units, as `units_of` lists them, so that `control` decides; the handle takes hooks off.
+@contextmanager
+def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Iterator[None]:
+    """Let `control` decide what a denoiser and its units, as `units_of` lists them, do inside a `with` block.
 
     Raises:
         RuntimeError: hooks of this package are in place already.
@@ -102,24 +74,37 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Atta
             "A schedule is already applied to this denoiser, or its gates are being trained. Leave that `with` block "
             "first: one denoiser follows one schedule at a time."
         )
-    attached = Attached(denoiser)
+    hooks: list[tuple[nn.Module, ModelHook]] = []
+    for index, unit in enumerate(units):
+        *inner, last = map(denoiser.get_submodule, unit.modules)
+        hooks += [(module, _InnerHook(control, index)) for module in inner]
+        hooks.append((last, _LastHook(control, index, unit.kind)))
+    hooks.append((denoiser, _DenoiserHook(control)))
+    hooked: list[nn.Module] = []
     try:
-        for index, unit in enumerate(units):
-            last = len(unit.modules) - 1
-            for position, path in enumerate(unit.modules):
-                module = denoiser.get_submodule(path)
-                hook = _LastHook(control, index, unit.kind) if position == last else _InnerHook(control, index)
-                with _inside_offloading(module):
-                    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
-                attached._modules.append(module)
-        with _inside_offloading(denoiser):
-            registry.register_hook(_DenoiserHook(control), HOOK)
-        attached._modules.append(denoiser)
+        for module, hook in hooks:
+            with _inside_offloading(module):
+                HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+            hooked.append(module)
         registry.invalidate_child_registries_cache()
-    except BaseException:
-        attached.remove()
-        raise
-    return attached
+        yield
+    finally:
+        for module in hooked:
+            _take_off(module)
+        if hasattr(denoiser, "_diffusers_hook"):  # another's hook is still there
+            denoiser._diffusers_hook.invalidate_child_registries_cache()
+
+
+def _take_off(module: nn.Module) -> None:
+    """Remove this package's hook, and every attribute that was not there before it."""
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    with _inside_offloading(module) as offloaded:
+        registry.remove_hook(HOOK, recurse=False)
+    if not registry.hooks:
+        del module._diffusers_hook
+        own = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
+        if own and not offloaded:
+            del module.forward
 
 
 @contextmanager
@@ -141,7 +126,7 @@ def _inside_offloading(module: nn.Module) -> Iterator[bool]:
 
 class _Context(BaseState):
     def reset(self) -> None:
-        """Hold nothing: the registry only tells the context's name."""
+        pass  # nothing is held: the registry only tells the context's name
 
 
 class _DenoiserHook(ModelHook):
@@ -154,9 +139,7 @@ class _DenoiserHook(ModelHook):
     # The decisions are plain Python over tables and must not be traced; what they run is compiled on its own.
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args, **kwargs):
-        def forward(*own, **named):
-            if own or named:
-                return self.fn_ref.original_forward(*own, **named)
+        def forward() -> object:
             return self.fn_ref.original_forward(*args, **kwargs)
 
         context = getattr(self.contexts, "_context", None) or getattr(self.contexts, "_current_context", None)
@@ -181,13 +164,12 @@ class _InnerHook(ModelHook):
         return self.fn_ref.original_forward(*args, **kwargs)
 
 
-class _LastHook(ModelHook):
+class _LastHook(_InnerHook):
     """On the module whose output is the unit's."""
 
     def __init__(self, control: Control, index: int, kind: str):
-        super().__init__()
-        self.control, self.index, self.kind = control, index, kind
-        self._form: _Form | None = None
+        super().__init__(control, index)
+        self.kind, self._form = kind, None
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args, **kwargs):
@@ -221,9 +203,7 @@ class _Form:
     def of(cls, output: object, entered: tuple | None) -> tuple[_Form, Values]:
         """Take an output apart: the form, and its tensors, each once (a UNet block returns its last state twice)."""
         found, spec = pytree.tree_flatten(output)
-        numbers: dict[int, int] = {}
-        leaves: list[tuple[int | None, object]] = []
-        values: Values = []
+        numbers, leaves, values = {}, [], []
         for position, leaf in enumerate(found):
             if not isinstance(leaf, Tensor):
                 leaves.append((None, leaf))

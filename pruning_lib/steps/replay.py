@@ -44,10 +44,8 @@ class LastPrediction(LastValue):
     """Answers skipped calls with the velocity of the same clean sample and the same noise.
 
     With alpha = cos f and sigma = sin f (Salimans and Ho, arXiv 2202.00512, Appendix D), the sample x_f and output v_f
-    of the last call give, at a later angle g, v_g = sin(f - g) x_f + cos(f - g) v_f. It costs no MACs.
-
-    Args:
-        levels: alpha-bar of every training timestep.
+    of the last call give, at a later angle g, v_g = sin(f - g) x_f + cos(f - g) v_f. It costs no MACs. The `levels` are
+    alpha-bar of every training timestep.
     """
 
     def __init__(self, levels: Sequence[float]):
@@ -85,10 +83,7 @@ def hold_of(name: str, scheduler: SchedulerMixin) -> Callable[[], LastValue]:
     Args:
         name: "value", the last output again; or "prediction", the clean sample and the noise of the last call. The two
             differ for networks that predict velocities of a diffusion.
-        scheduler: read for what the network predicts, and for its noise levels.
-
-    Raises:
-        ValueError: another name; or "prediction", where the scheduler does not tell what that means.
+        scheduler: read for what the network predicts, and its noise levels; where it does not tell, a ValueError.
     """
     if check_hold(name) == "value":
         return LastValue
@@ -112,7 +107,7 @@ def hold_of(name: str, scheduler: SchedulerMixin) -> Callable[[], LastValue]:
 
 @dataclass
 class _Stream:
-    """What one stream of calls keeps: a pipeline that calls the denoiser twice a step has two such streams."""
+    """What one stream of calls keeps; a pipeline that calls the denoiser twice a step has two."""
 
     row: int | None = None
     batch: int | None = None
@@ -129,9 +124,7 @@ class Replay(Control):
         timesteps: of the T rows.
         hold: makes what answers skipped calls, one for each stream.
 
-    Attributes:
-        computed: number of (call, unit) cells computed since the last run began, for checks.
-        called: number of calls in which the denoiser ran since the last run began.
+    Since the last run began, `computed` counts the (call, unit) cells computed, `called` the calls of the denoiser.
     """
 
     def __init__(self, live: Tensor, calls: Tensor, timesteps: Sequence[float], hold: Callable = LastValue):
@@ -146,7 +139,6 @@ class Replay(Control):
         self.computed = self.called = 0
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
-        """Run, or skip, one call."""
         sample, timestep = sample_and_timestep(args, kwargs)
         stream = self._streams.setdefault(context, _Stream())
         row = self._row(stream.row, timestep)
@@ -159,6 +151,7 @@ class Replay(Control):
         if not self.calls[row] and stream.hold is not None:
             return stream.hold.predict(at)
         self._now = stream
+        # A unit is passed over where the schedule says so and something is kept to pass on.
         self._off = [not live and unit in stream.values for unit, live in enumerate(self.live[row])]
         self.called += 1
         output = forward()
@@ -168,11 +161,9 @@ class Replay(Control):
         return output
 
     def skips(self, index: int) -> bool:
-        """A unit is passed over where the schedule says so and something is kept to pass on."""
         return self._off[index]
 
     def unit(self, index: int, compute: Callable[[], list[Tensor]] | None) -> list[Tensor]:
-        """Return what is kept, or compute it and keep it."""
         if not self._off[index]:
             self.computed += 1
             self._now.values[index] = compute()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_whole
 from ..denoisers import denoiser_of
@@ -36,11 +36,7 @@ def encode_table(on: Tensor) -> list[str]:
 
 
 def decode_table(rows: Sequence[str]) -> Tensor:
-    """Return the boolean table `[T, N]` of `encode_table`.
-
-    Raises:
-        ValueError: rows of different lengths, or other characters than "0" and "1".
-    """
+    """Return the boolean table `[T, N]` of `encode_table`; other texts are a ValueError."""
     if not rows or len({len(row) for row in rows}) > 1 or not all(re.fullmatch("[01]+", row) for row in rows):
         raise ValueError(f"A table is strings of 0 and 1, all equally long; these are {list(rows)[:3]!r} …")
     return torch.tensor([[digit == "1" for digit in row] for row in rows])
@@ -48,32 +44,20 @@ def decode_table(rows: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """T calls of a denoiser, in order, times its N units.
+    """T calls of a denoiser, in order, times its N units."""
 
-    Attributes:
-        names: of the units, in the order in which they run.
-        macs, macs_without_attention: per unit, of one sample and one call.
-        base_macs, base_macs_without_attention: of what runs in every call besides the units.
-        wiring: which unit reads which.
-        grain: of the units.
-        class_name, structure: of the denoiser.
-        scheduler: class name of the scheduler.
-        steps: `num_inference_steps` that gives these timesteps.
-        timesteps: of the T calls, as the scheduler lists them. Some schedulers call more often than `steps`.
-    """
-
-    names: tuple[str, ...]
-    macs: tuple[int, ...]
+    names: tuple[str, ...]  # of the units, in the order in which they run
+    macs: tuple[int, ...]  # per unit, of one sample and one call
     macs_without_attention: tuple[int, ...]
-    base_macs: int
+    base_macs: int  # of what runs in every call besides the units
     base_macs_without_attention: int
-    wiring: Wiring
-    grain: str
-    class_name: str
-    structure: str
-    scheduler: str
-    steps: int
-    timesteps: tuple[float, ...]
+    wiring: Wiring  # which unit reads which
+    grain: str  # of the units
+    class_name: str  # of the denoiser
+    structure: str  # of the denoiser, as `structure_of` tells it
+    scheduler: str  # its class
+    steps: int  # `num_inference_steps` that gives these timesteps
+    timesteps: tuple[float, ...]  # of the T calls, as the scheduler lists them; some call more often than `steps`
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,11 +70,7 @@ class Grid:
         return self.macs_of(torch.ones(self.shape, dtype=torch.bool))
 
     def check(self, on: object) -> Tensor:
-        """Return `on` as a table of this grid.
-
-        Raises:
-            ValueError: not T x N truth values, or a first row that is not all on.
-        """
+        """Return `on` as a table of this grid: ValueError if it is not T x N truth values, the first row all on."""
         on = torch.as_tensor(on)
         if on.dtype != torch.bool:
             wrong = on[(on != 0) & (on != 1)]
@@ -112,7 +92,7 @@ class Grid:
         return on.detach().cpu().clone()
 
     def live(self, on: Tensor) -> Tensor:
-        """Return the cells that are on and whose work reaches the picture, bool `[T, N]`; see `live_cells`."""
+        """Return the cells that are on and whose work reaches the picture, bool `[T, N]`, as `live_cells`."""
         return live_cells(torch.as_tensor(on), self.wiring)
 
     def calls(self, on: Tensor) -> Tensor:
@@ -120,10 +100,7 @@ class Grid:
 
         Where nothing at all is computed and the output reads units only, the output is the last one: no call.
         """
-        return self._calls_of_live(self.live(on))
-
-    def _calls_of_live(self, live: Tensor) -> Tensor:
-        return live.any(dim=1) | torch.tensor(self.wiring.output_reads_input)
+        return self.live(on).any(dim=1) | torch.tensor(self.wiring.output_reads_input)
 
     def macs_of(self, on: Tensor, *, attention: bool = True) -> int:
         """Count the MACs of one sample over all rows of a table, without dead work.
@@ -131,10 +108,10 @@ class Grid:
         With attention=False the products of attention are left out, as in DiP-GO's tables of Stable Diffusion.
         """
         live = self.live(on)
+        calls = len(live) if self.wiring.output_reads_input else int(live.any(dim=1).sum())
         units = self.macs if attention else self.macs_without_attention
         base = self.base_macs if attention else self.base_macs_without_attention
-        cells = int((live * torch.tensor(units, dtype=torch.int64)).sum())
-        return cells + base * int(self._calls_of_live(live).sum())
+        return int((live * torch.tensor(units, dtype=torch.int64)).sum()) + base * calls
 
     def macs_ratio(self, on: Tensor, *, attention: bool = True) -> float:
         """Return the share of MACs that a table keeps, in (0, 1]."""
@@ -222,7 +199,7 @@ _COMPARED = {
 def grid_of(
     pipe: DiffusionPipeline,
     steps: int,
-    grain: str = "layers",
+    grain: str | Grid = "layers",
     *,
     timesteps: Sequence[float] | None = None,
     sample_size: int | tuple[int, int] | None = None,
@@ -232,14 +209,18 @@ def grid_of(
     Args:
         pipe: a diffusers pipeline; only its denoiser's structure and its scheduler's configuration are read.
         steps: `num_inference_steps` of the generation, >= 1.
-        grain: of the units, one of `GRAINS`.
+        grain: of the units, one of `GRAINS`; or a grid of these steps, which is returned as it is.
         timesteps: of every call of the denoiser, for pipelines that compute their own; default: the scheduler's.
         sample_size: side of the latent, or (height, width), that MACs are counted at. Default: the configuration's.
 
-    Raises:
-        TypeError: not a pipeline with a denoiser and a scheduler.
-        ValueError: numbers out of range, or a scheduler that needs to be told its timesteps.
+    Example:
+        >>> grid_of(pipe, 20).shape
+        (20, 27)
     """
+    if isinstance(grain, Grid):
+        if grain.steps != steps:
+            raise ValueError(f"The grid is for {grain.steps} steps, but steps={steps}.")
+        return grain
     denoiser = denoiser_of(pipe)[1]
     timesteps = timesteps_of(pipe, steps) if timesteps is None else tuple(map(float, timesteps))
     units = units_of(denoiser, grain)
@@ -263,13 +244,9 @@ def grid_of(
 
 
 def timesteps_of(pipe: DiffusionPipeline, steps: int) -> tuple[float, ...]:
-    """Return the timesteps at which the denoiser is called, in order; the pipeline's scheduler is left alone.
-
-    Raises:
-        ValueError: steps out of range, or a scheduler whose timesteps depend on the picture's size.
-    """
+    """Return the timesteps at which the denoiser is called, in order; ValueError where the steps do not tell them."""
     check_whole("steps", steps, 1)
-    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own is left alone
     vars(scheduler).pop("set_timesteps", None)  # what an applied schedule put around it
     try:
         scheduler.set_timesteps(steps)
@@ -289,11 +266,7 @@ class Schedule:
         grid: what the rows and columns are.
         on: bool `[T, N]`; the first row is all True.
         provenance: where it comes from: method, budget, seeds; plain values.
-        hold: what a call that is skipped altogether answers, one of `replay.HOLDS`: "value", the last output again; or
-            "prediction", the clean sample and the noise of the last output, for networks that predict velocities.
-
-    Raises:
-        ValueError: a table that does not fit the grid, a first row that is not all on, or another hold.
+        hold: what a call that is skipped altogether answers, as in `replay.hold_of`.
 
     Example:
         >>> schedule = Schedule.load("lion.schedule.json")
@@ -329,7 +302,7 @@ class Schedule:
         return self.grid.live(self.on)
 
     def macs(self, *, attention: bool = True) -> int:
-        """Return the MACs of one sample over all calls; dead work is never run and not counted."""
+        """Return the MACs of one sample over all calls, without dead work, which is never run."""
         return self.grid.macs_of(self.on, attention=attention)
 
     def macs_ratio(self, *, attention: bool = True) -> float:
@@ -343,12 +316,15 @@ class Schedule:
         Only live cells are computed; a call with nothing to compute is skipped. The denoiser may be offloaded,
         compiled, or carry LoRA. Image to image, which begins at a later row, computes everything at its first call.
 
-        Raises:
-            ValueError: another denoiser or scheduler, or one that this hold cannot work with; inside the block, a run
-                with another number of steps. All of them before the denoiser is called.
-            RuntimeError: a schedule is applied already.
+        Before the denoiser is called, another denoiser, scheduler or number of steps is a ValueError; a schedule that
+        is applied already is a RuntimeError.
         """
-        units = _units_for(self.grid, pipe)
+        units, scheduler = units_for(self.grid, denoiser_of(pipe)[1]), type(pipe.scheduler).__name__
+        if scheduler != self.grid.scheduler:
+            raise ValueError(
+                f"This schedule was made for {self.grid.scheduler}, while the pipeline samples with {scheduler}. Other "
+                "samplers stop at other noise levels: set pipe.scheduler to that one, or make a schedule for this one."
+            )
         hold = hold_of(self.hold, pipe.scheduler)
         control = Replay(self.live(), self.grid.calls(self.on), self.grid.timesteps, hold)
         with following(pipe, units, control, self.steps):
@@ -359,7 +335,7 @@ class Schedule:
         return save_json(path, "schedule", _VERSIONS[-1], self.to_dict())
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values; rows as texts of 1 (computed) and 0 (reused)."""
+        """Return plain values, for JSON."""
         own = {"rows": encode_table(self.on), "hold": self.hold, "provenance": self.provenance}
         return {"format": f"pruning_lib.schedule/{_VERSIONS[-1]}", **self.grid.to_dict(), **own}
 
@@ -392,25 +368,19 @@ class Schedule:
 _VERSIONS = (1, 2)
 
 
-def _units_for(grid: Grid, pipe: DiffusionPipeline) -> tuple[Unit, ...]:
-    """Return the units of a pipeline's denoiser, if a schedule of this grid fits them; else raise ValueError."""
-    denoiser, scheduler = denoiser_of(pipe)[1], type(pipe.scheduler).__name__
+def units_for(grid: Grid, denoiser: nn.Module) -> tuple[Unit, ...]:
+    """Return the units of a denoiser, if they are those of a grid; else raise ValueError."""
     found = type(denoiser).__name__, structure_of(denoiser)
     if found != (grid.class_name, grid.structure):
         raise ValueError(
-            f"This schedule was made for another denoiser: a {grid.class_name} of structure {grid.structure}, while "
-            f"the pipeline holds a {found[0]} of structure {found[1]}. Make a schedule for this one; weights may "
-            "differ (fine-tuned, LoRA), the configuration may not."
-        )
-    if scheduler != grid.scheduler:
-        raise ValueError(
-            f"This schedule was made for {grid.scheduler}, while the pipeline samples with {scheduler}. Other samplers "
-            f"stop at other noise levels: set pipe.scheduler to a {grid.scheduler}, or make a schedule for this one."
+            f"This schedule, or grid, was made for another denoiser: a {grid.class_name} of structure "
+            f"{grid.structure}, while the pipeline holds a {found[0]} of structure {found[1]}. Make one for this "
+            "denoiser; weights may differ (fine-tuned, LoRA), the configuration may not."
         )
     units = units_of(denoiser, grid.grain)
     if tuple(unit.name for unit in units) != grid.names:
         raise ValueError(
-            f"This schedule has {len(grid.names)} units, the denoiser has {len(units)} at grain {grid.grain!r}, and "
-            "their names differ. Make the schedule anew for this denoiser."
+            f"This schedule, or grid, has {len(grid.names)} units, the denoiser has {len(units)} at grain "
+            f"{grid.grain!r}, and their names differ. Make it anew for this denoiser."
         )
     return units

@@ -102,8 +102,9 @@ def local_search(
     """Improve the best of many simple schedules, one change at a time, until the images are used up.
 
     Args:
-        grid, keep_macs, evaluator: as in `SearchBudget`.
-        images: that may be drawn in all, those of the starts included.
+        grid, keep_macs: the largest share of the MACs that a schedule may take, not below the first call.
+        evaluator: asked for losses.
+        images: that may be drawn in all, those of the starts included, at least those of one schedule.
         seed: of the order of moves.
         starts: further schedules to begin with, such as trained ones; those over the budget are left out.
         worth: maps a table to what switching off each of its cells would add to the loss, `[T, N]`, as
@@ -115,9 +116,6 @@ def local_search(
     Returns:
         The best, with its loss and accepted moves in its provenance, and "start", the label of what it began with, or
         "simple".
-
-    Raises:
-        ValueError: too few images for one schedule, or a budget below the first call.
     """
     budget = SearchBudget(grid, keep_macs, evaluator, images)
     moves = _Moves(budget, torch.Generator().manual_seed(seed), worth)
@@ -261,13 +259,9 @@ def _ranks(scores: Tensor, on: Tensor) -> Tensor:
 def cell_importance(
     pipe: DiffusionPipeline, grid: Grid, on: object, prompts: Sequence, *, hold: str = "value", batch: int = 8, **more
 ) -> Tensor:
-    """Return what closing each cell would add to the loss, to first order.
+    """Return what closing each cell would add to the loss, to first order: arguments as of `gate_gradients`.
 
-    Minus `gate_gradients`, at gates of which skipped calls stay skipped: of the very function that the search improves.
-
-    Args:
-        pipe, grid, on, prompts, batch, more: as in `gate_gradients`.
-        hold: what skipped calls answer, one of `replay.HOLDS`.
+    It is minus that, where skipped calls stay skipped: of the very function that the search improves.
 
     Returns:
         float32 `[T, N]`. At an open cell, large: needed; below 0: the picture would come closer without. At a closed
@@ -310,7 +304,7 @@ def search_schedule(
         hold: what a skipped call answers, one of `replay.HOLDS`.
         start: scores to start from, besides simple schedules: a trained pruner, or `[T, N]`, higher for cells more
             worth computing.
-        loss: one of `losses.LOSSES`; "latent" needs no decoding.
+        loss: one of `supernet.LOSSES`; "latent" needs no decoding.
         images: pictures that a schedule is judged by, >= 1.
         evaluations: schedules that may be judged, >= 1; a look at the gradients counts as four.
         gradients: False to do without. So does a search for which memory is too short, or the pipeline offloaded.
@@ -325,8 +319,7 @@ def search_schedule(
         The best schedule, with its hold; its provenance says what it lost and what the search cost.
 
     Raises:
-        TypeError: not a pipeline, or a start of another kind.
-        ValueError: prompts, numbers or words that do not fit, or a folder of another search; before anything is drawn.
+        TypeError, ValueError: what does not fit, or a folder of another search; before anything is drawn.
         MemoryError: too little memory to draw, with what to lower.
 
     Example:
@@ -337,9 +330,7 @@ def search_schedule(
     check_whole("images", images, 1)
     check_whole("evaluations", evaluations, 1)
     check_whole("seed", seed, 0)
-    grid = grain if isinstance(grain, Grid) else grid_of(pipe, steps, grain)
-    if grid.steps != steps:
-        raise ValueError(f"The grid is for {grid.steps} steps, but steps={steps}.")
+    grid = grid_of(pipe, steps, grain)
     check_budget(grid, keep)
     call = {"guidance_scale": guidance_scale, "options": options}
     prompts = Unroll(pipe, steps=steps, **call).check(prompts)
@@ -373,12 +364,11 @@ def search_schedule(
             tell("Memory is too short for gradients, so changes are proposed by chance.")
         return found
 
+    def watch(budget: SearchBudget) -> None:
+        bar.update(budget.spent - bar.n)
+        bar.set_postfix(loss=f"{budget.loss:.3g}")
+
     with tqdm(total=total, desc="search", unit="picture", disable=not progress) as bar:
-
-        def watch(budget: SearchBudget) -> None:
-            bar.update(budget.spent - bar.n)
-            bar.set_postfix(loss=f"{budget.loss:.3g}")
-
         how = {"images": total, "seed": seed, "starts": starts, "worth": importance if gradients else None}
         found = local_search(grid, keep, evaluator, watch=watch, **how)
     told = {"method": "search", "prompts": len(set(prompts)), "evaluations": evaluator.images // images}
@@ -386,7 +376,6 @@ def search_schedule(
 
 
 def _start(start: TrainedPruner | Tensor, grid: Grid, keep: float) -> Schedule:
-    """Make a schedule of the scores to start from."""
     if isinstance(start, TrainedPruner):
         if start.grid != grid:
             raise ValueError(f"start was trained for another grid: {start.grid.difference(grid)}.")

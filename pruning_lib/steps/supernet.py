@@ -9,7 +9,7 @@ the values that pass from call to call, whatever the number of steps (Chen et al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,20 +17,48 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import check_number, check_whole
+from ..checks import check_number, check_whole, nearest
 from ..denoisers import denoiser_of
 from ..processes import is_out_of_memory
+from ..quality import ssim
 from ..sampling import Unroll
 from .hooks import Control, attach
-from .losses import check_loss, picture_loss
 from .replay import LastValue, hold_of, sample_and_timestep
-from .schedule import Grid, grid_of
-from .units import structure_of, units_of
+from .schedule import Grid, grid_of, units_for
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Values = list[Tensor]
+
+LOSSES = ("ssim", "l1", "l2", "ssim+l1", "latent")
+_OF_PICTURES = {
+    "ssim": lambda a, b: 1 - ssim(a, b, check_range=False),  # decoded pictures are clamped
+    "l1": lambda a, b: (a - b).abs().mean((1, 2, 3)),
+    "l2": lambda a, b: (a - b).square().mean((1, 2, 3)),
+}
+
+
+def check_loss(name: str) -> str:
+    """Return `name` if it is one of `LOSSES`; else ValueError."""
+    if name not in LOSSES:
+        raise ValueError(f"There is no loss {name!r}. {nearest(str(name), LOSSES)}")
+    return name
+
+
+def consistency(name: str, net: SuperNet | Unroll, latents: Tensor, wanted: Tensor) -> Tensor:
+    """Compare latents `[n, ...]` with the unpruned ones, differentiably (Section 3.3): `[n]`, 0 where they are equal.
+
+    Args:
+        name: "ssim" for 1 - SSIM, "l1", "l2", or "ssim+l1" for their sum, of the decoded pictures as in the paper, h
+            and w at least 11 for SSIM; or "latent", the mean square of the latents, for which nothing is decoded.
+        net: whose autoencoder decodes.
+        latents, wanted: of the gated and of the unpruned generation.
+    """
+    if check_loss(name) == "latent":
+        return (latents.float() - wanted.float()).square().flatten(1).mean(1)
+    pictures = [net.pictures(each).float() for each in (latents, wanted)]
+    return sum(_OF_PICTURES[part](*pictures) for part in name.split("+"))
 
 
 class SoftGates(Control):
@@ -53,9 +81,7 @@ class SoftGates(Control):
             return forward()
         row = self._rows.get(context, 0)
         if row >= len(self.gates):
-            raise ValueError(
-                f"The denoiser is called more often than the {len(self.gates)} times that the gates are for."
-            )
+            raise ValueError(f"The denoiser is called more often than the {len(self.gates)} times that gates are for.")
         self._rows[context] = row + 1
 
         def call(gates: Tensor, before: list[Values] | None) -> tuple[object, list[Values]]:
@@ -86,9 +112,7 @@ class SoftGates(Control):
 class HardGates(SoftGates):
     """Gates at the rows of a schedule that call the denoiser; at the others a hold answers, as in the schedule's run.
 
-    Args:
-        grid, on: of the schedule.
-        hold: makes what answers, as `replay.hold_of` returns it.
+    `hold` makes what answers, as `replay.hold_of` returns it.
     """
 
     def __init__(self, grid: Grid, on: Tensor, hold: Callable = LastValue):
@@ -96,12 +120,10 @@ class HardGates(SoftGates):
         self.calls, self.timesteps, self.hold = grid.calls(on).tolist(), grid.timesteps, hold
 
     def begin(self, gates: Tensor | None) -> None:
-        """Begin a run."""
         super().begin(gates)
         self._holds: dict[str | None, object] = {}
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
-        """Run one call, or let the hold answer."""
         row = self._rows.get(context, 0)
         if self.gates is None or row >= len(self.calls):
             return super().denoiser(forward, args, kwargs, context)
@@ -118,16 +140,12 @@ class SuperNet:
     """A pipeline's generation as a function of gates.
 
     Args:
-        pipe: a diffusers pipeline; only hooked while it runs, and never changed.
+        pipe: a diffusers pipeline with its weights in place, not offloaded; only hooked while it runs.
         grid: of its calls and units, as `grid_of` lays it out; or `num_inference_steps`.
-        guidance_scale: of the pipeline's call. Default: the pipeline's own.
-        options: other arguments of the pipeline's call.
-        checkpointing: True (the default) to compute activations again in the backward pass. Without it all calls'
-            activations are kept: faster, but memory grows with the number of steps.
+        checkpointing: compute activations again in the backward pass. Without it all calls' activations are kept:
+            faster, but memory grows with the number of steps.
         control: gates that do something else at a call, such as `HardGates`. Default: `SoftGates(checkpointing)`.
-
-    Raises:
-        TypeError, ValueError: a pipeline without denoiser, or offloaded; or a grid of another denoiser.
+        sampling: `guidance_scale` and `options`, as in `Unroll`.
 
     Example:
         >>> net = SuperNet(pipe, 10, guidance_scale=3)
@@ -143,10 +161,9 @@ class SuperNet:
         pipe: DiffusionPipeline,
         grid: Grid | int,
         *,
-        guidance_scale: float | None = None,
-        options: Mapping[str, object] | None = None,
         checkpointing: bool = True,
         control: SoftGates | None = None,
+        **sampling: object,
     ):
         _, self._denoiser = denoiser_of(pipe)
         if is_offloaded(pipe):
@@ -158,14 +175,8 @@ class SuperNet:
             )
         self.pipe = pipe
         self.grid = grid if isinstance(grid, Grid) else grid_of(pipe, grid)
-        if structure_of(self._denoiser) != self.grid.structure:
-            raise ValueError(
-                f"The grid is of another denoiser, a {self.grid.class_name} of structure {self.grid.structure}; the "
-                f"pipeline's is a {type(self._denoiser).__name__} of structure {structure_of(self._denoiser)}. "
-                "Lay out a new one with grid_of(pipe, steps)."
-            )
-        self._units = units_of(self._denoiser, self.grid.grain)
-        self.unroll = Unroll(pipe, steps=self.grid.steps, guidance_scale=guidance_scale, options=options)
+        self._units = units_for(self.grid, self._denoiser)
+        self.unroll = Unroll(pipe, steps=self.grid.steps, **sampling)
         self.control = control or SoftGates(checkpointing=checkpointing)
         self._open: ExitStack | None = None
 
@@ -190,14 +201,11 @@ class SuperNet:
         return self.unroll.latents(prompts, seeds)
 
     def latents(self, gates: Tensor, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
-        """Run all steps with gates, inside a `with` block of this SuperNet.
+        """Run all steps with gates, inside a `with` block; return the last latents `[n, ...]`, differentiable in them.
 
         Args:
             gates: floats `[T, N]`; 1 computes, 0 reuses, between them the two are mixed. Row 0 does not count.
             prompts, seeds: n texts or numbers of classes, and n seeds.
-
-        Returns:
-            The latents after the last step, `[n, ...]`, differentiable in `gates`.
         """
         if self._open is None:
             raise RuntimeError(
@@ -234,19 +242,6 @@ def _frozen(pipe: DiffusionPipeline) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def consistency(name: str, net: SuperNet | Unroll, latents: Tensor, wanted: Tensor) -> Tensor:
-    """Compare latents `[n, ...]` with the unpruned ones: one number per generation, `[n]`.
-
-    Args:
-        name: one of `losses.LOSSES`; all but "latent" decode both.
-        net: whose autoencoder decodes.
-        latents, wanted: of the gated and of the unpruned generation.
-    """
-    if check_loss(name) == "latent":
-        return (latents.float() - wanted.float()).square().flatten(1).mean(1)
-    return picture_loss(name, net.pictures(latents), net.pictures(wanted))
-
-
 def gate_gradients(
     pipe: DiffusionPipeline,
     grid: Grid,
@@ -258,11 +253,10 @@ def gate_gradients(
     leak: float = 0.0,
     hold: str | None = None,
     batch: int = 4,
-    guidance_scale: float | None = None,
-    options: Mapping[str, object] | None = None,
-    checkpointing: bool = True,
     bf16: bool = False,
     wanted: Tensor | None = None,
+    checkpointing: bool = True,
+    **sampling: object,
 ) -> Tensor:
     """Return d loss / d gate at a schedule, averaged over prompts: all T x N of them from one backward pass.
 
@@ -271,10 +265,10 @@ def gate_gradients(
     shut gates leak.
 
     Args:
-        pipe, grid, guidance_scale, options, checkpointing: as in `SuperNet`.
+        pipe, grid, checkpointing, sampling: as in `SuperNet`.
         on: bool `[T, N]`, the schedule.
         prompts, seeds: n texts or numbers of classes, and n seeds of the noise. Default: 1000, 1001, ...
-        loss: one of `losses.LOSSES`, against the unpruned generation.
+        loss: one of `LOSSES`, against the unpruned generation.
         leak: what a shut gate lets through, in [0, 1).
         hold: one of `replay.HOLDS`, to skip the calls that the schedule skips. Default: every call is made.
         batch: prompts at a time, >= 1.
@@ -285,7 +279,6 @@ def gate_gradients(
         float32 `[T, N]` on the CPU; row 0 is 0. Negative: an open gate helps, or a shut one would.
 
     Raises:
-        TypeError, ValueError: what does not fit, before any work.
         MemoryError: out of memory, with what to lower.
 
     Example:
@@ -298,7 +291,7 @@ def gate_gradients(
     check_whole("batch", batch, 1)
     control = SoftGates() if hold is None else HardGates(grid, on, hold_of(hold, pipe.scheduler))
     control.checkpointing = checkpointing
-    net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, control=control)
+    net = SuperNet(pipe, grid, control=control, **sampling)
     prompts = net.unroll.check(prompts)
     seeds = net.unroll.seeds(prompts, seeds)
     gates, total = torch.where(on, 1.0, float(leak)), torch.zeros(grid.shape)
@@ -321,11 +314,9 @@ def loss_and_gradient(
     bf16: bool = False,
     wanted: Tensor | None = None,
 ) -> tuple[float, Tensor]:
-    """Return the mean loss of one batch, and its gradient, float32 `[T, N]` on the CPU; see `gate_gradients`.
+    """Return the mean loss of one batch at float gates `[T, N]`, and its gradient, float32 `[T, N]` on the CPU.
 
-    Args:
-        net: inside its `with` block.
-        gates: float `[T, N]`.
+    The `net` is inside its `with` block; see `gate_gradients`.
     """
     gates = gates.detach().clone().requires_grad_(True)
     # Half precision rounds small gradients to 0, so the loss is multiplied before the backward pass (Micikevicius et

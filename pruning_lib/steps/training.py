@@ -43,28 +43,21 @@ if TYPE_CHECKING:
 class TrainingStep:
     """One iteration of `train_pruner`, as a callback sees it.
 
-    Attributes:
-        iteration: from 1.
-        figures: as in `TrainedPruner.history`.
-        schedule: the open gates as a schedule.
-        net: the SuperNet that is trained.
-
     Example:
         >>> def show(look):
         ...     print(look.iteration, look.figures["loss"], look.pictures(["lion"]).shape)
     """
 
-    iteration: int
-    figures: dict[str, object]
-    schedule: Schedule
-    net: SuperNet
+    iteration: int  # from 1
+    figures: dict[str, object]  # as in `TrainedPruner.history`
+    schedule: Schedule  # the open gates
+    net: SuperNet  # that is trained
 
     @torch.no_grad()
     def pictures(self, prompts: Sequence, seeds: Sequence[int] | None = None) -> Tensor:
         """Draw with the current gates, hard, float32 `[n, 3, h, w]` in [0, 1] on the CPU: costs one generation.
 
-        Args:
-            prompts, seeds: n texts or numbers of classes, and n seeds. Default: 0, 1, ...
+        The seeds are 0, 1, ... unless others are given.
         """
         seeds = list(range(len(prompts)) if seeds is None else seeds)
         return self.net.pictures(self.net.latents(self.schedule.on.float(), prompts, seeds)).float().cpu()
@@ -108,41 +101,24 @@ class TrainedPruner:
         return self.tables[ratios.index(min(ratios))]
 
     def schedule(self, keep_macs: float) -> Schedule:
-        """Return the schedule that opens the cells of the highest scores, as many as the budget allows.
+        """Return the schedule that opens the cells of the highest scores, as many as a share of the MACs allows.
 
-        Args:
-            keep_macs: largest share of the MACs to keep, in (0, 1], and no less than the first call takes.
+        The share lies in (0, 1] and is no less than the first call takes.
         """
         check_budget(self.grid, keep_macs)
         on = within_budget(self.scores_for(keep_macs), self.grid, keep_macs)
         told = {name: self.settings.get(name) for name in ("recipe", "seed", "iterations", "loss", "prompts")}
         return self.grid.schedule(on, method="DiP-GO", keep_macs=float(keep_macs), **told)
 
-    def curve(self, name: str = "loss") -> tuple[list[int], list]:
-        """Return the iterations, from 1, and the values of one figure of the history."""
-        if not self.history or name not in self.history[0]:
-            known = ", ".join(self.history[0]) if self.history else "nothing"
-            raise KeyError(f"The history has no {name!r}. It has: {known}.")
-        return [line["step"] for line in self.history], [line[name] for line in self.history]
-
     def save(self, path: str | Path) -> Path:
         """Write everything to a .safetensors file."""
-        told = {
-            "grid": self.grid.to_dict(),
-            "budgets": self.budgets,
-            "history": self.history,
-            "settings": self.settings,
-        }
+        told = {"grid": self.grid.to_dict(), "budgets": self.budgets}
+        told |= {"history": self.history, "settings": self.settings}
         return save_tensors(path, "pruner", 1, {"tables": self.tables}, told)
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedPruner:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: another file, or a damaged one.
-        """
+        """Read what `save` wrote; another or a damaged file is a ValueError."""
         tensors, told = load_tensors(path, "pruner")
         with reading("pruner", path):
             grid, tables = Grid.from_dict(told["grid"]), tensors["tables"]
@@ -152,11 +128,8 @@ class TrainedPruner:
             return cls(grid, tables, budgets, list(told["history"]), dict(told["settings"]))
 
     def __repr__(self) -> str:
-        calls, units = self.grid.shape
-        return (
-            f"<TrainedPruner: {calls} calls x {units} units, recipe {self.settings.get('recipe')!r}, "
-            f"{len(self.history)} iterations>"
-        )
+        (calls, units), recipe = self.grid.shape, self.settings.get("recipe")
+        return f"<TrainedPruner: {calls} calls x {units} units, recipe {recipe!r}, {len(self.history)} iterations>"
 
 
 def train_pruner(
@@ -191,8 +164,7 @@ def train_pruner(
         guidance_scale, options: of the pipeline's call.
         seed: of the noise, of the order of prompts and of the network.
         folder: keeps every iteration; the same call goes on from there, to the same result. Default: nothing is kept.
-        callback: called after every iteration, in the main process, with a `TrainingStep`: figures, and pictures on
-            request.
+        callback: called after every iteration, in the main process, with a `TrainingStep`.
         accelerator: of accelerate, to share a batch between processes; found by itself under `accelerate launch`.
             Gradients are averaged, so n processes with `batch` each take the step of one with n * `batch`.
         progress: show a bar with loss and share of MACs.
@@ -205,8 +177,7 @@ def train_pruner(
         MemoryError: out of memory, with what to lower.
 
     Example:
-        >>> trained = train_pruner(pipe, ["lion", "pizza"], steps=20, guidance_scale=3)
-        >>> schedule = trained.schedule(keep_macs=0.25)
+        >>> schedule = train_pruner(pipe, ["lion", "pizza"], steps=20, guidance_scale=3).schedule(keep_macs=0.25)
     """
     denoiser_of(pipe)  # a pipeline it must be
     processes = Processes.of(accelerator)
@@ -214,12 +185,8 @@ def train_pruner(
     check_whole("steps", steps, 2)  # the first step is always computed
     config = config_of(recipe, steps, {**settings, "seed": seed, "device": str(device)})
     if callback is not None and not callable(callback):
-        raise TypeError(
-            f"callback is a {type(callback).__name__}; expected a function of one argument, a TrainingStep."
-        )
-    grid = grain if isinstance(grain, Grid) else grid_of(pipe, steps, grain)
-    if grid.steps != steps:
-        raise ValueError(f"The grid is for {grid.steps} steps, but steps={steps}.")
+        raise TypeError(f"callback is a {type(callback).__name__}; expected a function of a TrainingStep.")
+    grid = grid_of(pipe, steps, grain)
     net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=config.checkpointing)
     prompts = net.unroll.check(prompts)
     if config.keep_macs and "keep_macs" not in settings:
@@ -264,24 +231,19 @@ def _run(
         for iteration in range(done, config.iterations):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(iteration, config)
-            sample = gating.open(iteration)
-            value, gradient = _gradient(net, sample.gates, prompts, config, iteration, processes)
+            gates, on, sparsity, figures = gating.open(iteration)
+            value, gradient = _gradient(net, gates, prompts, config, iteration, processes)
             if not math.isfinite(value) or not gradient.isfinite().all():
                 raise ValueError(
                     f"The loss became {value} at iteration {iteration + 1}. Turn bf16 off, or lower lr ({config.lr})."
                 )
             optimizer.zero_grad(set_to_none=True)
-            sparsity = gating.backward(sample, gradient)
+            gating.backward(gates, gradient, sparsity)
             optimizer.step()
             gating.keep_table(iteration)
-            line = {
-                "step": iteration + 1,
-                "seconds": round(time.time() - started, 2),
-                "loss": value,
-                "sparsity": sparsity,
-                **sample.figures,
-                "lr": optimizer.param_groups[0]["lr"],
-            }
+            line = {"step": iteration + 1, "seconds": round(time.time() - started, 2)}
+            line |= {"loss": value, "sparsity": None if sparsity is None else sparsity.item(), **figures}
+            line["lr"] = optimizer.param_groups[0]["lr"]
             history.append(line)
             if main:
                 add_line(place, line)  # first, because a repeated line does no harm and a missing one does
@@ -289,7 +251,7 @@ def _run(
             bar.update()
             bar.set_postfix(loss=f"{value:.4f}", macs=f"{line['macs_ratio']:.2f}")
             if callback and main:
-                callback(TrainingStep(iteration + 1, line, net.grid.schedule(sample.on), net))
+                callback(TrainingStep(iteration + 1, line, net.grid.schedule(on), net))
             if config.on_collapse == "raise":
                 _check_not_collapsed(history, config)
     return history
@@ -324,7 +286,6 @@ class PrunerCollapseError(RuntimeError):
 
 
 def _check_not_collapsed(history: Sequence[dict[str, object]], config: PrunerConfig) -> None:
-    """Raise an error that says when and why, and what to do, if gates stay shut for longer than is waited."""
     shut = 0  # iterations, up to the last one, with nothing but the first call left
     while shut < len(history) and history[-1 - shut]["collapsed"]:
         shut += 1

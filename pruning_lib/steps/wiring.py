@@ -32,9 +32,6 @@ class Wiring:
         output: the units that the denoiser's output reads.
         output_reads_input: whether the output reads something besides units: the sample, the timestep or the text. If
             not, and all units it reads are reused, then the output is that of the call before.
-
-    Raises:
-        ValueError: a unit reads one that does not come before it, or one that does not exist.
     """
 
     inputs: tuple[frozenset[int], ...]
@@ -50,16 +47,8 @@ class Wiring:
         if not self.output or any(not 0 <= unit < len(self.inputs) for unit in self.output):
             raise ValueError(f"The output reads units {sorted(self.output)} of {len(self.inputs)}.")
 
-    def consumers(self) -> tuple[frozenset[int], ...]:
-        """Return for each unit the units that read it."""
-        found: list[set[int]] = [set() for _ in self.inputs]
-        for reader, read in enumerate(self.inputs):
-            for unit in read:
-                found[unit].add(reader)
-        return tuple(map(frozenset, found))
-
     def to_dict(self) -> dict[str, object]:
-        """Return plain lists."""
+        """Return plain values, for JSON."""
         return {
             "inputs": [sorted(read) for read in self.inputs],
             "output": sorted(self.output),
@@ -73,8 +62,8 @@ class Wiring:
 
 
 def live_cells(on: Tensor, wiring: Wiring) -> Tensor:
-    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture."""
-    return _read_cells(on, wiring, later=True)
+    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture, bool `[T, N]`."""
+    return _read_cells(on, wiring)
 
 
 def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
@@ -86,9 +75,12 @@ def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
     return _read_cells(on, wiring, later=False)
 
 
-def _read_cells(on: Tensor, wiring: Wiring, *, later: bool) -> Tensor:
+def _read_cells(on: Tensor, wiring: Wiring, later: bool = True) -> Tensor:
     # Sets of units are the bits of whole numbers: searches ask for live cells thousands of times.
-    readers = [sum(1 << unit for unit in units) for units in wiring.consumers()]
+    readers = [0] * len(wiring.inputs)
+    for reader, read in enumerate(wiring.inputs):
+        for unit in read:
+            readers[unit] |= 1 << reader
     output = sum(1 << unit for unit in wiring.output)
     rows = [sum(1 << unit for unit, is_on in enumerate(row) if is_on) for row in on.tolist()]
     found = []
@@ -109,20 +101,21 @@ def _read_cells(on: Tensor, wiring: Wiring, *, later: bool) -> Tensor:
 def trace_wiring(
     denoiser: nn.Module, units: Sequence[Unit], *, sample_size: int | tuple[int, int] | None = None
 ) -> Wiring:
-    """Trace which unit reads which, in one call without weights.
+    """Trace which unit, as `units_of` lists them, reads which, in one call without weights.
 
     Args:
-        denoiser: a denoiser of a family that `example_inputs` knows; only its structure is read.
-        units: as `units_of` lists them.
-        sample_size: as in `example_inputs`.
-
-    Raises:
-        RuntimeError: a unit was never called.
-        ValueError: the units are not listed in the order in which they run.
+        denoiser, sample_size: as in `example_inputs`; only the denoiser's structure is read.
     """
-    model = meta_copy(denoiser)
-    inputs = _in_the_graph(example_inputs(model, sample_size=sample_size))
-    tracer = _Tracer()
+
+    def in_the_graph(value: object) -> object:
+        return value.detach().float().requires_grad_() if isinstance(value, Tensor) else value
+
+    model, tracer = meta_copy(denoiser), _Tracer()
+    inputs = example_inputs(model, sample_size=sample_size)
+    for name, value in inputs.items():
+        # A timestep can carry a gradient as a fraction; numbers of classes choose rows of a table and must stay whole.
+        if name != "class_labels" or value.is_floating_point():
+            inputs[name] = pytree.tree_map(in_the_graph, value)
     with attach(model, units, tracer), torch.enable_grad():
         output = model(**inputs, return_dict=False)
     missing = [unit.name for index, unit in enumerate(units) if index not in tracer.read]
@@ -130,19 +123,6 @@ def trace_wiring(
         raise RuntimeError(f"{type(model).__name__} did not call these units: {', '.join(missing[:5])}.")
     final, reads_input = tracer.walk(pytree.tree_leaves(output))
     return Wiring(tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input)
-
-
-def _in_the_graph(inputs: dict) -> dict:
-    """Let every input leave a trace. A timestep is a whole number; as a fraction it can carry a gradient."""
-
-    def traced(value: object) -> object:
-        return value.detach().float().requires_grad_() if isinstance(value, Tensor) else value
-
-    # Numbers of classes choose rows of a table and must stay whole.
-    return {
-        k: v if k == "class_labels" and not v.is_floating_point() else pytree.tree_map(traced, v)
-        for k, v in inputs.items()
-    }
 
 
 class _Marker(torch.autograd.Function):

@@ -94,17 +94,12 @@ def channel_groups(unet: nn.Module, graph: Any) -> list[ChannelGroup]:
         at = {_level(path, len(all_widths)) for path in paths} - {None}
         if len({all_widths[level] for level in at}) != 1:
             raise ValueError(f"The channels of {names[root]} belong to levels {sorted(at)} of different width.")
-        found.append(
-            ChannelGroup(
-                group,
-                names[root],
-                min(at),
-                size,
-                heads=next((heads[m] for m in modules if m in heads), 0),
-                gated=root in gates,
-                normed=any(isinstance(m, nn.GroupNorm) for m in modules),
-            )
-        )
+        split = {
+            "heads": next((heads[m] for m in modules if m in heads), 0),
+            "gated": root in gates,
+            "normed": any(isinstance(m, nn.GroupNorm) for m in modules),
+        }
+        found.append(ChannelGroup(group, names[root], min(at), size, **split))
     return found
 
 

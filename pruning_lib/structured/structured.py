@@ -141,15 +141,8 @@ def prune_structured(
             kept[group.root] = choose(group, scores, share, norm_groups, whole_heads=heads == "whole")
     _cut(work, graph, kept)
     small = cast(_rebuild(work, after, heads), unet.dtype)
-    return ChannelPruned(
-        unet=small,
-        importance=importance,
-        heads=heads,
-        widths_before=before,
-        widths_after=after,
-        kept=kept,
-        **sizes(unet, small),
-    )
+    levels = {"widths_before": before, "widths_after": after}
+    return ChannelPruned(unet=small, importance=importance, heads=heads, kept=kept, **levels, **sizes(unet, small))
 
 
 def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
@@ -159,18 +152,17 @@ def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
     different width stay different, because a UNet has extra layers between them.
     """
     check_number("ratio", ratio, "[0, 1)")
-    before = tuple(unet.config.block_out_channels)
     after: list[int] = []
-    for level, width in enumerate(before):
-        last = before[level - 1] if level else 0
-        if width == last:
-            after.append(after[-1])
-            continue
+    last = 0
+    for level, width in enumerate(unet.config.block_out_channels):
         unit = _width_unit(unet, level)
         wanted = min(width, max(unit, unit * math.floor((1 - ratio) * width / unit + 0.5)))
-        if after and wanted == after[-1]:
-            wanted = wanted + unit if width > last or wanted == unit else wanted - unit
+        if width == last:
+            wanted = after[-1]
+        elif after and wanted == after[-1]:
+            wanted += unit if width > last or wanted == unit else -unit
         after.append(wanted)
+        last = width
     return tuple(after)
 
 
@@ -298,9 +290,8 @@ def _fit_heads(attention: Attention, heads: int, mode: str) -> None:
     width = attention.to_q.out_features // heads
     if mode == "narrow":
         old = attention.inner_dim // attention.heads
-        attention.to_q.weight.mul_((width / old) ** 0.5)
-        if attention.to_q.bias is not None:
-            attention.to_q.bias.mul_((width / old) ** 0.5)
+        for part in attention.to_q.parameters():
+            part.mul_((width / old) ** 0.5)
     attention.heads = heads
     attention.inner_dim = attention.to_q.out_features
 

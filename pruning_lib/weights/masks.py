@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..checks import check_whole, path_levels
-from ..macs import text_table
+from ..checks import check_whole, path_levels, text_table
 
 # Parameter -> the handle that prunes it.  Weak on both sides: it keeps neither model nor handle alive, and a copy, a
 # saved file or a state dict carries nothing of it.

@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
-from zoo.tokenizer import train_tokenizer
 
 from pruning_lib.records import passport, save_record
+from zoo.parts import train_tokenizer
 
 
 @pytest.fixture(scope="session")

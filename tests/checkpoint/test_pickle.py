@@ -90,13 +90,23 @@ def test_no_way_around_the_names(text, name):
         read_pickle(io.BytesIO(text))
 
 
-NONSENSE = b" |\x80\x02|\x80\x02}|\x82\x01.|N\x96" + b"\xff" * 8 + b"|0.|K\x01K\x02R.|K\x01Q.|\x97."
-
-
-@pytest.mark.parametrize("text", NONSENSE.split(b"|"))
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\x80\x02",
+        b"\x80\x02}",
+        b"\x82\x01.",
+        b"N\x96" + b"\xff" * 8,
+        b"0.",
+        b"K\x01K\x02R.",
+        b"K\x01Q.",
+        b"\x97.",
+    ],
+)
 def test_nonsense_is_refused_in_words(text):
     with pytest.raises(CheckpointError):
-        read_pickle(io.BytesIO(text.strip(b" ")))
+        read_pickle(io.BytesIO(text))
 
 
 def test_a_slot_number_of_four_billion_takes_no_memory():

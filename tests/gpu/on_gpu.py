@@ -12,8 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["PROMPTS", "STEPS", "draw", "macs_of_run", "relative", "same", "some", "state", "waits"]
-
 STEPS = 5
 PROMPTS = ["lion", "pizza", "red heart"]
 
@@ -83,15 +81,11 @@ def waits(pipe, refuse_above: int | None = None) -> Iterator[dict]:
     Yields:
         "calls": waits inside each call of the denoiser, skipped ones included; after the block "all", in all of it.
     """
-    found, reads, inside = {"calls": []}, [], False
-    on_cuda = pipe.unet.device.type == "cuda"
-
-    def mode(name: str) -> None:
-        if on_cuda:
-            torch.cuda.set_sync_debug_mode(name)
+    found, reads, inside = {"calls": []}, 0, False
+    mode = torch.cuda.set_sync_debug_mode if pipe.unet.device.type == "cuda" else lambda name: None
 
     def so_far() -> int:
-        return len(reads) + sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
+        return reads + sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
 
     def before(*_) -> None:
         nonlocal inside
@@ -106,19 +100,19 @@ def waits(pipe, refuse_above: int | None = None) -> Iterator[dict]:
         found["calls"][-1] += so_far()
 
     def note() -> None:
-        if not on_cuda:
-            reads.append(1)
+        nonlocal reads
+        if pipe.unet.device.type != "cuda":
+            reads += 1
             if inside and found["calls"][-1] + so_far() > refuse_above:
                 raise RuntimeError("A read of a number in a call of the denoiser.")
 
     # Hooks of PyTorch lie outside those of diffusers, which replace `forward`.
     hooks = [pipe.unet.register_forward_pre_hook(before), pipe.unet.register_forward_hook(after, always_call=True)]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, _Reads(note):
         warnings.simplefilter("always")
         try:
             mode("warn")
-            with _Reads(note):
-                yield found
+            yield found
         finally:
             mode("default")
             for hook in hooks:

@@ -41,10 +41,9 @@ def test_the_picture_is_that_of_a_cpu(kind, shared, reference, device, monkeypat
 
 
 def test_every_part_goes_to_the_device(device):
-    pipe = pl.load("emoji-sd", device=device)
-    weights = [w for part in (pipe.unet, pipe.vae, pipe.text_encoder) for w in part.parameters()]
-    wanted = torch.float16 if device.type == "cuda" else torch.float32
-    assert {(w.device.type, w.dtype) for w in weights} == {(device.type, wanted)}
+    pipe, wanted = pl.load("emoji-sd", device=device), torch.float16 if device.type == "cuda" else torch.float32
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        assert {(w.device.type, w.dtype) for w in part.parameters()} == {(device.type, wanted)}
 
 
 @pytest.mark.parametrize("precision", ["float32", "half"])

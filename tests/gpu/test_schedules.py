@@ -100,34 +100,20 @@ def test_only_the_first_timestep_of_an_accelerator_is_read(hold, shared, grid_fo
         float(timestep)
 
 
-@pytest.fixture(scope="module")
-def offloaded(device, grid_for):
-    """Return a pipeline with model offload, a schedule, and what it drew before: unpruned and by the schedule."""
+def test_offloaded(device, grid_for):
     pytest.importorskip("accelerate")
     pipe, schedule = pl.load("emoji-sd", device=device, dtype=torch.float32), some(grid_for(STEPS))
     plain = draw(pipe)
     with schedule.applied(pipe):
         pruned = draw(pipe)
     pipe.enable_model_cpu_offload(device=device)  # on a CPU weights have nowhere to go, but the hooks are the same
-    return pipe, schedule, plain, pruned
-
-
-def test_offloaded(offloaded):
-    pipe, schedule, plain, pruned = offloaded
     assert torch.equal(draw(pipe), plain), "offloading alone changes nothing"
     assert next(pipe.unet.parameters()).device.type == "cpu"
     assert grid_of(pipe, STEPS) == schedule.grid
     with schedule.grid.full().applied(pipe):
         assert torch.equal(draw(pipe), plain)
     with schedule.applied(pipe):
-        assert torch.equal(draw(pipe), pruned)
-    assert torch.equal(draw(pipe), plain)
-
-
-def test_offloaded_pipelines_draw_again(offloaded):
-    pipe, schedule, plain, pruned = offloaded
-    with schedule.applied(pipe):
-        assert torch.equal(draw(pipe), pruned) and torch.equal(draw(pipe), pruned)
+        assert torch.equal(draw(pipe), pruned) and torch.equal(draw(pipe), pruned), "again and again"
     assert torch.equal(draw(pipe), plain)
 
 
@@ -143,21 +129,18 @@ def test_compiled(graphs, device):
     counters.clear()
     pipe = pl.load("emoji-sd", device=device, dtype=torch.float32)
     torch.manual_seed(0)
-    pipe.unet = (
-        UNet2DConditionModel(  # of few kinds of layers: compiling takes long
-            sample_size=16,
-            block_out_channels=(32,),
-            layers_per_block=1,
-            cross_attention_dim=128,
-            attention_head_dim=8,
-            norm_num_groups=8,
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",),
-            mid_block_type=None,
-        )
-        .eval()
-        .to(device)
+    pipe.unet = UNet2DConditionModel(  # of few kinds of layers: compiling takes long
+        sample_size=16,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        mid_block_type=None,
     )
+    pipe.unet.eval().to(device)
     grid = grid_of(pipe, STEPS)
     schedule, wanted = some(grid), draw(pipe)
     with schedule.applied(pipe):

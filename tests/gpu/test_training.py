@@ -63,26 +63,13 @@ def test_fine_tuning_with_a_teacher(device, tmp_path):
     start = pl.remove_operators(pipe, ["mid_block.resnets.0", "down_blocks.1.attentions.1"])
     cut, taught = state(start.unet), state(teacher.unet)
 
+    how = {"batch": 2, "lr": 1e-5, "ema": 0, "warmup": 1, "decay": 0, "checkpointing": True, "bf16": True}
+    how |= {"teacher": teacher, "distill_output": 1, "distill_features": 1, "log_every": 1}
+
     def tune(steps: int, name: str) -> list[dict]:
         start.unet.load_state_dict(cut)
-        return pl.finetune(
-            start,
-            pb.training_images()[:4],
-            pb.captions()[:4],
-            steps=steps,
-            batch=2,
-            teacher=teacher,
-            distill_output=1,
-            distill_features=1,
-            lr=1e-5,
-            ema=0,
-            warmup=1,
-            decay=0,
-            log_every=1,
-            checkpointing=True,
-            bf16=True,
-            folder=tmp_path / name,
-        ).lines
+        known = pb.training_images()[:4], pb.captions()[:4]
+        return pl.finetune(start, *known, steps=steps, folder=tmp_path / name, **how).lines
 
     for line in tune(2, "whole"):
         assert all(0 < line[name] < float("inf") for name in ("denoising_loss", "output_loss", "features_loss"))

@@ -69,6 +69,18 @@ def test_agreement_has_an_interval_and_overlap_counts() -> None:
     assert [rankings.overlap(a, b, 10) for b in (a, {p: -v for p, v in a.items()}, {**a, "op0": 100.0})] == [1, 0, 0.9]
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: spearman([1.0], [1.0]), "Expected two rows"),
+        (lambda: spearman([1.0, 2], [1.0, 2, 3]), "Expected two rows"),
+        (lambda: spearman([1.0, np.nan], [1.0, 2]), "Expected two rows"),
+        (lambda: spearman([1.0, 1], [1.0, 2]), "no order"),
+        (lambda: rank_agreement({"a": 1.0, "b": 2.0}, {"a": 1.0, "c": 2.0}), "2 are in one only, such as 'b'"),
+        (lambda: rank_agreement({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}), "at least 3 operators"),
+        (lambda: rankings.overlap({"a": 1.0}, {"a": 1.0}, 0), "count=0"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(call, says) -> None:
     with pytest.raises(ValueError, match=says):
         call()
@@ -148,9 +160,7 @@ def test_greedy_takes_what_is_best_with_those_gone(pipe, scores: Scores, tmp_pat
     assert greedy_plan(pipe, scores, 3, folder=tmp_path, progress=False) == found
 
 
-def test_greedy_in_larger_steps_from_a_start_and_by_what_is_saved(pipe, scores: Scores) -> None:
-    two = greedy_plan(pipe, scores, 4, per_round=2, progress=False)
-    assert [len(r.taken) for r in two.rounds] == [2, 2] and len(two.plan) == 4
+def test_greedy_from_a_start_and_by_what_is_saved(pipe, scores: Scores) -> None:
     begun = greedy_plan(pipe, scores, 3, start=[PATHS[0]], pool=3, progress=False)
     assert begun.plan.paths[0] == PATHS[0] and PATHS[1] not in begun.plan.paths and len(begun.plan) == 3
     assert [r.candidates for r in begun.rounds] == [3, 2]
@@ -167,9 +177,8 @@ def test_greedy_in_larger_steps_from_a_start_and_by_what_is_saved(pipe, scores: 
     ("attempt", "kind", "says"),
     [
         (lambda *given: greedy_plan(*given, 0), ValueError, "count=0"),
-        (lambda *given: greedy_plan(*given, 2, per_round=0), ValueError, "per_round=0"),
         (lambda *given: greedy_plan(*given, 2, pool=-1), ValueError, "pool=-1"),
-        (lambda *given: greedy_plan(*given, 6, per_round=5, progress=False), ValueError, "only 5 operators fit beside"),
+        (lambda *given: greedy_plan(*given, 6, progress=False), ValueError, "only 5 operators fit beside"),
         (lambda *given: score_together(*given, [PATHS[:2]]), ValueError, "lies inside another"),
         (lambda *given: score_together(*given, [["conv_in"]]), KeyError, "No operator"),
     ],

@@ -34,7 +34,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
     return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("how", ["by hand", "at the end of a block", "after an error"])
+@pytest.mark.parametrize("how", ["by hand", "after an error"])
 def test_a_cut_is_taken_back_bit_for_bit(how):
     model = make()
     out, weights, config = run(model), bits(model), dict(model.config)
@@ -44,9 +44,6 @@ def test_a_cut_is_taken_back_bit_for_bit(how):
     if how == "by hand":
         handle.restore()
         handle.restore()
-    elif how == "at the end of a block":
-        with handle:
-            pass
     else:
         with pytest.raises(RuntimeError, match="stop"), handle:
             raise RuntimeError("stop")
@@ -130,31 +127,26 @@ def test_a_plan_survives_its_file_and_drops_what_lies_inside(tmp_path):
     assert Plan.from_dict(json.loads(json.dumps(old))) == plan, "as written before files said their format"
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("{", "plan.json is not valid JSON"),
-        ("[]", "plan.json holds no plan, but list"),
-        ('{"version": 1}', "plan.json is a damaged plan"),
-        ('{"version": 2}', "plan.json is a plan of version 2"),
-    ],
-)
-def test_bad_plans_are_named(tmp_path, text, says):
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match=says):
+def test_a_damaged_plan_is_named(tmp_path):
+    (tmp_path / "plan.json").write_text('{"version": 1}')
+    with pytest.raises(ValueError, match="plan.json is a damaged plan"):
         Plan.load(tmp_path / "plan.json")
 
 
-def test_bad_changes_change_nothing():
+@pytest.mark.parametrize(
+    ("attempt", "kind", "says"),
+    [
+        (lambda m: change_operators(m, ["mid_block.resnets.9"]), KeyError, "mean 'mid_block.resnets.1' or 'mid_block"),
+        (lambda m: change_operators(m, {"mid_block.resnets.0": "zero"}), ValueError, "does not allow 'zero'"),
+        (lambda m: remove_operators(m, CUT), TypeError, "pass the pipeline"),
+    ],
+)
+def test_bad_changes_change_nothing(attempt, kind, says):
     model = make()
-    out = run(model)
-    with pytest.raises(KeyError, match="Did you mean 'mid_block.resnets.1' or 'mid_block.resnets.0'"):
-        change_operators(model, ["mid_block.resnets.9"])
-    with pytest.raises(ValueError, match="does not allow 'zero'"):
-        change_operators(model, {"mid_block.resnets.0": "zero"})
-    assert torch.equal(run(model), out) and CONFIG_KEY not in model.config
-    with pytest.raises(TypeError, match="pass the pipeline"):
-        remove_operators(model, CUT)
+    before = bits(model)
+    with pytest.raises(kind, match=says):
+        attempt(model)
+    assert bits(model) == before and CONFIG_KEY not in model.config
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):

@@ -35,14 +35,11 @@ def test_a_sound_site_passes(book: Path) -> None:
     assert faults(book, book / "site") == []
 
 
-def test_a_missing_page(book: Path) -> None:
+def test_a_missing_page_and_an_execution_report(book: Path) -> None:
     (book / "site/sub/two.html").unlink()
     assert "sub/two" in faults(book, book / "site")[0]
-
-
-def test_an_execution_report(book: Path) -> None:
     (book / "site/reports").mkdir()
-    assert "execution failed" in faults(book, book / "site")[0]
+    assert any("execution failed" in fault for fault in faults(book, book / "site"))
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,10 @@ def test_everything_runs_in_order_in_a_folder_with_a_space(checkout: Checkout) -
         "-m ruff check",
         "pair.py --check",
         "pip install",
-        "-m pytest -m not book",
+        " -m not book",
         "build_book.py",
         "find_chromium.py --install",
-        "-m pytest -m book",
+        " -m book",
     )
     asked = checkout.asked()
     assert len(asked) == len(wanted)
@@ -96,8 +96,9 @@ def test_torchvision_is_fetched_once_and_after_the_set_up(checkout: Checkout) ->
     assert "setup_env.py" in checkout.log.read_text().splitlines()[0]
 
 
-def test_a_missing_python_is_named(checkout: Checkout) -> None:
-    result = checkout.make("book", "PYTHON=/no/such/python")
+@pytest.mark.parametrize("target", ["book", "gpu", "gpu-wheels"])
+def test_a_missing_python_is_named(checkout: Checkout, target: str) -> None:
+    result = checkout.make(target, "WHEELS=wheels", "PYTHON=/no/such/python")
     assert result.returncode != 0
     assert "no Python at '/no/such/python'" in result.stderr and "PYTHON=" in result.stderr
     assert not checkout.log.exists()
@@ -126,12 +127,6 @@ def test_gpu_wheels_asks_for_a_folder_and_passes_the_version(checkout: Checkout)
     assert not checkout.log.exists()
     assert checkout.make("gpu-wheels", "WHEELS=my wheels", "PYTHON_VERSION=3.12").returncode == 0
     assert checkout.asked()[-1].startswith("scripts/gpu.py collect my wheels --python 3.12 ")
-
-
-@pytest.mark.parametrize("target", ["gpu", "gpu-wheels"])
-def test_a_missing_python_is_named_for_the_gpu_too(checkout: Checkout, target: str) -> None:
-    result = checkout.make(target, "WHEELS=wheels", "PYTHON=/no/such/python")
-    assert result.returncode != 0 and "no Python at '/no/such/python'" in result.stderr
 
 
 def test_distclean_leaves_a_torchvision_of_yours(checkout: Checkout) -> None:

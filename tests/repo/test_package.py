@@ -1,4 +1,4 @@
-"""The two packages: every public name is found, importing is cheap, and the wheel holds both and their data."""
+"""The two packages: every public name is found, importing is cheap, the wheel holds both; and how a chapter starts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from pruning_book import start  # before its module, which has the same name, is imported
 
 LEFT_OUT = {"__pycache__"}
 LIMIT_MIB = 40
@@ -55,3 +58,28 @@ def test_wheel_is_complete(tmp_path: Path, root: Path) -> None:
     assert {"pruning_book/records/emoji_sd_gate.json", "pruning_book/models/emoji-sd/model_index.json"} <= files
     assert {name for name in names if ".dist-info/" not in name} == {f for f in files if (source / f).is_file()}
     assert wheel.stat().st_size < LIMIT_MIB * 2**20
+
+
+def test_start_prints_what_it_returns(capsys) -> None:
+    session = start("replay")
+    printed = capsys.readouterr().out
+    assert printed == f"{session}\n"
+    assert session.device in ("cpu", "cuda") and not session.live
+    assert session.versions["torch"] != "not installed"
+
+
+def test_the_environment_decides_the_mode(monkeypatch) -> None:
+    monkeypatch.setenv("PRUNING_LIB_MODE", "live")
+    assert start().live
+    assert not start("replay").live
+
+
+def test_an_unknown_mode_says_what_is_allowed(monkeypatch) -> None:
+    monkeypatch.setenv("PRUNING_LIB_MODE", "fast")
+    with pytest.raises(ValueError, match=r"'fast'.*'replay' or 'live'.*PRUNING_LIB_MODE"):
+        start()
+
+
+def test_missing_packages_are_named() -> None:
+    session = start("replay")
+    assert "x not installed" in str(replace(session, versions={"x": "not installed"}))

@@ -15,7 +15,7 @@ import system_packages
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch) -> Path:
     """A folder with the pins and no environment, in place of the repository."""
     for name in (*setup_env.PINS, "pyproject.toml"):
         (tmp_path / name).write_text(f"# {name}\n")
@@ -28,7 +28,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def commands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def commands(checkout: Path, monkeypatch) -> list[str]:
     """The commands that would have run; making the environment makes its Python."""
     ran: list[str] = []
 
@@ -54,7 +54,7 @@ def test_torch_comes_first_and_clean_fid_without_its_dependencies(commands: list
     ]
 
 
-def test_the_index_of_torch_is_for_torch_only(commands: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_of_torch_is_for_torch_only(commands: list[str], monkeypatch) -> None:
     monkeypatch.setenv("TORCH_INDEX", "file:///wheels")
     monkeypatch.setenv("PIP_ARGS", "--no-cache-dir")
     setup_env.main()
@@ -76,39 +76,28 @@ def test_the_second_run_does_nothing_and_a_change_does_what_it_must(commands: li
     assert "venv" in commands
 
 
-def test_a_failed_install_is_not_taken_for_done(
-    commands: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(subprocess.CalledProcessError(1, "pip"), 1, "Run make again"), (KeyboardInterrupt(), 130, "run make again")],
+)
+def test_an_install_that_ends_early_is_not_taken_for_done(
+    commands: list[str], monkeypatch, capsys, error: BaseException, status: int, said: str
 ) -> None:
     def fail(*command: object) -> None:
-        raise subprocess.CalledProcessError(1, "pip")
+        raise error
 
     monkeypatch.setattr(setup_env, "run", fail)
-    assert setup_env.main() == 1
-    assert "Run make again" in capsys.readouterr().err
+    assert setup_env.main() == status and said in capsys.readouterr().err
     assert not setup_env.STAMP.exists()
 
 
-def test_ctrl_c_is_no_traceback(
-    commands: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*command: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(setup_env, "run", interrupt)
-    assert setup_env.main() == 130
-    assert "run make again" in capsys.readouterr().err
-    assert not setup_env.STAMP.exists()
-
-
-def test_making_the_lock_without_uv_names_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_making_the_lock_without_uv_names_it(monkeypatch, capsys) -> None:
     monkeypatch.setattr(lock.shutil, "which", lambda name: None)
     assert lock.main() == 1
     assert "pip install uv" in capsys.readouterr().err
 
 
-def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_python_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr(setup_env, "MINIMUM", (99, 0))
     assert setup_env.main() == 1
     error = capsys.readouterr().err
@@ -121,7 +110,7 @@ def test_another_reason_for_no_environment_is_shown(checkout: Path) -> None:
         setup_env.create_venv()
 
 
-def test_a_missing_venv_module_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_venv_module_is_named(checkout: Path, monkeypatch) -> None:
     monkeypatch.setattr(setup_env.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(setup_env.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
     asked: list[list[str]] = []
@@ -131,21 +120,13 @@ def test_a_missing_venv_module_is_named(checkout: Path, monkeypatch: pytest.Monk
     assert asked == [[f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"]]
 
 
-def test_without_apt_or_rights_the_packages_are_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_apt_or_rights_the_packages_are_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr(system_packages.shutil, "which", lambda name: None)
     assert system_packages.apt_install(["chromium"], why="for the site tests") is False
     assert "apt-get install chromium" in capsys.readouterr().err
 
 
-def test_a_chromium_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNING_LIB_CHROMIUM", "/no/such/chrome")
-    with pytest.raises(SystemExit, match="/no/such/chrome"):
-        find_chromium.find()
-
-
-def test_ubuntus_snap_stub_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ubuntus_snap_stub_is_passed_over(tmp_path: Path, monkeypatch) -> None:
     stub, real = tmp_path / "chromium-browser", tmp_path / "google-chrome"
     stub.write_text("#!/bin/sh\nexec /snap/bin/chromium\n")
     real.write_text("\x7fELF")
@@ -156,7 +137,10 @@ def test_ubuntus_snap_stub_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_chromium.find() == str(real)
 
 
-def test_no_browser_at_all_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_browser_that_is_not_there_says_what_to_do(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PRUNING_LIB_CHROMIUM", "/no/such/chrome")
+    with pytest.raises(SystemExit, match="/no/such/chrome"):
+        find_chromium.find()
     monkeypatch.setattr(find_chromium, "find", lambda: None)
     monkeypatch.setattr(find_chromium.sys, "argv", ["find_chromium.py"])
     assert find_chromium.main() == 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from comparison_samples import BUDGETS, interval, made_up
+from explorer_samples import grid
 from matplotlib.figure import Figure
-from painter_samples import grid
 from PIL import Image
 
 import pruning_lib as pl
@@ -159,7 +159,7 @@ FIGURES = {
     ),
     "recovery": (lambda: training.recovery([RUN], "ssim", ylabel="SSIM"), "steps: pruned from 0.50 to 0.80."),
     "starts": (lambda: training.starts(STARTS, "ssim", xlabel="SSIM"), "best whole 0.90, worst held 0.40"),
-    "sorted_scores": (lambda: operator.sorted_scores(SCORES, floor=0.1), "to 8 (up_blocks.0.x)"),
+    "sorted_scores": (lambda: operator.sorted_scores(SCORES), "to 8 (up_blocks.0.x)"),
     "scores_by_kind": (lambda: operator.scores_by_kind(SCORES, list(KINDS)), "convolution 4, upsampler 8."),
     "scores_in_order": (lambda: operator.scores_in_order(SCORES), "up 0 with 8"),
     "score_against": (
@@ -181,12 +181,12 @@ FIGURES = {
     "removal_curves": (
         lambda: removal.removal_curves(
             *(CUTS, "ssim", {"score": "score", "chance": "by chance"}),
-            **{"budget": "count", "ylabel": "SSIM", "reference": 1.0, "mark": point("bk-sdm", 6, 0.4)},
+            **{"budget": "count", "ylabel": "SSIM", "mark": point("bk-sdm", 6, 0.4)},
         ),
         "score 0.95 to 0.80; by chance 0.65 to 0.50; BK-SDM 0.40 at 6",
     ),
     "before_after": (
-        lambda: removal.before_after([("a", [0.5], [0.8, 0.84]), ("b\n2", [0.1, 0.3], [0.4])], xlabel="S", reference=1),
+        lambda: removal.before_after([("a", [0.5], [0.8, 0.84]), ("b\n2", [0.1, 0.3], [0.4])], xlabel="S"),
         "a 0.50 to 0.82; b 2 0.20 to 0.40",
     ),
     "removal training": (

@@ -184,13 +184,6 @@ def test_the_nearest_row_is_named():
     assert "nearest is faster: 4.0 times fewer parameters, 3.0 times" in verdicts.four_times_smaller(data)[1]
 
 
-def test_the_lost_comparison_is_named():
-    data = made_up()
-    data["cells"][0]["ours_minus"]["frechet_real"] = interval(0.2)
-    (lost,) = verdicts.beaten(Cells(data), 4, ["ddim", "uniform"])
-    assert (lost.row, lost.budget, lost.metric) == ("ddim", 0.5, "frechet_real")
-
-
 def test_what_the_page_reads_from_its_records():
     rows = sizes(1.0, 0.5, 0.1)
     assert verdicts.sparsity_for(2, rows) == pytest.approx(0.2)

@@ -13,18 +13,36 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import find_chromium
-from pruning_book.widgets.base import TwinWidget
+from pruning_book.widgets.base import TwinWidget, module_source
 from visits import SUB_PATH, Visitor
 
-FLAGS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
+FLAGS = (
+    "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --disable-dev-shm-usage"
+).split()
+# The kernel's part, played by a script: it writes down what it was asked, and answers when it is told to.
+KERNEL = """async ([source, data, reply]) => {
+  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const values = { data: {}, request: {}, response: {} }, listeners = {};
+  const answers = [];
+  window.asked = [];
+  window.answer = (other) => answers.shift()(other);
+  const model = {
+    get: (name) => values[name],
+    set: (name, value) => { values[name] = value; },
+    on: (event, call) => { (listeners[event] ??= []).push(call); },
+    off: (event, call) => { listeners[event] = listeners[event].filter((other) => other !== call); },
+    save_changes: () => {
+      const { view, number, state, want } = values.request;
+      const give = (name, value) => { values[name] = value; listeners[`change:${name}`].forEach((call) => call()); };
+      if (want === "data") return setTimeout(() => give("data", data));
+      window.asked.push(state);
+      answers.push((other) => give("response", { view, number, ...(other ?? reply) }));
+    },
+  };
+  window.leave = module.default.render({ model, el: document.body });
+  window.listening = () => Object.values(listeners).flat().length;
+}"""
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
@@ -86,3 +104,21 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert errors == []
+
+
+@pytest.fixture
+def live(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Run a widget with a kernel that gives one answer; the first one is given at once."""
+    pages = []
+
+    def run(widget: TwinWidget, reply: dict) -> Page:
+        page = browser.new_page()
+        pages.append(page)
+        page.evaluate(KERNEL, [module_source(widget.module), widget.data(), reply])
+        page.get_by_text("computing").wait_for()
+        page.evaluate("window.answer()")
+        return page
+
+    yield run
+    for page in pages:
+        page.close()

@@ -1,59 +1,15 @@
-"""The explorers alone in a page on the disk, no site around them: what is drawn, said, linked, printed and computed."""
+"""The sweep explorer and the block explorer alone in a page on the disk: what is drawn, said, linked and computed."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-from PIL import Image
-from playwright.sync_api import Browser, Page
+from explorer_samples import COLOURS, EVIL, PANEL, UNET, blocks, flat, sweep, weighed
 
 from pruning_book.widgets.axes import Axis, Metric
-from pruning_book.widgets.base import module_source
-from pruning_book.widgets.blocks import BlockExplorer, BlockModel
 from pruning_book.widgets.sheet import data_url
-from pruning_book.widgets.sweep import SweepExplorer
-from visits import AXE, PHONE
+from visits import PIXEL
 
 pytestmark = pytest.mark.browser
-
-COLOURS = [[40 * i, 250 - 40 * i, 100] for i in range(6)]
-# Values whose last digit shows how halves are rounded.
-SCORES = [1.005, 0.125, None, 1234.5, -0.001, 3]
-DOWN, UP = ["down_blocks.0", "down_blocks.1"], ["up_blocks.0", "up_blocks.1"]
-UNET = ["time_embedding", "conv_in", *DOWN, "mid_block", *UP, "conv_out"]
-PIXEL = "(c) => [...c.getContext('2d').getImageData(3, 3, 1, 1).data].slice(0, 3)"
-
-
-def sweep(**changes) -> SweepExplorer:
-    axes = [Axis("prompt", ["lion", "</script><b>"], label="Prompt"), Axis("steps", [2, 4, 8], label="Steps")]
-    images = [Image.new("RGB", (8, 6), tuple(colour)) for colour in COLOURS]
-    metrics = [
-        Metric("ms", [10, 20, 40, 11, 21, 41], unit="ms", low=[9] * 6, high=[50] * 6, interval="p10 to p90", n=5),
-        Metric("score", SCORES, digits=2),
-    ]
-    return SweepExplorer("steps", axes, images, metrics, title="Fewer steps?", baseline={"steps": 8}, **changes)
-
-
-# What the steps remove of three bars, and where the cut lies.
-PANEL = {
-    "edges": [-1, -0.3, 0.3, 1],
-    "counts": [10, 1000, 20],
-    "axes": ["steps"],
-    "removed": [[0, 0, 0], [0, 500, 0], [1, 1000, 2]],
-    "cuts": [None, [0.2, 0.2], [0.25, 0.5]],
-}
-
-
-def weighed() -> SweepExplorer:
-    return sweep(histogram=PANEL)
-
-
-def blocks() -> BlockExplorer:
-    small = BlockModel("small", UNET, {"params": [1e6] * 7 + [3e6], "latency_ms": [1] * 6 + [6, 2]})
-    chain = [f"transformer_blocks.{i}" for i in range(28)]
-    return BlockExplorer("blocks", [small, BlockModel("chain", chain, {"params": [5e6] * 28})], title="Where?")
 
 
 def test_the_picture_follows_the_slider_and_the_slider_speaks(opened) -> None:
@@ -68,12 +24,12 @@ def test_the_picture_follows_the_slider_and_the_slider_speaks(opened) -> None:
     page.get_by_role("radio").first.focus()
     page.keyboard.press("ArrowRight")
     assert now.evaluate(PIXEL) == pytest.approx(COLOURS[3], abs=3)
-    assert page.get_by_role("status").last.text_content().startswith("</script><b>, steps 2: ms 11.00")
+    assert page.get_by_role("status").last.text_content().startswith(f"{EVIL}, steps 2: ms 11.00")
     assert page.evaluate("location.hash") == "#steps:prompt=%3C%2Fscript%3E%3Cb%3E&steps=2"
 
 
 def test_the_moving_table_shows_the_digits_of_the_static_one(opened) -> None:
-    page = opened(sweep(start={"prompt": "</script><b>"}))
+    page = opened(sweep(start={"prompt": EVIL}))
     static = page.locator(".pl-static tbody tr").evaluate_all("rows => rows.map((r) => r.lastChild.textContent)")
     page.locator("summary").click()
     moving = page.locator("details tbody tr").evaluate_all("rows => rows.map((r) => r.lastChild.textContent)")
@@ -99,12 +55,12 @@ def test_a_chart_point_can_be_chosen(opened) -> None:
 def test_a_place_that_all_prompts_share_is_drawn_once(opened) -> None:
     """A mean over pictures is the same for each prompt; below the path there is no other stop."""
     axes = [Axis("prompt", ["a", "b", "c"]), Axis("method", ["x", "y"]), Axis("steps", [2, 4])]
-    images = [Image.new("RGB", (8, 6))] * 12
+    images = flat(*[(0, 0, 0)] * 12)
     metrics = [Metric("ms", [10, 20, 30, 20] * 3, unit="ms"), Metric("ssim", [0.5, 0.75, 0.6, 0.8] * 3, digits=2)]
-    page = opened(SweepExplorer("shared", axes, images, metrics, title="Shared"))
+    page = opened(sweep(axes=axes, images=images, metrics=metrics, baseline=None))
     assert page.locator(".chart > svg circle.dot").count() == page.locator(".chart > svg circle.other").count() == 2
     alone = [Metric("ms", [10, 20] * 6, unit="ms"), Metric("ssim", [0.5, 0.75] * 6, digits=2)]
-    page = opened(SweepExplorer("shared", axes, images, alone, title="Shared"))
+    page = opened(sweep(axes=axes, images=images, metrics=alone, baseline=None))
     assert page.locator("circle.other").count() == 0 and "other stops" not in page.locator(".legend").text_content()
 
 
@@ -156,82 +112,10 @@ def test_a_block_stands_where_the_data_flow(opened) -> None:
     assert len(set(at.values())) == len(UNET)
 
 
-@pytest.mark.parametrize("make", [sweep, weighed, blocks])
-def test_without_javascript_and_in_print_the_static_side_stands(opened, make) -> None:
-    page = opened(make(), java_script_enabled=False)
-    assert page.locator(".pl-static table").is_visible()
-    page = opened(make())
-    assert not page.locator(".pl-static table").is_visible() and page.locator(".app").is_visible()
-    page.emulate_media(media="print")
-    assert page.locator(".pl-static table").is_visible() and not page.locator(".app").is_visible()
-
-
-@pytest.mark.parametrize("make", [sweep, weighed, blocks])
-def test_they_fit_a_phone_and_pass_axe(opened, make) -> None:
-    page = opened(make(), viewport=PHONE)
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for theme in ("light", "dark"):
-        page.evaluate(
-            "([theme, ground, ink]) => { document.documentElement.dataset.theme = theme;"
-            "document.body.style.background = ground; const root = document.documentElement.style;"
-            "root.setProperty('--pst-color-background', ground); root.setProperty('--pst-color-text-base', ink); }",
-            [theme, *{"light": ["#ffffff", "#323232"], "dark": ["#14181e", "#ced6dd"]}[theme]],
-        )
-        found = page.evaluate("axe.run('.pl-twin', {resultTypes: ['violations']})")["violations"]
-        assert [f"{theme}: {v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
-
-
-def test_a_failed_start_leaves_the_static_side(browser: Browser, tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    head, data = sweep().to_page().split('<script type="application/json">', 1)
-    data, tail = data.split("</script>", 1)
-    values = json.loads(data) | {"axes": None}
-    file.write_text(f'{head}<script type="application/json">{json.dumps(values)}</script>{tail}', encoding="utf-8")
-    page = browser.new_page()
-    page.goto(file.as_uri())
-    assert page.locator(".pl-static table").is_visible() and page.get_by_role("slider").count() == 0
-    page.close()
-
-
-# The kernel's part, played by a script: it writes down what it was asked, and answers when it is told to.
-KERNEL = """async ([source, data, image, error]) => {
-  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-  const values = { data: {}, request: {}, response: {} }, listeners = {};
-  const answers = [];
-  window.asked = [];
-  window.answer = () => answers.shift()();
-  const model = {
-    get: (name) => values[name],
-    set: (name, value) => { values[name] = value; },
-    on: (event, call) => { (listeners[event] ??= []).push(call); },
-    off: (event, call) => { listeners[event] = listeners[event].filter((other) => other !== call); },
-    save_changes: () => {
-      const { view, number, state, want } = values.request;
-      const give = (name, value) => { values[name] = value; listeners[`change:${name}`].forEach((call) => call()); };
-      if (want === "data") return setTimeout(() => give("data", data));
-      window.asked.push(state.steps);
-      answers.push(() => give("response", error
-        ? { view, number, error }
-        : { view, number, image, metrics: { ms: state.steps * 100 }, histogram: { removed: [0, 77, 0], cut: null } }));
-    },
-  };
-  window.leave = module.default.render({ model, el: document.body });
-  window.listening = () => Object.values(listeners).flat().length;
-}"""
-
-
-def run_live(browser: Browser, image: str = "", error: str = "") -> Page:
-    page = browser.new_page()
-    page.evaluate(KERNEL, [module_source("sweep_explorer"), weighed().data(), image, error])
-    page.get_by_text("computing").wait_for()
-    page.evaluate("window.answer()")
-    return page
-
-
-def test_with_a_kernel_the_stop_is_computed_and_shown_beside_the_record(browser: Browser) -> None:
-    drawn = data_url(Image.new("RGB", (8, 6), (1, 2, 3)))
-    page = run_live(browser, image=drawn)
+def test_with_a_kernel_the_stop_is_computed_and_shown_beside_the_record(live) -> None:
+    histogram = {"removed": [0, 77, 0], "cut": None}
+    reply = {"image": data_url(flat((1, 2, 3))[0]), "metrics": {"ms": 400}, "histogram": histogram}
+    page = live(weighed(), reply)
     page.get_by_text("live: computed just now").wait_for()
     assert page.locator("tbody tr").first.locator("td").last.text_content() == "400.00\u00a0msrecorded: 20.00"
     assert page.locator("canvas").last.evaluate(PIXEL) == [1, 2, 3]
@@ -240,28 +124,13 @@ def test_with_a_kernel_the_stop_is_computed_and_shown_beside_the_record(browser:
     slider = page.get_by_role("slider")
     for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
         slider.press(key)
-    assert page.evaluate("window.asked") == [4, 8]
+    asked = "window.asked.map((state) => state.steps)"
+    assert page.evaluate(asked) == [4, 8]
     page.evaluate("window.answer()")
     # While the kernel worked, only the newest wish was kept, and the answer to the old one is not shown.
-    assert page.evaluate("window.asked") == [4, 8, 2] and page.locator(".badge").text_content() == "computing\u2026"
-    page.evaluate("window.answer()")
+    assert page.evaluate(asked) == [4, 8, 2] and page.locator(".badge").text_content() == "computing\u2026"
+    page.evaluate("window.answer({ metrics: { ms: 200 } })")
     page.get_by_text("200.00\u00a0ms").first.wait_for()
     assert page.evaluate("location.hash") == ""
     page.evaluate("window.leave()")
     assert page.evaluate("window.listening()") == 0
-    page.close()
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ({"error": "RuntimeError: no memory"}, "RuntimeError: no memory"),
-        ({"image": "data:image/png;base64,eA=="}, "Its picture could not be read."),
-    ],
-)
-def test_a_failed_run_says_so_and_shows_the_record(browser: Browser, answer: dict, words: str) -> None:
-    page = run_live(browser, **answer)
-    page.get_by_text(f"The live run failed, so this is the recorded stop. {words}").wait_for()
-    assert page.locator(".badge").text_content() == "recorded"
-    assert page.locator("tbody tr").first.locator("td").last.text_content() == "20.00\u00a0ms9.00 to 50.00"
-    page.close()

@@ -1,19 +1,16 @@
-"""The operator explorer alone in a page on the disk: keyboard, mouse, links, words, a kernel, print and phones."""
+"""The operator explorer alone in a page on the disk: keyboard, mouse, links, words and a kernel."""
 
 from __future__ import annotations
 
 import pytest
-from operator_samples import PATHS, colour, explorer
-from PIL import Image
-from playwright.sync_api import Browser, Page
+from explorer_samples import EVIL, PATHS, flat, operator_colour, operators
+from playwright.sync_api import Page
 
-from pruning_book.widgets.base import module_source
 from pruning_book.widgets.sheet import data_url
-from visits import AXE, PHONE
+from visits import PIXEL
 
 pytestmark = pytest.mark.browser
 
-PIXEL = "(c) => [...c.getContext('2d').getImageData(3, 3, 1, 1).data].slice(0, 3)"
 STOPS = 3
 
 
@@ -24,7 +21,7 @@ def pictures(page: Page) -> list[list[int]]:
 
 def shows(page: Page, place: int, prompt: int = 0) -> bool:
     whole, now = pictures(page)
-    return whole == pytest.approx(colour(prompt, 0), abs=3) and now == pytest.approx(colour(prompt, place), abs=3)
+    return [*whole, *now] == pytest.approx([*operator_colour(prompt, 0), *operator_colour(prompt, place)], abs=3)
 
 
 def facts(page: Page) -> dict[str, list[str]]:
@@ -34,7 +31,7 @@ def facts(page: Page) -> dict[str, list[str]]:
 
 
 def test_the_slider_steps_through_the_operators_and_speaks(opened) -> None:
-    page = opened(explorer(start={"operator": "conv_in"}))
+    page = opened(operators(start={"operator": "conv_in"}))
     one = page.get_by_role("slider").first
     assert shows(page, STOPS)
     one.press("ArrowRight")
@@ -53,7 +50,7 @@ def test_the_slider_steps_through_the_operators_and_speaks(opened) -> None:
 
 
 def test_the_ratio_slider_removes_the_lowest_and_shows_only_what_was_recorded(opened) -> None:
-    page = opened(explorer())
+    page = opened(operators())
     many = page.get_by_role("slider").nth(1)
     many.press("End")
     assert shows(page, 2)
@@ -70,7 +67,7 @@ def test_the_ratio_slider_removes_the_lowest_and_shows_only_what_was_recorded(op
 
 
 def test_cells_answer_to_the_mouse_and_to_the_arrow_keys(opened) -> None:
-    page = opened(explorer(start={"operator": "conv_in"}))
+    page = opened(operators(start={"operator": "conv_in"}))
     drawing = page.get_by_role("listbox")
     page.locator("#worth-cell-9").click()
     assert page.locator("output").first.text_content() == "mid_block.resnets.0" and shows(page, STOPS + 9)
@@ -90,19 +87,19 @@ def test_cells_answer_to_the_mouse_and_to_the_arrow_keys(opened) -> None:
 
 
 def test_a_finer_view_keeps_the_place(opened) -> None:
-    page = opened(explorer(start={"operator": PATHS[3]}))
+    page = opened(operators(start={"operator": PATHS[3]}))
     shown = page.locator("output").first
     for view, path in (("single layers", PATHS[5]), ("inside", PATHS[4]), ("whole blocks", PATHS[3])):
         page.get_by_role("radio", name=view).check()
         assert shown.text_content() == path
     page.get_by_role("radio", name="MACs saved").check()
     assert page.locator("#worth-cell-13").get_attribute("aria-label").endswith("MACs saved 0.13\u00a0M")
-    page.get_by_role("radio", name="a <b> & 'c'").check()
+    page.get_by_role("radio", name=EVIL).check()
     assert shows(page, STOPS + 3, prompt=1)
 
 
 def test_links_set_it_and_say_what_was_not_recorded(opened) -> None:
-    page = opened(explorer(), f"#worth:prompt=lion&operator={PATHS[5]}")
+    page = opened(operators(), f"#worth:prompt=lion&operator={PATHS[5]}")
     assert page.locator("output").first.text_content() == PATHS[5] and page.locator("g.cell").count() > 8
     page.evaluate("location.hash = '#worth:ratio=0.2'")
     page.get_by_text("Ratio 0.2 was not recorded; showing 0.25.").wait_for()
@@ -112,7 +109,7 @@ def test_links_set_it_and_say_what_was_not_recorded(opened) -> None:
 
 
 def test_the_table_lists_all_from_the_lowest_score(opened) -> None:
-    page = opened(explorer())
+    page = opened(operators())
     page.locator("summary").click()
     names = page.locator("details tbody th").all_text_contents()
     assert names[0] == "mid_block.resnets.0" and names[-1] == "up_blocks.0.upsamplers.0" and len(names) == len(PATHS)
@@ -120,66 +117,8 @@ def test_the_table_lists_all_from_the_lowest_score(opened) -> None:
     assert page.locator("details tbody th").all_text_contents() == ["0", "1", "3"]
 
 
-def test_without_javascript_and_in_print_the_static_side_stands(opened) -> None:
-    page = opened(explorer(), java_script_enabled=False)
-    assert page.locator(".pl-static table").first.is_visible() and page.locator(".pl-static svg").is_visible()
-    page = opened(explorer())
-    page.emulate_media(media="print")
-    assert page.locator(".pl-static table").first.is_visible() and not page.locator(".app").is_visible()
-
-
-@pytest.mark.parametrize("view", ["whole blocks", "single layers"])
-def test_it_fits_a_phone_and_passes_axe(opened, view: str) -> None:
-    page = opened(explorer(), viewport=PHONE)
-    page.get_by_role("radio", name=view).check()
-    page.get_by_role("slider").nth(1).press("End")
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for theme, ground, ink in (("light", "#ffffff", "#323232"), ("dark", "#14181e", "#ced6dd")):
-        page.evaluate(
-            "([theme, ground, ink]) => { document.documentElement.dataset.theme = theme;"
-            "document.body.style.background = ground; const root = document.documentElement.style;"
-            "root.setProperty('--pst-color-background', ground); root.setProperty('--pst-color-text-base', ink); }",
-            [theme, ground, ink],
-        )
-        found = page.evaluate("axe.run('.pl-twin', {resultTypes: ['violations']})")["violations"]
-        assert [f"{theme}: {v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
-
-
-# The kernel's part, played by a script: it writes down what it was asked, and answers when it is told to.
-KERNEL = """async ([source, data, reply]) => {
-  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-  const values = { data: {}, request: {}, response: {} }, listeners = {};
-  window.asked = [];
-  const answers = [];
-  window.answer = () => answers.shift()();
-  const model = {
-    get: (name) => values[name], set: (name, value) => { values[name] = value; },
-    on: (event, call) => { (listeners[event] ??= []).push(call); }, off: () => {},
-    save_changes: () => {
-      const { view, number, state, want } = values.request;
-      const give = (name, value) => { values[name] = value; listeners[`change:${name}`].forEach((call) => call()); };
-      if (want === "data") return setTimeout(() => give("data", data));
-      window.asked.push(state);
-      answers.push(() => give("response", { view, number, ...reply }));
-    },
-  };
-  module.default.render({ model, el: document.body });
-}"""
-
-
-def run_live(browser: Browser, reply: dict) -> Page:
-    page = browser.new_page()
-    data = explorer(start={"operator": "conv_in"}).data()
-    page.evaluate(KERNEL, [module_source("operator_explorer"), data, reply])
-    page.get_by_text("computing").wait_for()
-    page.evaluate("window.answer()")
-    return page
-
-
-def test_with_a_kernel_the_picture_is_drawn_anew(browser: Browser) -> None:
-    image = data_url(Image.new("RGB", (8, 6), (1, 2, 3)))
-    page = run_live(browser, {"image": image, "ssim": 0.321})
+def test_with_a_kernel_the_picture_is_drawn_anew(live) -> None:
+    page = live(operators(start={"operator": "conv_in"}), {"image": data_url(flat((1, 2, 3))[0]), "ssim": 0.321})
     page.get_by_text("live: computed just now").wait_for()
     assert pictures(page)[1] == [1, 2, 3] and "SSIM of this picture 0.321" in page.locator(".say").text_content()
     page.get_by_role("slider").nth(1).press("End")
@@ -190,18 +129,3 @@ def test_with_a_kernel_the_picture_is_drawn_anew(browser: Browser) -> None:
     page.get_by_role("radio", name="MACs saved").check()
     assert page.evaluate("window.asked") == asked, "another filling needs no new picture"
     assert pictures(page)[1] == [1, 2, 3]
-    page.close()
-
-
-@pytest.mark.parametrize(
-    ("reply", "words"),
-    [
-        ({"error": "RuntimeError: no memory"}, "RuntimeError: no memory"),
-        ({"image": "data:image/png;base64,eA==", "ssim": 1}, "Its picture could not be read."),
-    ],
-)
-def test_a_failed_run_says_so_and_shows_the_record(browser: Browser, reply: dict, words: str) -> None:
-    page = run_live(browser, reply)
-    page.get_by_text(f"The live run failed, so this is the recorded picture. {words}").wait_for()
-    assert page.locator(".badge").text_content() == "recorded" and shows(page, STOPS)
-    page.close()

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, Route
 SUB_PATH = "/some/project/"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+PIXEL = "(c) => [...c.getContext('2d').getImageData(3, 3, 1, 1).data].slice(0, 3)"  # the colour of a canvas
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
 
 SETTLED = """async () => {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
-from tiny import latents, tiny
+from tiny import laid_out, latents, tiny
 from tiny_pipes import pipe_of
 
 from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_lib.steps.budget import check_budget, deepcache, evenly, every, threshold_scores, uniform, within_budget
 from pruning_lib.steps.gates import cell_shares, own_shares, sparsity_loss
-from pruning_lib.steps.schedule import Grid, decode_table, grid_of
+from pruning_lib.steps.schedule import Grid, decode_table
 from pruning_lib.steps.wiring import Wiring
 
 
@@ -22,10 +22,10 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def grid(pipe):
-    return grid_of(pipe, 7)
+    return laid_out(pipe, 7)
 
 
-def by_chance(grid, seed: int = 0) -> torch.Tensor:
+def scores_of(grid, seed: int = 0) -> torch.Tensor:
     return torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -36,10 +36,9 @@ def chain() -> Grid:
     return Grid(("a", "b", "c"), macs, macs, 0, 0, wiring, "layers", "Toy", "", "DDIMScheduler", 3, times)
 
 
-@pytest.mark.parametrize("keep", [0.15, 0.2, 0.3, 0.5, 0.77, 0.99])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("keep", "seed"), [(0.15, 0), (0.3, 1), (0.5, 0), (0.5, 1), (0.99, 0)])
 def test_a_budget_is_met_and_never_exceeded(grid, keep, seed):
-    scores = by_chance(grid, seed)
+    scores = scores_of(grid, seed)
     on = within_budget(scores, grid, keep)
     assert grid.macs_ratio(on) <= keep and on[0].all()
     shut = scores[1:][~on[1:]]
@@ -54,7 +53,7 @@ def test_a_budget_is_met_and_never_exceeded(grid, keep, seed):
 
 
 def test_all_of_the_macs_is_everything_and_dead_cells_are_free(grid):
-    assert threshold_scores(by_chance(grid), grid, 1) == uniform(grid, 1.0) == every(grid, 1) == grid.full()
+    assert threshold_scores(scores_of(grid), grid, 1) == uniform(grid, 1.0) == every(grid, 1) == grid.full()
     wanted = torch.zeros(grid.shape)
     wanted[3] = 1.0
     assert threshold_scores(wanted, grid, 2 / 7).on.sum(1).tolist() == [27, 0, 0, 27, 0, 0, 0]
@@ -62,11 +61,11 @@ def test_all_of_the_macs_is_everything_and_dead_cells_are_free(grid):
     assert on[1].tolist() == [True, True, False], "nobody reads a and b while c is shut"
 
 
-@pytest.mark.parametrize("calls", [20, 7, 3])
-def test_a_share_of_calls_is_counted_exactly(pipe, calls):
-    grid = grid_of(pipe, calls, "blocks")
-    for count in range(1, calls + 1):
-        assert check_budget(grid, count / calls) * calls // grid.total_macs == count
+def test_a_share_of_calls_is_counted_exactly(pipe):
+    for calls in (20, 7, 3):
+        grid = laid_out(pipe, calls)
+        for count in range(1, calls + 1):
+            assert check_budget(grid, count / calls) * calls // grid.total_macs == count
 
 
 def test_whole_calls_stand_at_equal_distances(grid):
@@ -78,13 +77,10 @@ def test_whole_calls_stand_at_equal_distances(grid):
 
 
 @pytest.mark.parametrize("keep", [0, 0.1, 1.1, -1, "0.5", True, float("nan")])
-@pytest.mark.parametrize("make", [within_budget, threshold_scores, lambda _, *rest: uniform(*rest)])
-def test_budgets_out_of_range_are_refused(grid, make, keep):
-    with pytest.raises(ValueError, match="keep_macs=.*(above 0 and up to 1|less than the first of 7 calls)"):
-        make(torch.rand(grid.shape), grid, keep)
-
-
-def test_other_scores_are_refused(grid):
+def test_other_budgets_and_scores_are_refused(grid, keep):
+    for make in (within_budget, threshold_scores, lambda _, *rest: uniform(*rest)):
+        with pytest.raises(ValueError, match=r"keep_macs=.*(a number in \(0, 1\]|less than the first of 7 calls)"):
+            make(torch.rand(grid.shape), grid, keep)
     for wrong, said in ((torch.rand(3, 3), r"shape \(3, 3\)"), (torch.full(grid.shape, torch.nan), "not finite")):
         with pytest.raises(ValueError, match=said):
             threshold_scores(wrong, grid, 0.5)
@@ -105,27 +101,27 @@ def test_branches_of_deepcache_are_those_of_the_package(grid):
     assert all(deepcache(grid, 3).on[i].all() for i in (0, 3, 6))
 
 
-@pytest.mark.parametrize("branch", [0, 1, 2, 3])
-def test_pictures_of_deepcache_are_those_of_the_package(pipe, grid, branch):
+@pytest.mark.parametrize("branch", [0, 2, 3])
+def test_pictures_of_deepcache_are_those_of_the_package(pipe, branch):
     helper = pytest.importorskip("DeepCache").DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=3, cache_branch_id=branch)
     helper.enable()
     try:
-        theirs = latents(pipe, steps=7)
+        theirs = latents(pipe, steps=4)
     finally:
         helper.disable()
-    with deepcache(grid, 3, branch).applied(pipe):
-        ours = latents(pipe, steps=7)
-    assert not ours.equal(latents(pipe, steps=7))
+    with deepcache(laid_out(pipe, 4), 3, branch).applied(pipe):
+        ours = latents(pipe, steps=4)
+    assert not ours.equal(latents(pipe, steps=4))
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.4, 0.6, 1.0])
-def test_deepcache_takes_the_shortest_interval_within_a_budget(grid, keep):
-    found = deepcache(grid, keep_macs=keep)
-    interval = found.provenance["interval"]
-    assert found.macs_ratio() <= keep
-    assert interval == 1 or deepcache(grid, interval - 1).macs_ratio() > keep
+def test_deepcache_takes_the_shortest_interval_within_a_budget(grid):
+    for keep in (0.4, 0.6, 1.0):
+        found = deepcache(grid, keep_macs=keep)
+        interval = found.provenance["interval"]
+        assert found.macs_ratio() <= keep
+        assert interval == 1 or deepcache(grid, interval - 1).macs_ratio() > keep
 
 
 @pytest.mark.parametrize(
@@ -134,7 +130,6 @@ def test_deepcache_takes_the_shortest_interval_within_a_budget(grid, keep):
         ({}, "give one of them"),
         ({"interval": 2, "keep_macs": 0.5}, "give one of them"),
         ({"interval": 0}, "interval=0"),
-        ({"interval": 1.5}, "interval=1.5"),
         ({"interval": 2, "branch": -1}, "branch=-1"),
         ({"interval": 2, "branch": 12}, "4 levels deep, but this UNet has 4"),
         ({"branch": 9, "keep_macs": 0.15}, "single whole call"),
@@ -146,7 +141,7 @@ def test_what_deepcache_cannot_do_is_refused(grid, asked, said):
 
 
 def test_deepcache_needs_the_layers_of_a_unet():
-    for grid in (grid_of(pipe_of("classes"), 3), grid_of(pipe_of("text"), 3, "blocks")):
+    for grid in (laid_out(pipe_of("classes"), 3), laid_out(pipe_of("text"), 3, "blocks")):
         with pytest.raises(ValueError, match="layers of a UNet"):
             deepcache(grid, 2)
 

@@ -11,25 +11,19 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     IPNDMScheduler,
 )
-from tiny import latents, tiny
+from tiny import laid_out, latents, tiny
 
 from pruning_lib.steps.budget import every
 from pruning_lib.steps.replay import LastValue, hold_of
-from pruning_lib.steps.schedule import grid_of
 
 
-def with_prediction(kind: str):
+@pytest.mark.parametrize(("kind", "guidance"), [("v_prediction", 3.0), ("epsilon", 1.0)])
+def test_holding_the_prediction_is_one_larger_step_of_ddim(kind, guidance):
     pipe = tiny()
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config, prediction_type=kind, timestep_spacing="trailing", set_alpha_to_one=False
     )
-    return pipe
-
-
-@pytest.mark.parametrize(("kind", "guidance"), [("v_prediction", 1.0), ("v_prediction", 3.0), ("epsilon", 3.0)])
-def test_holding_the_prediction_is_one_larger_step_of_ddim(kind, guidance):
-    pipe = with_prediction(kind)
-    schedule = every(grid_of(pipe, 4), 2)
+    schedule = every(laid_out(pipe, 4), 2)
     with schedule.holding("prediction").applied(pipe) as control:
         held = latents(pipe, guidance=guidance)
         assert control.called == 2
@@ -86,16 +80,9 @@ def test_the_velocity_of_the_same_clean_sample_and_noise():
     assert 0 <= hold.angle(-1) < hold.angle(10.5) < hold.angle(11) < hold.angle(5000) < 1.571
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [DDIMScheduler(), DDIMScheduler(prediction_type="sample"), FlowMatchEulerDiscreteScheduler()],
-    ids=["noise", "clean sample", "flow"],
-)
-def test_other_predictions_are_held_by_their_value(scheduler):
-    assert hold_of("prediction", scheduler) is LastValue
-
-
-def test_what_cannot_work_is_refused_before_any_work():
+def test_other_predictions_are_held_by_their_value_and_what_cannot_work_is_refused_before_any_work():
+    for other in (DDIMScheduler(), DDIMScheduler(prediction_type="sample"), FlowMatchEulerDiscreteScheduler()):
+        assert hold_of("prediction", other) is LastValue
     without_levels = EulerDiscreteScheduler(prediction_type="v_prediction")
     del without_levels.alphas_cumprod
     for scheduler, said in (
@@ -108,7 +95,7 @@ def test_what_cannot_work_is_refused_before_any_work():
             hold_of("prediction", scheduler)
     pipe = tiny()
     pipe.scheduler = EDMEulerScheduler()
-    schedule = grid_of(pipe, 4).full()
+    schedule = laid_out(pipe, 4).full()
     called = []
     pipe.unet.register_forward_pre_hook(lambda *_: called.append(1))
     with pytest.raises(ValueError, match="no rule here"), schedule.holding("prediction").applied(pipe):

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from on_gpu import macs_of_run, some
 from peft.utils import get_peft_model_state_dict
+from tiny import laid_out
 from tiny_ways import STEPS, WAYS, counting, drawing, expected, hooks_left, text, with_lora
 
 import pruning_lib as pl
@@ -26,8 +27,9 @@ def test_every_way(way):
     pipe, draw = WAYS[way]()
     plain = draw()
     # Flux computes its timesteps from the picture's size: they are read off a run
-    told = {"timesteps": pipe.scheduler.timesteps.tolist()} if way == "Flux" else {}
-    grid, begins = grid_of(pipe, STEPS, **told), LATER.get(way, 0)
+    told = {"timesteps": pipe.scheduler.timesteps.tolist()}
+    grid = grid_of(pipe, STEPS, **told) if way == "Flux" else laid_out(pipe, STEPS)
+    begins = LATER.get(way, 0)
     calls = {"Flux": 2}.get(way, 1)  # guidance in two calls, each with values of its own
 
     with grid.full().applied(pipe), counting(pipe) as ran:
@@ -49,13 +51,13 @@ def test_every_way(way):
 
 @pytest.mark.parametrize(
     ("way", "samples", "grains"),
-    [("sd-1.5", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
+    [("text", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
 )
 def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
     pipe, draw = WAYS[way]()
     whole = macs_of_run(draw)
     for grain in grains:
-        grid = grid_of(pipe, STEPS, grain)
+        grid = laid_out(pipe, STEPS, grain)
         schedule = some(grid, seed=1)
         with schedule.applied(pipe):
             left = macs_of_run(draw)
@@ -74,7 +76,7 @@ def test_one_context_many_kinds_of_runs():
         return drawing(pipe, prompts, batch=len(prompts), guidance_scale=guidance)[1]()
 
     asked = [(["lion"], 3.0), (["lion", "pizza"], 1.0), (["pizza"], 3.0), (["lion"], 1.0), (["a", "b", "c"], 3.0)]
-    schedule, alone = some(grid_of(pipe, STEPS)), []
+    schedule, alone = some(laid_out(pipe, STEPS)), []
     for case in asked:
         with schedule.applied(pipe):
             alone.append(draw(*case))
@@ -88,11 +90,12 @@ class StopError(Exception):
     """What a test raises in the middle of a run."""
 
 
-@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["unit", "callback", "scheduler"])
+@pytest.mark.parametrize(
+    ("where", "error"), [("unit", KeyboardInterrupt), ("callback", StopError), ("scheduler", StopError)]
+)
 def test_an_interrupted_run_leaves_nothing_behind(monkeypatch, where, error):
     pipe, draw = text(batch=2)
-    schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    schedule, plain = some(laid_out(pipe, STEPS)), draw()
     on = schedule.on.clone()
     on[:, -1] = True  # so that the unit of the test runs at every call
     schedule = schedule.grid.schedule(on)
@@ -141,7 +144,7 @@ def test_a_run_that_is_stopped_early_is_no_error():
         pipe._interrupt = step == 1
         return values
 
-    with some(grid_of(pipe, STEPS)).applied(pipe) as run:
+    with some(laid_out(pipe, STEPS)).applied(pipe) as run:
         pruned = draw()
         draw(callback_on_step_end=enough)
         assert run.called <= 2
@@ -151,7 +154,7 @@ def test_a_run_that_is_stopped_early_is_no_error():
 def test_a_schedule_goes_with_other_weights_of_the_same_model():
     """Made without LoRA, applied with it, scaled, and without it again."""
     pipe, draw = text()
-    schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    schedule, plain = some(laid_out(pipe, STEPS)), draw()
     with schedule.applied(pipe):
         without = draw()
     with_lora(pipe)
@@ -173,7 +176,7 @@ def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
     tuned = draw()
     pipe.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
     pipe, draw = text()
-    plain, schedule = draw(), some(grid_of(pipe, STEPS))
+    plain, schedule = draw(), some(laid_out(pipe, STEPS))
     pipe.load_lora_weights(tmp_path, adapter_name="tuned")
     with schedule.applied(pipe), counting(pipe) as ran:
         draw()
@@ -200,7 +203,7 @@ def narrowed(pipe):
 def test_a_pruned_denoiser_has_a_grid_of_its_own(prune):
     """It refuses the schedule of the whole one, and holds the four promises with its own."""
     pipe, _ = text(kind="sd-1.5")
-    whole = some(grid_of(pipe, STEPS))
+    whole = some(laid_out(pipe, STEPS))
     small, draw = drawing(prune(pipe), "lion")
     with pytest.raises(ValueError, match="made for another denoiser"), whole.applied(small):
         pass
@@ -220,7 +223,7 @@ def test_a_pruned_denoiser_has_a_grid_of_its_own(prune):
 def test_a_denoiser_that_follows_a_schedule_is_not_copied():
     """diffusers' hooks hold on to the module they were put on: a copy would silently run the original's layers."""
     pipe, draw = text()
-    schedule, plain = some(grid_of(pipe, STEPS)), draw()
+    schedule, plain = some(laid_out(pipe, STEPS)), draw()
     path = "mid_block.attentions.0"
     with schedule.applied(pipe):
         for copying in (lambda: copy.deepcopy(pipe.unet), lambda: pl.remove_operators(pipe, [path])):
@@ -233,7 +236,7 @@ def test_a_denoiser_that_follows_a_schedule_is_not_copied():
 def test_two_pipelines_of_one_denoiser():
     """Text to image and image to image share their UNet; one schedule serves both, one at a time."""
     pipe, draw = text()
-    schedule = some(grid_of(pipe, STEPS))
+    schedule = some(laid_out(pipe, STEPS))
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     with schedule.applied(pipe), pytest.raises(RuntimeError, match="already applied"), schedule.applied(other):
         pass
@@ -248,7 +251,7 @@ def test_half_precision():
     pipe, draw = text(guidance=7.5)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         torch.nn.Module.to(part, torch.bfloat16)
-    plain, grid = draw(), grid_of(pipe, STEPS)
+    plain, grid = draw(), laid_out(pipe, STEPS)
     assert plain.dtype == torch.bfloat16
     with grid.full().applied(pipe):
         assert torch.equal(draw(), plain)

@@ -7,13 +7,14 @@ import gc
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tiny import by_chance, laid_out
 from tiny_pipes import pipe_of
 
 from pruning_lib.denoisers import denoiser_of
+from pruning_lib.steps import supernet
 from pruning_lib.steps.budget import every
 from pruning_lib.steps.hooks import HOOK
 from pruning_lib.steps.replay import HOLDS, hold_of
-from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.search import cell_importance
 from pruning_lib.steps.supernet import HardGates, SuperNet, explains_out_of_memory, gate_gradients, loss_and_gradient
 
@@ -25,8 +26,10 @@ SEEDS = [5, 6]
 @pytest.fixture(scope="module", params=KINDS)
 def net(request):
     """A SuperNet of each kind of pipeline, and its prompts."""
-    options = {"use_resolution_binning": False} if "transformer" in request.param else None
-    return SuperNet(pipe_of(request.param), STEPS, options=options), KINDS[request.param]
+    pipe, options = pipe_of(request.param), {}
+    if "transformer" in request.param:
+        options = {"use_resolution_binning": False}
+    return SuperNet(pipe, laid_out(pipe, STEPS), options=options), KINDS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +42,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def grid(pipe):
-    return grid_of(pipe, STEPS)
-
-
-def some_schedule(grid, seed: int = 0) -> torch.Tensor:
-    on = torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    on[0] = True
-    return on
-
-
-def with_skipped_calls(grid) -> torch.Tensor:
-    on = every(grid, 2).on
-    on[2, :-3] = False
-    return on
+    return laid_out(pipe, STEPS)
 
 
 def slope(net, gates, cell, prompts, wanted, step: float = 0.02) -> float:
@@ -67,7 +58,7 @@ def slope(net, gates, cell, prompts, wanted, step: float = 0.02) -> float:
 
 def test_open_gates_are_the_untouched_pipeline_and_hard_ones_the_schedule(net):
     net, prompts = net
-    wanted, on = net.reference(prompts, SEEDS), some_schedule(net.grid)
+    wanted, on = net.reference(prompts, SEEDS), by_chance(net.grid)
     with net, torch.no_grad():
         assert torch.equal(net.latents(torch.ones(net.grid.shape), prompts, SEEDS), wanted)
         soft = net.latents(on.float(), prompts, SEEDS)
@@ -80,7 +71,7 @@ def test_open_gates_are_the_untouched_pipeline_and_hard_ones_the_schedule(net):
 def test_the_gradient_is_that_of_finite_differences_with_and_without_checkpointing(net):
     net, prompts = net
     options = {k: v for k, v in net.unroll.call.items() if k != "num_inference_steps"}
-    on, wanted = some_schedule(net.grid, 1), net.reference(prompts, SEEDS)
+    on, wanted = by_chance(net.grid, seed=1), net.reference(prompts, SEEDS)
     found = [
         gate_gradients(net.pipe, net.grid, on, prompts, seeds=SEEDS, leak=0.3, options=options, checkpointing=kept)
         for kept in (True, False)
@@ -94,7 +85,8 @@ def test_the_gradient_is_that_of_finite_differences_with_and_without_checkpointi
 
 @pytest.mark.parametrize("hold", HOLDS)
 def test_importance_is_the_slope_where_calls_are_skipped(pipe, grid, hold):
-    on, prompts = with_skipped_calls(grid), ["lion", "pizza"]
+    on, prompts = every(grid, 2).on, ["lion", "pizza"]
+    on[2, :-3] = False
     how = {"seeds": SEEDS, "guidance_scale": 3, "hold": hold}
     worth = cell_importance(pipe, grid, on, prompts, **how)
     assert worth.isfinite().all() and not worth[[0, 1, 3]].any(), "only cells of calls have scores"
@@ -110,14 +102,14 @@ def test_importance_is_the_slope_where_calls_are_skipped(pipe, grid, hold):
 
 
 def test_without_skipped_calls_importance_is_the_plain_gradient(pipe, grid):
-    on = some_schedule(grid)
+    on = by_chance(grid)
     on[:, -1] = True
     plain = -gate_gradients(pipe, grid, on, ["lion"], guidance_scale=3)
     assert torch.allclose(cell_importance(pipe, grid, on, ["lion"], guidance_scale=3), plain, rtol=1e-3, atol=1e-7)
 
 
 def test_batches_and_order_of_prompts_do_not_matter(pipe, grid):
-    on, three = some_schedule(grid), ["lion", "pizza", "rocket"]
+    on, three = by_chance(grid), ["lion", "pizza", "rocket"]
     whole = gate_gradients(pipe, grid, on, three, batch=3)
     parts = gate_gradients(pipe, grid, on, three[::-1], seeds=[1002, 1001, 1000], batch=2)
     assert torch.allclose(whole, parts, rtol=1e-3, atol=1e-8) and whole.abs().max() > 0
@@ -128,7 +120,8 @@ def test_checkpointing_keeps_fewer_activations_for_the_backward_pass():
     weights = {p.untyped_storage()._cdata for p in pipe.unet.parameters()}
     for checkpointing in (True, False):
         for steps in (2, 4):
-            net, sizes = SuperNet(pipe, steps, guidance_scale=1, checkpointing=checkpointing), {}
+            grid, sizes = laid_out(pipe, steps), {}
+            net = SuperNet(pipe, grid, guidance_scale=1, checkpointing=checkpointing)
 
             def note(x, sizes=sizes):
                 if x.untyped_storage()._cdata not in weights:
@@ -148,7 +141,7 @@ def test_checkpointing_keeps_fewer_activations_for_the_backward_pass():
 def test_weights_get_no_gradient_and_the_pipeline_is_left_as_it_was():
     pipe = pipe_of("text")
     pipe.vae.requires_grad_(False)
-    net = SuperNet(pipe, 2)
+    net = SuperNet(pipe, laid_out(pipe, 2))
     weights = [*pipe.unet.parameters(), *pipe.vae.parameters()]
     wanted, asked = net.reference(["lion"], [0]), [p.requires_grad for p in weights]
     gate_gradients(pipe, net.grid, net.grid.full().on, ["lion"])
@@ -182,8 +175,6 @@ def test_wrong_use_is_explained(pipe, grid):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"prompts": "lion"}, "draws from texts"),
-        ({"prompts": []}, "draws from texts"),
         ({"prompts": [1]}, "texts"),
         ({"leak": 1}, "leak=1"),
         ({"batch": 0}, "batch=0"),
@@ -197,6 +188,22 @@ def test_bad_input_of_gate_gradients_is_refused(pipe, grid, wrong, match):
     given = {"on": torch.ones(grid.shape), "prompts": ["lion", "pizza"], **wrong}
     with pytest.raises(ValueError, match=match):
         gate_gradients(pipe, grid, given.pop("on"), given.pop("prompts"), **given)
+
+
+@pytest.mark.parametrize("size", [1, 1e-5, 1e4])
+def test_gradients_of_any_size_survive_half_precision(grid, monkeypatch, size):
+    """Small ones would round to 0 without lifting; lifted ones would be infinite where they are large already."""
+    pipe, loss, on = pipe_of("text"), supernet.consistency, by_chance(grid, 0.6)
+
+    def gradients(dtype: torch.dtype) -> torch.Tensor:
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            torch.nn.Module.to(module, dtype)
+        return gate_gradients(pipe, laid_out(pipe, STEPS), on, ["lion"], guidance_scale=3.0, leak=0.25)
+
+    single = gradients(torch.float32)
+    monkeypatch.setattr(supernet, "consistency", lambda *args: size * loss(*args))
+    half = gradients(torch.float16) / size
+    assert half.isfinite().all() and (half - single).abs().max() < 0.05 * single.abs().max()
 
 
 def test_out_of_memory_says_what_to_lower(pipe, grid, monkeypatch):

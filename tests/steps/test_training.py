@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from launching import launch
+from tiny import laid_out
 from tiny_pipes import pipe_of
 from train_small import PROMPTS, SMALL, small_run
 
 import pruning_lib as pl
 from pruning_lib.steps.budget import within_budget
 from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.training import PrunerCollapseError, TrainedPruner, _prompt
 
 
@@ -38,13 +38,11 @@ def test_it_is_learnt_something_and_schedules_keep_to_their_budget(trained, reci
     found = trained[recipe]
     assert found.grid.shape == found.scores.shape and (0 <= found.scores).all() and (found.scores <= 1).all()
     assert found.scores[1:].std() > 0
-    steps, losses = found.curve("loss")
-    assert steps == [1, 2, 3] and all(loss >= -1e-5 for loss in losses)
+    assert [line["step"] for line in found.history] == [1, 2, 3]
+    assert all(line["loss"] >= -1e-5 for line in found.history)
     for budget in (0.4, 0.5, 0.9):
         schedule = found.schedule(budget)
         assert 0 < schedule.macs_ratio() <= budget and schedule.label == "DiP-GO"
-    with pytest.raises(KeyError, match="It has: step"):
-        found.curve("los")
 
 
 def test_gates_of_kind_budget_never_exceed_it(trained):
@@ -140,34 +138,32 @@ def test_other_settings_run(pipe, more):
 
 def test_classes_and_an_own_grid_work():
     pipe = pipe_of("classes")
-    grid = grid_of(pipe, 3, "blocks")
+    grid = laid_out(pipe, 3, "blocks")
     found = small_run("best", pipe, [1, 2], grain=grid, keep_macs=0.7, iterations=2, batch=1)
     assert found.grid.grain == "blocks" and found.schedule(0.7).macs_ratio() <= 0.7
 
 
 def test_budgets_that_the_first_call_exceeds_are_left_out_unless_asked_for(pipe):
     for steps, budgets in ((4, (0.5, 0.35)), (2, (0.75,))):
-        found = pl.train_pruner(pipe, PROMPTS, steps=steps, iterations=5, batch=1, guidance_scale=1, loss="latent")
+        how = {"iterations": 2, "batch": 1, "guidance_scale": 1, "grain": laid_out(pipe, steps)}
+        with pytest.raises(ValueError, match="iterations=2 for 5 budgets"):
+            pl.train_pruner(pipe, PROMPTS, steps=steps, **how)
+        found = pl.train_pruner(pipe, PROMPTS, steps=steps, **{**how, "iterations": 5})
         assert found.budgets == pytest.approx(budgets) and len(found.history) == 5
 
 
 @pytest.mark.parametrize(
     ("wrong", "kind", "match"),
     [
-        ({"prompts": []}, ValueError, "draws from texts"),
         ({"prompts": "lion"}, ValueError, "draws from texts"),
         ({"steps": 1}, ValueError, "steps=1"),
-        ({"steps": 2.5}, ValueError, "steps=2.5"),
         ({"recipe": "bst"}, ValueError, "no recipe 'bst'.*best"),
         ({"iteration": 3}, TypeError, "iterations"),
-        ({"iterations": 0}, ValueError, "iterations=0"),
         ({"batch": True}, ValueError, "batch=True"),
         ({"lr": float("nan")}, ValueError, "lr=nan"),
-        ({"lr": 0}, ValueError, "lr=0"),
         ({"alpha": -1}, ValueError, "alpha=-1"),
         ({"leak": 1.0}, ValueError, "leak=1.0"),
         ({"keep_macs": 0.1}, ValueError, "keep_macs=0.1.*first of 4 calls"),
-        ({"keep_macs": 2}, ValueError, "keep_macs=2"),
         ({"keep_macs": (0.3, 0.5)}, ValueError, "largest first"),
         ({"keep_macs": None}, ValueError, "keep_macs=None"),
         ({"recipe": "published", "keep_macs": 0.5}, ValueError, "take none"),
@@ -176,14 +172,13 @@ def test_budgets_that_the_first_call_exceeds_are_left_out_unless_asked_for(pipe)
         ({"callback": 3}, TypeError, "callback is a int"),
         ({"grain": "layer"}, ValueError, "layers"),
         ({"options": {"hight": 8}}, ValueError, "height"),
-        ({"temperature": 0}, ValueError, "temperature"),
-        ({"iterations": 2}, ValueError, "for 5 budgets"),
+        ({"width": 12, "recipe": "published"}, ValueError, "width=12 must be a multiple of 8"),
         ({"accelerator": 3}, TypeError, "accelerator is a int"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(pipe, wrong, kind, match, monkeypatch):
     monkeypatch.setattr(pipe.unet, "forward", None)  # no call can be made
-    given = {"prompts": PROMPTS, "steps": 4, **wrong}
+    given = {"prompts": PROMPTS, "steps": 4, "grain": laid_out(pipe, 4), **wrong}
     with pytest.raises(kind, match=match):
         pl.train_pruner(pipe, given.pop("prompts"), **given)
 

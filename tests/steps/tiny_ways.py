@@ -141,9 +141,7 @@ def flux():
 # name -> what makes the pipeline and its call
 WAYS: dict[str, Callable[[], tuple[object, Draw]]] = {
     "text": text,
-    "sd-1.5": functools.partial(text, kind="sd-1.5"),
-    "batch of three": functools.partial(text, batch=3),
-    "no guidance": functools.partial(text, guidance=1.0),
+    "batch of three, no guidance": functools.partial(text, batch=3, guidance=1.0),
     "sd-2.1": functools.partial(text, kind="sd-2.1"),
     "LoRA": functools.partial(text, change=with_lora),
     "image to image": image_to_image,

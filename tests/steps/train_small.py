@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from pathlib import Path
 
 import torch
+from tiny import laid_out
 from tiny_pipes import pipe_of
 
-from pruning_lib.steps.schedule import grid_of
 from pruning_lib.steps.training import TrainedPruner, train_pruner
 
 PROMPTS = ["lion", "pizza", "red heart", "cat face", "rocket"]
@@ -20,17 +19,11 @@ SMALL = {
 }
 
 
-@functools.cache
-def small_grid(steps: int):
-    """Lay out the grid once: that takes as long as an iteration."""
-    return grid_of(pipe_of("text"), steps)
-
-
 def small_run(recipe: str = "best", pipe=None, prompts: list[str] = PROMPTS, **more: object) -> TrainedPruner:
     """Train for a few iterations of a few steps."""
     given = {"steps": 3, "guidance_scale": 1 if recipe == "published" else 3, **SMALL[recipe], **more}
-    given.setdefault("grain", small_grid(given["steps"]))
-    return train_pruner(pipe or pipe_of("text"), prompts, recipe=recipe, **given)
+    pipe = pipe or pipe_of("text")
+    return train_pruner(pipe, prompts, recipe=recipe, **{"grain": laid_out(pipe, given["steps"]), **given})
 
 
 if __name__ == "__main__":

@@ -24,18 +24,11 @@ from pruning_lib.weights.magnitude import (
 )
 from pruning_lib.weights.select import prunable_weights
 
-MATRIX = torch.tensor(
-    [
-        [0.9, -0.1, 0.4, -0.7, 0.2],
-        [-0.3, 0.8, -0.2, 0.5, -0.6],
-        [0.1, -0.9, 0.3, -0.4, 0.7],
-        [-0.5, 0.2, -0.8, 0.6, -0.1],
-        [0.4, -0.3, 0.7, -0.2, 0.9],
-    ]
-)
+TENTHS = [[9, -1, 4, -7, 2], [-3, 8, -2, 5, -6], [1, -9, 3, -4, 7], [-5, 2, -8, 6, -1], [4, -3, 7, -2, 9]]
+MATRIX = torch.tensor(TENTHS) / 10
 
 
-def test_matrix_by_hand_with_ties_cut_in_order_of_position() -> None:
+def test_by_hand_with_ties_cut_in_order_of_position() -> None:
     # 10 of 25: three of 0.1, four of 0.2 make seven, and the first three of the 0.3 fill up; the matrix has three.
     mask = magnitude_masks({"w": MATRIX}, 0.4)["w"]
     assert torch.equal(mask, MATRIX.abs() > 0.31)
@@ -43,6 +36,8 @@ def test_matrix_by_hand_with_ties_cut_in_order_of_position() -> None:
     mask = magnitude_masks({"w": MATRIX}, 0.36)["w"]
     assert (~mask).sum() == 9
     assert not mask[1, 0] and not mask[2, 2] and mask[4, 1]
+    masks = magnitude_masks({"a": torch.full((2, 3), -0.5), "b": torch.full((4, 2), 0.5)}, 9 / 14)  # across layers
+    assert not masks["a"].any() and masks["b"].flatten().tolist() == [False] * 3 + [True] * 5
 
 
 TYPED = [(scope, torch.float32) for scope in SCOPES] + [("global", torch.float16), ("layer", torch.bfloat16)]
@@ -99,11 +94,6 @@ def test_random_scope_depends_on_the_seed_only() -> None:
     # A control must not look at sizes: removed and kept weights are equally large, within chance.
     sizes = model[0].weight.detach().abs()
     assert abs(sizes[masks[0]].mean() - sizes[~masks[0]].mean()) < 0.3 * sizes.mean()
-
-
-def test_all_equal_weights_are_cut_in_order_across_layers() -> None:
-    masks = magnitude_masks({"a": torch.full((2, 3), -0.5), "b": torch.full((4, 2), 0.5)}, 9 / 14)
-    assert not masks["a"].any() and masks["b"].flatten().tolist() == [False] * 3 + [True] * 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
