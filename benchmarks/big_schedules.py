@@ -1,7 +1,5 @@
 """Record of chapter 15: what schedules cost on the papers' models, counted on structures without weights.
 
-    python -m benchmarks big_schedules
-
 Four models at the step counts of DiP-GO's tables. For each: the units at three grains; simple schedules at the paper's
 ratios, in both conventions of counting; and what one training step of the pruner keeps in memory. Besides, the schedule
 that the authors published for Stable Diffusion 1.5. Nothing is run but shapes, so the numbers are exact, and no picture

@@ -140,6 +140,15 @@ def unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
+def compare(clip, pictures: Tensor, wanted: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Return "ssim" and "psnr_db" to the wanted pictures, and "clip_score", one number per picture."""
+    return {
+        "ssim": ssim(unit(pictures), unit(wanted)),
+        "psnr_db": psnr(unit(pictures), unit(wanted)).clamp(max=PSNR_CAP),
+        "clip_score": clip_score(clip, pictures, prompts),
+    }
+
+
 def judge(
     pipe,
     clip,
@@ -163,13 +172,8 @@ def judge(
         real: real pictures for the Fréchet distance on mini-CLIP features.
     """
     pictures = generate(pipe, list(prompts), steps=steps, guidance=guidance, seed=seed)
-    target = unit(pictures if wanted is None else wanted)
-    figures = {
-        "ssim": ssim(unit(pictures), target),
-        "psnr_db": psnr(unit(pictures), target).clamp(max=PSNR_CAP),
-        "clip_score": clip_score(clip, pictures, prompts),
-        "top5": (retrieval_rank(clip, pictures, prompts, candidates) <= TOP).float(),
-    }
+    figures = compare(clip, pictures, pictures if wanted is None else wanted, prompts)
+    figures["top5"] = (retrieval_rank(clip, pictures, prompts, candidates) <= TOP).float()
     distance = None if real is None else frechet(pictures, real, features=clip, n_boot=100).to_dict()
     return Judged(pictures, figures, distance)
 
@@ -223,6 +227,12 @@ def held_out() -> list[str]:
 def noise(count: int, first: int = 0) -> list[torch.Generator]:
     """Return one source of noise for each picture, of seed `first` + i."""
     return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+def latents(pipe, prompts: Sequence[str], steps: int) -> Tensor:
+    """Draw latents, always from the same noise."""
+    options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
+    return pipe(list(prompts), generator=noise(len(prompts)), **options).images
 
 
 # --- kept results ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,20 @@ from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.latency import measure_latency, ratio
 from pruning_lib.steps.budget import deepcache, every
 
-from .common import GUIDANCE, MODEL, Record, held_out, judge, mean_metric, noise, once, read, save_row, spread, tiles_of
+from .common import (
+    GUIDANCE,
+    MODEL,
+    Record,
+    held_out,
+    judge,
+    latents,
+    mean_metric,
+    once,
+    read,
+    save_row,
+    spread,
+    tiles_of,
+)
 from .gpu.ways import by_the_package
 
 SEED = 0
@@ -54,13 +67,7 @@ def prompts(count: int) -> list[str]:
     return [*THINGS, *rest][:count]
 
 
-def latents(pipe, asked: list[str], steps: int) -> torch.Tensor:
-    """Draw latents, always from the same noise."""
-    options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
-    return pipe(asked, generator=noise(len(asked), SEED), **options).images
-
-
-def compare() -> dict:
+def equality() -> dict:
     """Draw with the package and with our schedule of its pattern, and compare the latents."""
     pipe, asked, rows = pl.load(MODEL), prompts(N_COMPARED), []
     config = pipe.scheduler.config
@@ -120,7 +127,7 @@ def measure(work: Path, what: Literal["quality", "speed"] = "quality", repeats: 
     """Compare, judge and put together; or time."""
     if what == "speed":
         return speed(repeats)
-    compared = once(work / "equal.json", compare)["rows"]
+    compared = once(work / "equal.json", equality)["rows"]
     quality(work)
 
     def row_of(steps: int, way: str, interval: int) -> dict:

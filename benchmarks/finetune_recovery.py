@@ -1,7 +1,5 @@
 """Record of chapter 6: how pictures come back while a pruned model is trained on its own training pictures.
 
-    python -m benchmarks finetune_recovery
-
 Three runs with the same steps, data order, noise and learning rate: the narrow denoiser that structured pruning leaves,
 the same small architecture from random weights, and the whole architecture with most weights held at zero. Judged at
 eight moments, with averaged weights. About 15 minutes on one CPU core.

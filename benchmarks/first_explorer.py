@@ -1,7 +1,5 @@
 """Record the explorer of chapter 1: one picture for every prompt, step count and guidance weight, with its time.
 
-    python -m benchmarks first_explorer
-
 Every picture starts from the noise of the same seed. Times are of the whole call, from prompt to picture, batch 1, for
 one prompt: the text is padded to a fixed length, so the time does not depend on it. All settings are timed in turn, so
 that a disturbance from outside hits them alike. About three minutes on two CPU cores.

@@ -1,7 +1,5 @@
 """Record of chapter 6: teach emoji-sd 24 new things, starting from the whole model and from pruned ones.
 
-    python -m benchmarks new_concept
-
 Every start is trained with the same steps, data order, noise and learning rate, for each of three seeds. Half of every
 batch are old pictures, so that the model need not forget them (the idea of DreamBooth's prior preservation, with real
 pictures). Single runs are kept, so that an interrupted benchmark goes on. About 40 minutes on one core.

@@ -1,12 +1,9 @@
 """Record the operator explorer of chapter 7: the picture without each operator, and without the lowest-scored ones.
 
-    python -m benchmarks operator_scores       # first: it scores the operators
-    python -m benchmarks operator_explorer
-
-Every operator is changed alone, and at each stop of the slider the lowest-scored ones together; the same captions are
-drawn from the same noise, and compared with the pictures of the unpruned model. Nothing here depends on how fast the
-machine is. Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight
-minutes on one CPU core.
+Every operator, scored by operator_scores before, is changed alone, and at each stop of the slider the lowest-scored
+ones together; the same captions are drawn from the same noise, and compared with the pictures of the unpruned model.
+Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight minutes on one
+CPU core.
 """
 
 from __future__ import annotations

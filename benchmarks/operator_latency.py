@@ -55,8 +55,8 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
             "macs_ratio": 1 - size.macs / whole.macs,
             "params_ratio": 1 - size.params / whole.params,
             "expected_times_as_fast": whole.macs / size.macs,
-            "count": len(plan) if plan else None,
-            "changes": [list(change) for change in plan.changes] if plan else None,
+            "count": len(plan) if plan is not None else None,
+            "changes": [list(change) for change in plan.changes] if plan is not None else None,
         }
     return pipe, found, models
 

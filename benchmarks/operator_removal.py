@@ -1,7 +1,5 @@
 """Record of chapter 8: quality against how much is removed, for LD-Pruner's score and for rankings that know less.
 
-    python -m benchmarks operator_removal
-
 First it cuts without training: by number of operators and by share of MACs, in the whole model and outside the blocks
 that are free to remove; about 30 minutes on one CPU core. Then it trains what each ranking leaves at two shares of
 MACs, one of them that of BK-SDM's choice; about a minute a run. Every result is kept, so an interrupted run goes on.

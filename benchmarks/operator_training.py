@@ -1,7 +1,5 @@
 """Records of chapter 8 on training: LD-Pruner's Table 3 and Figure 3 in miniature.
 
-    python -m benchmarks operator_training
-
 Three kinds of runs with the same steps, data order, noise and learning rate: what the score leaves at two shares of
 MACs with the weights preserved, the very same architectures from random weights, and the unpruned architecture from
 random weights, whose curve the paper's Figure 3 compares with. All are judged every 50 steps, with averaged weights.

@@ -1,7 +1,5 @@
 """What makes gate training work: our recipe with one thing changed at a time, and the published one over alpha.
 
-    python -m benchmarks pruner_ablations
-
 Ten steps of the sampler, one budget, few iterations: small enough to train many pruners.
 """
 

@@ -1,7 +1,5 @@
 """How gate training collapses: the published recipe with stronger and weaker settings, watched gate by gate.
 
-    python -m benchmarks pruner_collapse
-
 Ten steps of the sampler; every run is kept, so an interrupted benchmark goes on.
 """
 

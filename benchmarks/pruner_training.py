@@ -1,7 +1,5 @@
 """Train pruners for emoji-sd in full, as published and by our recipe, and record how it went.
 
-    python -m benchmarks pruner_training
-
 Training is resumable: the same command goes on. The trained scores lie beside the record, one file per run.
 """
 

@@ -1,20 +1,9 @@
 """Record of chapter 15: uniform reuse and a searched schedule on four samplers, at equal MACs.
 
-    python -m benchmarks samplers
-
 emoji-sd draws held-out prompts with PNDM (its PLMS form, as Stable Diffusion 1.x ships it), DDIM, DPM-Solver++ and the
 sampler of latent consistency models. Beside the unpruned pictures of the same sampler stand, at equal MACs: fewer steps
-of that sampler, uniform reuse of whole calls, and the schedule that local search found on the prompts for searching.
-
-PLMS extrapolates from earlier outputs. Of a model that predicts velocities, as emoji-sd does, diffusers extrapolates
-the velocities themselves, and that needs more steps than the other samplers take: fifty here, and once twenty, where it
-fails.
-
-The consistency sampler is a case of its own. It is meant for models that were distilled so that a handful of steps is
-enough; emoji-sd was not, so what is measured is how reuse gets on with its fresh noise in every step, not its pictures.
-
-Fifteen minutes on one CPU core. Every sampler is kept beside the record until all are done, so that an interrupted run
-goes on.
+of that sampler, uniform reuse of whole calls, and the schedule that local search found. Single samplers are kept, so an
+interrupted run goes on; fifteen minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -36,6 +25,9 @@ from pruning_lib.steps.search import local_search
 from .common import GUIDANCE, MODEL, Record, held_out, judge, once, pruner_prompts, spread
 
 # name -> (class, options, steps, shares of MACs kept, whether a search is made)
+# PLMS extrapolates from earlier outputs. Of a model that predicts velocities, as emoji-sd does, diffusers extrapolates
+# the velocities themselves, which takes fifty steps; with twenty it fails. The consistency sampler is meant for models
+# distilled to a handful of steps, which emoji-sd was not: what is measured is how reuse gets on with its fresh noise.
 SAMPLERS = {
     "DDIM": ("DDIMScheduler", {}, 20, (0.35, 0.2), True),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}, 50, (0.2,), True),

@@ -31,7 +31,7 @@ from pruning_lib.latency import ratio
 from pruning_lib.steps.budget import deepcache
 
 from . import schedule_rows as table
-from .common import GUIDANCE, MODEL, RESULTS, Record, interval, noise, read, save_sheet
+from .common import GUIDANCE, MODEL, RESULTS, Record, interval, latents, noise, read, save_sheet
 from .gpu.ways import by_the_package
 from .schedule_rows import BUDGETS, ROWS, STEPS, STRIP, N, cell_name, grids, judged, make, quality_file, shown
 
@@ -178,16 +178,11 @@ def package_difference(pipe, steps: int, told: dict) -> float:
 
     `told` is the schedule's provenance, with the interval and branch it was made with.
     """
-    interval_and_branch = told["interval"], told["branch"]
-
-    def latents() -> Tensor:
-        options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
-        return pipe(shown(), generator=noise(len(shown())), **options).images
-
-    with by_the_package(pipe, *interval_and_branch):
-        theirs = latents()
-    with deepcache(pl.grid_of(pipe, steps), *interval_and_branch).applied(pipe):
-        return (latents() - theirs).abs().max().item()
+    pattern = told["interval"], told["branch"]
+    with by_the_package(pipe, *pattern):
+        theirs = latents(pipe, shown(), steps)
+    with deepcache(pl.grid_of(pipe, steps), *pattern).applied(pipe):
+        return (latents(pipe, shown(), steps) - theirs).abs().max().item()
 
 
 def _schedule_of(work: Path, row: str, budget: float, steps: int) -> dict:

@@ -1,7 +1,5 @@
 """Record the schedule painter of chapter 12: pictures and their likeness to the unpruned ones for many schedules.
 
-    python -m benchmarks schedule_painter
-
 Each schedule draws the same captions from the same noise, ten steps each. Three more are found by a local search, which
 sees a few of every fourth caption only; none of those is drawn for the record. Nothing here depends on how fast the
 machine is. Pictures and found schedules are kept in --work, so an interrupted run goes on where it stopped; about ten

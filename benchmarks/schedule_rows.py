@@ -15,14 +15,13 @@ from pruning_book.judge import generate
 from pruning_book.rivals.fewer_steps import fewer_steps
 from pruning_book.rivals.schedule_search import genetic_search, random_search
 from pruning_lib.files import write_whole
-from pruning_lib.quality import clip_score, psnr, ssim
 from pruning_lib.steps.budget import deepcache, uniform
 from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, grid_of
 from pruning_lib.steps.search import cell_importance, local_search
 from pruning_lib.steps.training import TrainedPruner
 
-from .common import GUIDANCE, PSNR_CAP, every_nth, held_out, pruner_prompts, unit
+from .common import GUIDANCE, compare, every_nth, held_out, pruner_prompts
 
 STEPS = (20, 50)
 BUDGETS = (0.5, 0.35, 0.25, 0.2, 0.15)
@@ -167,14 +166,9 @@ def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Te
         asked = prompts()
         with rival.applied(pipe):
             pictures = generate(pipe, asked, steps=rival.steps, guidance=GUIDANCE)
-        target = pictures if wanted is None else wanted
-        found = {
-            "ssim": ssim(unit(pictures), unit(target)),
-            "psnr_db": psnr(unit(pictures), unit(target)).clamp(max=PSNR_CAP),
-            "clip_score": clip_score(clip, pictures, asked),
-            "features": clip.features(pictures),
-            "tiles": pictures[[asked.index(name) for name in shown()]],
-        }
+        found = compare(clip, pictures, pictures if wanted is None else wanted, asked)
+        found["features"] = clip.features(pictures)
+        found["tiles"] = pictures[[asked.index(name) for name in shown()]]
         if wanted is None:
             found["pictures"] = pictures
         with write_whole(file) as part:

@@ -1,10 +1,8 @@
 """Record of chapter 14: what searching by gradients costs and gives, beside searching by chance and by breeding.
 
-    python -m benchmarks schedule_search
-
 The ratios are those of the paper's table, 0.80, 0.85 and 0.90 removed, on emoji-sd with 20 steps of DDIM. Searches and
-judged pictures are shared with schedule_comparison through the folder of --work: only what is missing is
-done. Rows whose scores have not been trained yet are left out.
+judged pictures are shared with schedule_comparison through the folder of --work: only what is missing is done. Rows
+whose scores have not been trained yet are left out.
 """
 
 from __future__ import annotations

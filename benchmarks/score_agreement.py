@@ -1,14 +1,9 @@
 """Record of chapter 9: how few latents and steps put the operators in the same order, and which formula sees harm.
 
-    python -m benchmarks score_agreement
-
-Every fourth operator of the ranking in operator_scores.json is scored, so that good and bad ones are there alike:
-
-- with 64 latents at the steps of that record; fewer latents are the first of the 64, or other groups of them;
-- with 8 latents at 2 to 50 steps;
-- and for the harm that is really done, the pictures of the second 32 latents are compared with the unpruned model's.
-
-About 14 minutes on one CPU core; it may be interrupted.
+Every fourth operator of the recorded ranking is scored, so that good and bad ones are there alike: with 64 latents at
+the steps of that record (fewer latents are the first of them, or other groups), and with 8 latents at 2 to 50 steps.
+For the harm that is really done, the pictures of the second 32 latents are compared with the unpruned model's. About 14
+minutes on one CPU core; it may be interrupted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Record of chapter 9: what scoring costs, against the k + 1 generations that it cannot do without.
 
-    python -m benchmarks score_cost
-
 Two ways to generate for the same operators take turns: one plain call of the pipeline for each, the floor; and
 `score_operators`. Needs a quiet machine; four minutes on one core. The record in the repository was made when
 `score_operators` could share the first step between operators, and holds both of its forms.
@@ -17,7 +15,7 @@ from pruning_lib.operators.find import DEFAULT_KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
 from pruning_lib.operators.remove import change_operators
 
-from .common import MODEL, Record, noise
+from .common import MODEL, Record, latents
 from .operator_scores import SAMPLING, prompts
 
 EVERY, NUM_LATENTS = 8, 8
@@ -28,10 +26,9 @@ def measure(rounds: int = 4) -> Record:
     pipe, asked = pl.load(MODEL), prompts(NUM_LATENTS)
     operators = find_operators(pipe.unet, DEFAULT_KINDS)[::EVERY]
     plans = [plan_for([op], operators) for op in operators.paths]
-    call = {"num_inference_steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"]}
 
     def generate() -> None:
-        pipe(asked, generator=noise(NUM_LATENTS), output_type="latent", **call)
+        latents(pipe, asked, SAMPLING["steps"])
 
     def plain() -> None:
         generate()

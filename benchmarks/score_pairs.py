@@ -1,14 +1,9 @@
 """Record of chapter 9: do single scores add up, and is scoring again after each removal the better way?
 
-    python -m benchmarks score_pairs
-
-- All pairs of twelve operators, spread over the middle of the ranking in operator_scores.json: the lowest do nothing at
-  all, and of those even the pairs do nothing.
-- Sets: the lowest 8, 16, 20 … of that ranking, changed together; and as many chosen by greedy re-scoring, with a
-  quarter of the latents and half of the steps. The pictures of other prompts and seeds are compared with the unpruned
-  model's.
-
-About 9 minutes on one CPU core; it may be interrupted.
+All pairs of twelve operators, spread over the middle of the ranking: the lowest do nothing at all, and of those even
+the pairs do nothing. Then sets: the lowest 8, 16, 20 … of that ranking, and as many chosen by greedy re-scoring, with a
+quarter of the latents and half of the steps; pictures of other prompts and seeds are compared with the unpruned
+model's. About 9 minutes on one CPU core; it may be interrupted.
 """
 
 from __future__ import annotations

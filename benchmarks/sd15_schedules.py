@@ -3,14 +3,11 @@
     python -m benchmarks sd15_schedules --what speed
     python -m benchmarks sd15_schedules --what training
 
-The UNet and the decoder have the published sizes and random weights, because no hub is needed then: time and memory do
-not depend on what the weights are, and no picture means anything. There are no trained scores either, so the schedules
-are three kinds that bound what a search may find: whole calls (uniform), DeepCache's pattern, and single units
-scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision, on a CPU; speed about six minutes on
-one quiet core, training about eight, and 12 GB. What a GPU does is measured by `python -m benchmarks gpu`.
-
-Each replaces its part of the record and keeps the other. Every training step runs in a process of its own, so that its
-peak of memory is its own, and is kept beside the record until all are done: an interrupted run goes on.
+UNet and decoder have the published sizes and random weights: time and memory do not depend on what the weights are, and
+no picture means anything. So the schedules are three kinds that bound what a search may find: whole calls (uniform),
+DeepCache's pattern, and single units scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision,
+on a CPU; speed about six minutes on one quiet core, training about eight, and 12 GB. Each replaces its part of the
+record and keeps the other; training steps are kept one by one.
 """
 
 from __future__ import annotations

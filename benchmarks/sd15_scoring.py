@@ -3,12 +3,10 @@
     python -m benchmarks sd15_scoring --what operators
     python -m benchmarks sd15_scoring --what scoring
 
-The first stage counts on structures without weights, about three minutes on one CPU core, and writes the record
-big_operators.json. The second builds Stable Diffusion 1.5 at full width with random weights (no hub is needed, and no
-picture means anything), scores operators and compares the time with the floor of k + 1 generations; it writes the
-record sd15_scoring.json. It takes a handful of operators, latents of 32 x 32, two steps and no guidance, about three
-minutes on a quiet core and 6 GB of memory. On a GPU the same function is called by the stage
-"sd15_operators" of `python -m benchmarks gpu`, at 64 x 64 and in half precision.
+The first stage counts on structures without weights, three minutes on one CPU core, for the record big_operators.json.
+The second scores a handful of operators of Stable Diffusion 1.5 at full width with random weights (no picture means
+anything), and compares the time with the floor of k + 1 generations: three minutes on a quiet core, 6 GB. On a GPU the
+stage "sd15_operators" of `python -m benchmarks gpu` calls the same function, at 64 x 64 and in half precision.
 """
 
 from __future__ import annotations

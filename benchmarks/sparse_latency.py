@@ -1,17 +1,10 @@
 """Record how fast layers with zeros run in each form they can have, for the chapter "Zeros are not speed".
 
-    python -m benchmarks sparse_latency
-
-Needs a quiet machine, about 8 minutes on two cores. Forms of a layer:
-
-- dense: as it is; zeros: the same kernel, small weights set to zero;
-- csr: the zeros left out (`pruning_book.sparse_speed`);
-- structured: a dense layer with fewer outputs, so that as many weights are left.
-
-Single layers have the shapes of emoji-sd and of Stable Diffusion 1.5 with random weights: time depends on shapes and on
-how many zeros there are, not on what the weights are. The whole UNet is emoji-sd's own. Float32 on the CPU. On a GPU
-the same layers are timed in half precision, with PyTorch's 2:4 form besides, by the stage "zeros" of
-`python -m benchmarks gpu`.
+Forms of a layer: dense; zeros (the same kernel, small weights set to zero); csr (the zeros left out,
+`pruning_book.sparse_speed`); structured (a dense layer with fewer outputs, so that as many weights are left). Single
+layers have random weights: time depends on shapes and on how many zeros there are. The whole UNet is emoji-sd's own.
+Needs a quiet machine, about 8 minutes on two cores. On a GPU the stage "zeros" of `python -m benchmarks gpu` times the
+same layers in half precision, with PyTorch's 2:4 form besides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Record how large emoji-sd's UNet is on disk at many sparsities, for the chapter "Zeros are not speed".
 
-    python -m benchmarks sparse_size
-
 Global magnitude pruning without fine-tuning; sizes are exact, so a busy machine does no harm.
 """
 

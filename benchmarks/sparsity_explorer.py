@@ -33,7 +33,11 @@ from .common import Record, mean_metric, time_metric
 
 LABELS = ("global", "layer by layer", "by sensitivity", "random")
 WARMUP = 2
-MASKS = list(itertools.product(SCOPES, STOPS))
+
+
+def masks() -> list[tuple[str, float]]:
+    """Return every scope at every stop."""
+    return list(itertools.product(SCOPES, STOPS))
 
 
 def measure(repeats: int = 30, curve: str = "sparsity_curve", device: str = "cpu") -> Record:
@@ -48,7 +52,7 @@ def measure(repeats: int = 30, curve: str = "sparsity_curve", device: str = "cpu
         return [setting.draw(pipe, [prompt], first=i)[0] for i, prompt in enumerate(PROMPTS)]
 
     whole, found, copies = draw(), {}, {}
-    for scope, stop in tqdm(MASKS, desc="masks", unit="mask"):
+    for scope, stop in tqdm(masks(), desc="masks", unit="mask"):
         if stop == 0 and scope != SCOPES[0]:  # no weight is removed, whatever the scope
             found[scope, stop] = found[SCOPES[0], stop]
             continue
@@ -73,12 +77,12 @@ def measure(repeats: int = 30, curve: str = "sparsity_curve", device: str = "cpu
 def mean_ssim(curve: dict) -> dict[tuple[str, float], dict]:
     """Return (scope, stop) -> mean SSIM with its interval, from the record of many pictures."""
     rows = {(r["scope"], r["asked"]): r["ssim"] for r in curve["data"]["rows"] if r["part"] == "unet"}
-    return {(scope, stop): rows[scope if stop else "global", stop] for scope, stop in MASKS}
+    return {(scope, stop): rows[scope if stop else "global", stop] for scope, stop in masks()}
 
 
 def assemble(found: dict, timed: dict, many: dict, bins: WeightBins, weights: dict[str, Tensor]) -> SweepExplorer:
     """Return the explorer: every figure in the order of prompt, scope, sparsity."""
-    every = [(i, mask) for i in range(len(PROMPTS)) for mask in MASKS]
+    every = [(i, mask) for i in range(len(PROMPTS)) for mask in masks()]
     times = [timed[found[mask]["call"]] for _, mask in every]
     means = [many[mask] for _, mask in every]
     each = [mean["n"] for mean in means]
@@ -95,7 +99,7 @@ def assemble(found: dict, timed: dict, many: dict, bins: WeightBins, weights: di
         Axis("scope", SCOPES, label="Scope", labels=LABELS),
         Axis("sparsity", STOPS, label="Sparsity"),
     ]
-    removed, cut = ([found[mask][key] for mask in MASKS] for key in ("removed", "cut"))
+    removed, cut = ([found[mask][key] for mask in masks()] for key in ("removed", "cut"))
     told = {"label": "weight", "title": "Weights of the UNet"}
     panel = Histogram(bins.edges, bins.count(weights), ("scope", "sparsity"), removed, cut, **told)
     images = torch.cat([found[m]["images"][i] for i, m in every])

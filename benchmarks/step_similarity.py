@@ -1,7 +1,5 @@
 """Record of chapter 11: how alike the features of a denoiser are from step to step, and what that promises.
 
-    python -m benchmarks step_similarity
-
 First it draws pictures and compares what every unit puts out at all pairs of steps, for three samplers, and for a UNet
 of random weights as a control; five minutes on one CPU core. Then it reuses one unit at a time, at every second step,
 and judges the pictures; five minutes. Single results are kept, so an interrupted run goes on.

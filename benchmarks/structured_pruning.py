@@ -56,7 +56,12 @@ def cut(row: dict, unet, task: DenoisingTask | None):
 
 def looker(pipe, folder: Path, wanted: torch.Tensor | None):
     """Return a function that judges a pipeline and saves the shown pictures as a row of that name."""
-    clip, images, captions, asked = pb.load_clip(MODEL), pb.training_images(MODEL), pb.captions(MODEL), prompts()
+    clip, images, captions, asked = (
+        pb.load_clip(MODEL),
+        pb.training_images(MODEL),
+        pb.captions(MODEL),
+        asked_for(N, SHOWN),
+    )
 
     def look(name: str) -> dict:
         found = judge(pipe, clip, asked, captions, wanted, real=images, **SAMPLER)
@@ -66,17 +71,12 @@ def looker(pipe, folder: Path, wanted: torch.Tensor | None):
     return look
 
 
-def prompts() -> list[str]:
-    """Return the captions that are drawn."""
-    return asked_for(N, SHOWN)
-
-
 def of_row(row: dict, folder: Path) -> dict:
     """Prune, judge, fine-tune, judge again."""
     pipe, images, captions = pl.load(MODEL), pb.training_images(MODEL), pb.captions(MODEL)
 
     def whole() -> torch.Tensor:
-        return judge(pipe, pb.load_clip(MODEL), prompts(), captions, None, **SAMPLER).pictures
+        return judge(pipe, pb.load_clip(MODEL), asked_for(N, SHOWN), captions, None, **SAMPLER).pictures
 
     wanted = once_drawn(folder / "unpruned.pt", whole)  # the same pictures for every row: drawn once by the first
     small = cut(row, pipe.unet, DenoisingTask.of(pipe, images, captions))

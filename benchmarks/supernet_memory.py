@@ -1,7 +1,5 @@
 """Memory and time of one training iteration of the pruner, with and without checkpointing, over numbers of steps.
 
-    python -m benchmarks supernet_memory
-
 Every figure comes from a process of its own: the highest resident memory, less what was resident before the iteration;
 on a GPU, PyTorch's own peak.
 """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 # Imported when they are used: the judge brings transformers, the output Jupyter.
 _WHERE = {
-    "start": "start",
+    "start": "session",
     "glue": "output",
     "must_fail": "output",
     "picture": "output",
@@ -30,3 +31,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def require(*modules: str) -> None:
+    """Check that what the extra "book" brings is installed.
+
+    Raises:
+        ImportError: it is not; the message says how to install it.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'This needs {" and ".join(missing)}. Install them: pip install "pruning-lib[book]"')

@@ -21,7 +21,6 @@ PROGRAMS = (
     "tests/steps",
     "tests/training",
     "tests/book",
-    "tests/show",
     "tests/gpu",
 )
 sys.path[:0] = [str(ROOT / name) for name in PROGRAMS]

@@ -80,7 +80,7 @@ def test_what_cannot_be_removed_stops_the_build(book: Path, monkeypatch) -> None
 
 def test_the_real_fingerprint_covers_library_and_pins(root: Path) -> None:
     names = fingerprint(root).keys()
-    assert {"pruning_book/start.py", "requirements.lock", "requirements-torch.txt", "python"} <= names
+    assert {"pruning_book/session.py", "requirements.lock", "requirements-torch.txt", "python"} <= names
 
 
 def test_changes_names_both_sides() -> None:

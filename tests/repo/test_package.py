@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from pruning_book import start  # before its module, which has the same name, is imported
+from pruning_book import start
 
 LEFT_OUT = {"__pycache__"}
 LIMIT_MIB = 40
@@ -83,3 +83,12 @@ def test_an_unknown_mode_says_what_is_allowed(monkeypatch) -> None:
 def test_missing_packages_are_named() -> None:
     session = start("replay")
     assert "x not installed" in str(replace(session, versions={"x": "not installed"}))
+
+
+@pytest.mark.parametrize("room, missing", [("plots", "matplotlib"), ("widgets", "anywidget")])
+def test_a_missing_extra_of_the_book_is_named(room: str, missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None\nimport pruning_book.{room}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        done.returncode and f"This needs {missing}" in done.stderr and 'pip install "pruning-lib[book]"' in done.stderr
+    )
