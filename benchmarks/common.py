@@ -67,7 +67,7 @@ def run(module: ModuleType, words: Sequence[str]) -> None:
     """Run a benchmark from the words of a command line, and write its record, pruning_book/records/<name>.json.
 
     `measure` may ask for `out`, the record's path, to read the old one or to write a sheet of pictures beside it, and
-    for `work`, a folder where single results are kept until all are there. It returns None where some are missing.
+    for `work`, a folder where single results are kept until all are there; its default may be shared by benchmarks.
     """
     name = module.__name__.rpartition(".")[2]
     parser = argparse.ArgumentParser(  # an option without a default is required
@@ -79,15 +79,15 @@ def run(module: ModuleType, words: Sequence[str]) -> None:
         if option.name not in ("out", "work"):
             _add(parser, option.name, hints.get(option.name, type(option.default)), option.default)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the record (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("_build") / name, help="kept results (default: %(default)s)")
+    work = Path("_build") / name
+    if "work" in options and options["work"].default is not inspect.Parameter.empty:
+        work = options["work"].default
+    parser.add_argument("--work", type=Path, default=work, help="kept results (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     given = parser.parse_args(words)
     check_writable(given.out)
     torch.set_num_threads(given.threads)
     found = module.measure(**{option: getattr(given, option) for option in options})
-    if found is None:
-        print("Not all is there yet: the record is written when it is. The same command goes on.")
-        return
     stamp = passport(seeds=found.seeds, n=found.n, device=found.device)
     out, name = given.out.with_name(f"{found.name}.json") if found.name else given.out, found.name or name
     if found.explorer:
@@ -97,15 +97,13 @@ def run(module: ModuleType, words: Sequence[str]) -> None:
 
 
 def _add(parser: argparse.ArgumentParser, name: str, kind: object, default: object) -> None:
-    """Add one option: a flag, one of several words, several values, or one."""
+    """Add one option: one of several words, several values, or one."""
     flag, about = f"--{name.replace('_', '-')}", {"default": default, "help": "default: %(default)s"}
     if default is inspect.Parameter.empty:
         about = {"required": True}
-    if kind is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **about)
-    elif typing.get_origin(kind) is typing.Literal:
+    if typing.get_origin(kind) is typing.Literal:
         parser.add_argument(flag, choices=typing.get_args(kind), **about)
-    elif typing.get_origin(kind) in (tuple, list):
+    elif typing.get_origin(kind) is tuple:
         parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], **about)
     else:
         parser.add_argument(flag, type=kind, **about)
@@ -129,10 +127,6 @@ class Judged:
         """Return each figure's mean with its bootstrap interval."""
         found = {name: interval(values) for name, values in self.figures.items()}
         return found | ({"frechet": self.frechet} if self.frechet else {})
-
-    def means(self) -> dict[str, float]:
-        """Return each figure's mean."""
-        return {name: values.mean().item() for name, values in self.figures.items()}
 
 
 def unit(images: Tensor) -> Tensor:

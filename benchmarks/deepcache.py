@@ -25,20 +25,7 @@ from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.latency import measure_latency, ratio
 from pruning_lib.steps.budget import deepcache, every
 
-from .common import (
-    GUIDANCE,
-    MODEL,
-    Record,
-    held_out,
-    judge,
-    latents,
-    mean_metric,
-    once,
-    read,
-    save_row,
-    spread,
-    tiles_of,
-)
+from .common import GUIDANCE, MODEL, Record, held_out, judge, latents, mean_metric, once, save_row, spread, tiles_of
 from .gpu.ways import by_the_package
 
 SEED = 0
@@ -101,8 +88,8 @@ def file_name(steps: int, way: str, interval: int) -> str:
     return f"{steps}-{way}-{interval}" if interval > 1 else f"{steps}-steps-1"
 
 
-def quality(work: Path) -> None:
-    """Draw in every way, and keep the pictures and what they are worth."""
+def quality(work: Path) -> dict[str, dict]:
+    """Draw in every way; keep the pictures, and return what they are worth."""
     pipe, clip = pl.load(MODEL), pb.load_clip(MODEL)
 
     def look(asked: list[str], wanted: torch.Tensor | None, steps: int, way: str, interval: int) -> dict:
@@ -114,13 +101,15 @@ def quality(work: Path) -> None:
         save_row(judged.pictures, work / f"{name}.png")
         return {"macs_ratio": found.macs_ratio(), "figures": judged.intervals()}
 
+    found = {}
     for steps, (count, intervals) in SWEEPS.items():
-        asked, whole = prompts(count), file_name(steps, "steps", 1)
-        once(work / f"{whole}.json", look, asked, None, steps, "steps", 1)
-        wanted = tiles_of(work / f"{whole}.png")
-        for interval in intervals[1:]:
-            for way in WAYS:
-                once(work / f"{file_name(steps, way, interval)}.json", look, asked, wanted, steps, way, interval)
+        asked, wanted = prompts(count), None
+        for way, interval in [("steps", 1), *((way, interval) for interval in intervals[1:] for way in WAYS)]:
+            name = file_name(steps, way, interval)
+            found[name] = once(work / f"{name}.json", look, asked, wanted, steps, way, interval)
+            if interval == 1:
+                wanted = tiles_of(work / f"{name}.png")
+    return found
 
 
 def measure(work: Path, what: Literal["quality", "speed"] = "quality", repeats: int = 10) -> Record:
@@ -128,11 +117,10 @@ def measure(work: Path, what: Literal["quality", "speed"] = "quality", repeats: 
     if what == "speed":
         return speed(repeats)
     compared = once(work / "equal.json", equality)["rows"]
-    quality(work)
+    kept = quality(work)
 
     def row_of(steps: int, way: str, interval: int) -> dict:
-        kept = read(work / f"{file_name(steps, way, interval)}.json")
-        return {"steps": steps, "way": way, "interval": interval, **kept}
+        return {"steps": steps, "way": way, "interval": interval, **kept[file_name(steps, way, interval)]}
 
     rows = [row_of(steps, way, n) for steps, (_, intervals) in SWEEPS.items() for way in WAYS for n in intervals]
     steps, (count, intervals) = next(iter(SWEEPS.items()))

@@ -69,7 +69,7 @@ def sampler(name: str, n: int, search: dict) -> dict:
                     "rows": [] if table is None else encode_table(table),
                 }
             )
-            print(f"{name}, keep {keep}, {label}: SSIM {found.means()['ssim']:.3f}", flush=True)
+            print(f"{name}, keep {keep}, {label}: SSIM {found.figures['ssim'].mean():.3f}", flush=True)
     about = {"sampler": name, "scheduler": kind, "options": options, "steps": steps, "calls": grid.shape[0]}
     return {**about, "timesteps": list(grid.timesteps), "unpruned": plain.intervals(), "rows": rows}
 

@@ -51,7 +51,7 @@ def test_every_way(way):
 
 @pytest.mark.parametrize(
     ("way", "samples", "grains"),
-    [("text", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
+    [("sd-2.1", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
 )
 def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
     pipe, draw = WAYS[way]()
