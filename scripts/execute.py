@@ -70,6 +70,24 @@ def executed(root: Path, path: Path) -> NotebookNode:
     return get_cache(str(root / CACHE)).merge_match_into_notebook(read(root, path))[1]
 
 
+def _run(notebook: NotebookNode, path: Path, tries: int = 3):
+    """Run all cells.  Kernels that start together may be given one port: the one that dies of it is started again."""
+    for left in reversed(range(tries)):
+        try:
+            return single_nb_execution(
+                notebook,
+                cwd=str(path.parent),
+                timeout=CELL_TIMEOUT_S,
+                allow_errors=False,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a line on TCP for each kernel
+            )
+        except DeadKernelError:  # died over a cell
+            raise
+        except RuntimeError as error:
+            if "died before replying" not in str(error) or not left:
+                raise
+
+
 def execute(root: Path, path: Path) -> None:
     """Execute the chapter `path` into the cache.
 
@@ -80,13 +98,7 @@ def execute(root: Path, path: Path) -> None:
     cache = get_cache(str(root / CACHE))
     notebook = read(root, path)
     try:
-        result = single_nb_execution(
-            notebook,
-            cwd=str(path.parent),
-            timeout=CELL_TIMEOUT_S,
-            allow_errors=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a line on TCP for each kernel
-        )
+        result = _run(notebook, path)
     except AssertionError:  # on Ctrl-C nbclient shuts the kernel down, then trips over its absence
         raise KeyboardInterrupt from None
     except DeadKernelError:

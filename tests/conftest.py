@@ -26,11 +26,25 @@ PROGRAMS = (
 sys.path[:0] = [str(ROOT / name) for name in PROGRAMS]
 # No test may wait for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What `make quick` runs: quick to start, and between them they touch every room.
+QUICK = (
+    "repo/test_house.py",
+    "repo/test_hygiene.py",
+    "test_files.py",
+    "test_quality.py",
+    "weights/test_masks.py",
+    "operators/test_replace.py",
+    "steps/test_schedule.py",
+    "checkpoint/test_pickle.py",
+    "book/test_output.py",
+)
 MARKS = {"site": pytest.mark.book, "notebooks": pytest.mark.book, "gpu": pytest.mark.gpu}  # folder -> mark of its tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in QUICK:
+            item.add_marker(pytest.mark.quick)
         for folder, mark in MARKS.items():
             if ROOT / "tests" / folder in item.path.parents:
                 item.add_marker(mark)
