@@ -12,6 +12,8 @@ so that `import pruning_lib` itself costs nothing.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -64,12 +66,18 @@ if TYPE_CHECKING:
     from .weights.magnitude import prune_magnitude
 
 
-def __getattr__(name: str) -> object:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. It has: {', '.join(__all__)}.")
-    value = globals()[name] = getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    return value
+def lazily(package: str, where: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names are imported from `where`, below it, when used."""
+
+    def __getattr__(name: str) -> object:
+        module = sys.modules[package]
+        if name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}. It has: {', '.join(module.__all__)}.")
+        value = getattr(import_module(f".{where[name]}", package), name)
+        setattr(module, name, value)
+        return value
+
+    return __getattr__, lambda: sorted(sys.modules[package].__all__)
 
 
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _WHERE)

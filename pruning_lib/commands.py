@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import traceback as tracebacks
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
 from inspect import signature
@@ -148,12 +148,13 @@ def _prompts(pipe: Any, texts: list[str]) -> list | None:
     return [int(text) if text.isdigit() and argument != "prompt" else text for text in texts] or None
 
 
-def _draw(pipe: Any, texts: list[str], *, steps: int, guidance: float | None, seed: int) -> list:
-    """Return one PIL image per prompt, drawn in one call, every one from the noise of `seed`."""
+def _drawing(pipe: Any, texts: list[str], *, steps: int, guidance: float | None, seed: int) -> Callable[[], list]:
+    """Return what draws one PIL image per prompt, in one call, every one from the noise of `seed`; checked here."""
     from .sampling import Unroll
 
     unroll = Unroll(pipe, steps=steps, guidance_scale=_scale(pipe, guidance))
-    return pipe(**unroll.asked(unroll.check(_prompts(pipe, texts)), [seed] * len(texts))).images
+    prompts, seeds = unroll.check(_prompts(pipe, texts)), [seed] * len(texts)
+    return lambda: pipe(**unroll.asked(prompts, seeds)).images
 
 
 def _read(kind: Any, file: Path | None, steps: int | None, otherwise: int) -> tuple[Any, int]:
@@ -251,7 +252,7 @@ def _call(pipe: Any, what: str, batch: int, prompt: str, drawing: dict) -> Any:
     from .denoisers import denoiser_of, example_inputs
 
     if what == "pipeline":
-        return lambda: _draw(pipe, [prompt] * batch, **drawing)
+        return _drawing(pipe, [prompt] * batch, **drawing)
     denoiser = denoiser_of(pipe)[1]
     where = {"device": denoiser.device, "dtype": denoiser.dtype}
     inputs = example_inputs(denoiser, batch=batch, seed=drawing["seed"], **where)
@@ -275,7 +276,7 @@ def generate(
     pipe = pl.load(model, device=device)
     with followed.applied(pipe) if followed else nullcontext():
         for path, prompt in zip(paths, prompts, strict=True):
-            _draw(pipe, [prompt], steps=steps, guidance=guidance, seed=seed)[0].save(path)
+            _drawing(pipe, [prompt], steps=steps, guidance=guidance, seed=seed)()[0].save(path)
             echo(path)
 
 

@@ -112,11 +112,15 @@ def execute(root: Path, path: Path) -> None:
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _together() -> int:
     """Return how many chapters may run at once: as many as there are cores and memory for, at most two."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = int(psutil.virtual_memory().available / 2**30 / MEMORY_GIB)
-    return max(1, min(TOGETHER, cores, room))
+    return max(1, min(TOGETHER, usable_cores(), room))
 
 
 def _start(root: Path, path: Path, threads: int | None) -> subprocess.Popen[str]:
@@ -174,27 +178,27 @@ def execute_all(root: Path) -> list[Run]:
     cache, runs = get_cache(str(root / CACHE)), {}
     paths = chapters(root)
 
-    def note(path: Path, fresh: bool) -> None:
-        data = _cached(cache, read(root, path))
-        seconds = data.data["execution_seconds"]
-        runs[path] = Run(path.stem, seconds, data.created.timestamp(), fresh)
+    def note(path: Path, record: object, fresh: bool) -> None:
+        seconds = record.data["execution_seconds"]
+        runs[path] = Run(path.stem, seconds, record.created.timestamp(), fresh)
         told = f"{seconds:.0f} s" if fresh else f"in the cache ({seconds:.0f} s when it ran)"
         late = " OVER THE BUDGET" if seconds > PAGE_BUDGET_S else ""
         print(f"  [{len(runs)}/{len(paths)}] {path.stem} ... {told}{late}", flush=True)
 
     todo = []
     for path in paths:
-        if _cached(cache, read(root, path)) is None:
+        record = _cached(cache, read(root, path))
+        if record is None:
             todo.append(path)
         else:
-            note(path, fresh=False)
+            note(path, record, fresh=False)
     alone = [path for path in todo if TIMES.search(path.read_text(encoding="utf-8"))]
     others = [path for path in todo if path not in alone]
     together = _together()
-    threads = max(1, (os.cpu_count() or 1) // together) if together > 1 else None
+    threads = max(1, usable_cores() // together) if together > 1 else None
     for group, at_once, limit in ((alone, 1, None), (others, together, threads)):
         for path in _execute_some(root, group, at_once, limit):
-            note(path, fresh=True)
+            note(path, _cached(cache, read(root, path)), fresh=True)
     return [runs[path] for path in paths]
 
 

@@ -16,13 +16,7 @@ from pathlib import Path
 
 STAMP = Path("_build/.jupyter_cache/fingerprint.json")
 STALE = (".jupyter_cache", "html", ".doctrees", "jupyter_execute", "generated")
-WATCHED = (
-    "pruning_lib",
-    "pruning_book",
-    "requirements-torch.txt",
-    "requirements.lock",
-    "requirements-no-deps.txt",
-)
+WATCHED = ("pruning_lib", "pruning_book", "requirements-torch.txt", "requirements.lock", "requirements-no-deps.txt")
 SKIPPED_PARTS = {"__pycache__", ".ipynb_checkpoints"}
 
 

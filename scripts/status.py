@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from execute import PAGE_BUDGET_S, Run
+from execute import PAGE_BUDGET_S, Run, usable_cores
 
 FOLDER = Path("_build/generated")
 PACKAGES = (
@@ -64,14 +63,13 @@ def _moment(timestamp: float) -> str:
 
 def status(root: Path, runs: Sequence[Run]) -> dict:
     """Return what is known of this build: pages with their seconds, versions, hardware, date."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "built": _moment(dt.datetime.now(dt.timezone.utc).timestamp()),
         "page_budget_s": PAGE_BUDGET_S,
         "pages": [{"page": r.name, "seconds": round(r.seconds, 1), "executed": _moment(r.finished)} for r in runs],
         "hardware": {
             "processor": _processor(),
-            "cores": usable,
+            "cores": usable_cores(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "accelerator": _accelerator(),
             "system": f"{platform.system()} {platform.machine()}",
