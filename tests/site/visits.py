@@ -110,6 +110,7 @@ class Visitor:
         page.evaluate(AXE.read_text(encoding="utf-8"))
         for theme in ("light", "dark"):
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            page.wait_for_function("(theme) => document.documentElement.dataset.theme === theme", arg=theme)
             page.wait_for_timeout(150)  # the theme's own colour transition
             visit.themes[theme] = page.evaluate("document.documentElement.dataset.theme")
             visit.shots[theme] = page.screenshot()
