@@ -1,9 +1,6 @@
-"""Record the time of every top-level block of a denoiser, for the block explorer of chapter 2.
+"""Record of chapter 2: the time of every top-level block of a denoiser, in one call, batch 1, float32.
 
-    python -m benchmarks block_latency --models emoji-sd sd-1.5 --repeats 5
-
-Models other than emoji-sd are built from their configuration with random weights: time depends on shapes, not on what
-the weights are. One denoiser call, batch 1, no guidance, float32.
+python -m benchmarks block_latency --models emoji-sd sd-1.5 --repeats 5
 """
 
 from __future__ import annotations

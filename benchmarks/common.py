@@ -7,6 +7,7 @@ A benchmark is a module with a function `measure`, whose options are its keyword
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import json
 import resource
@@ -29,7 +30,7 @@ from pruning_book.judge import generate
 from pruning_book.widgets.axes import Metric
 from pruning_lib import files
 from pruning_lib.interval import bootstrap_interval
-from pruning_lib.latency import Latency, ratio
+from pruning_lib.latency import Latency, measure_latency, ratio
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.records import check_writable, passport, save_record
 from zoo.data import contact_sheet
@@ -47,10 +48,7 @@ class Record:
     """What a benchmark found.
 
     Attributes:
-        data: of the record.
-        seeds: of everything random.
-        n: samples, or timed rounds.
-        device: that it was measured on.
+        seeds, n, device: as in its passport.
         name: of the record, where it is not that of the benchmark.
         explorer: whose pictures are saved with it, as one sheet; `data` is what its `save` is given.
     """
@@ -66,8 +64,8 @@ class Record:
 def run(module: ModuleType, words: Sequence[str]) -> None:
     """Run a benchmark from the words of a command line, and write its record, pruning_book/records/<name>.json.
 
-    `measure` may ask for `out`, the record's path, to read the old one or to write a sheet of pictures beside it, and
-    for `work`, a folder where single results are kept until all are there; its default may be shared by benchmarks.
+    `measure` may ask for `out`, the record's path, and for `work`, a folder where single results are kept, so that an
+    interrupted run goes on; its default may be shared by benchmarks.
     """
     name = module.__name__.rpartition(".")[2]
     parser = argparse.ArgumentParser(  # an option without a default is required
@@ -111,13 +109,7 @@ def _add(parser: argparse.ArgumentParser, name: str, kind: object, default: obje
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures and one figure per picture.
-
-    Attributes:
-        pictures: uint8 `[n, 3, 64, 64]`.
-        figures: name -> `[n]`: "ssim" and "psnr_db" against `wanted`, "clip_score", "top5" (0 or 1).
-        frechet: Fréchet distance with its interval, or None where it was not asked for.
-    """
+    """Pictures, uint8 `[n, 3, 64, 64]`; name -> figure of each; and the Fréchet distance, where it was asked for."""
 
     pictures: Tensor
     figures: dict[str, Tensor]
@@ -144,28 +136,18 @@ def compare(clip, pictures: Tensor, wanted: Tensor, prompts: Sequence[str]) -> d
 
 
 def judge(
-    pipe,
-    clip,
-    prompts: Sequence[str],
-    candidates: Sequence[str],
-    wanted: Tensor | None,
-    *,
-    steps: int,
-    guidance: float,
-    seed: int = 0,
-    real: Tensor | None = None,
+    pipe, clip, prompts: Sequence[str], candidates: Sequence[str], wanted: Tensor | None, *, real=None, **sampler
 ) -> Judged:
-    """Draw one picture per prompt and judge them.
+    """Draw one picture per prompt and judge them: "ssim", "psnr_db", "clip_score", "top5" (0 or 1).
 
     Args:
-        pipe, clip: the model and its judge.
         prompts: picture i starts from noise of seed `seed` + i.
+        sampler: steps, guidance and seed.
         candidates: all captions, for the retrieval.
         wanted: pictures to compare with, uint8, one per prompt; None: the drawn ones themselves.
-        steps, guidance: of the sampler.
         real: real pictures for the Fréchet distance on mini-CLIP features.
     """
-    pictures = generate(pipe, list(prompts), steps=steps, guidance=guidance, seed=seed)
+    pictures = generate(pipe, list(prompts), **sampler)
     figures = compare(clip, pictures, pictures if wanted is None else wanted, prompts)
     figures["top5"] = (retrieval_rank(clip, pictures, prompts, candidates) <= TOP).float()
     distance = None if real is None else frechet(pictures, real, features=clip, n_boot=100).to_dict()
@@ -186,9 +168,6 @@ def likeness(values: Tensor, shown: int) -> tuple[list[float], dict]:
 def rounded(values: Tensor, places: int = 6) -> list[float]:
     """Return numbers with so many places after the point."""
     return [round(value, places) for value in values.tolist()]
-
-
-# --- captions --------------------------------------------------------------------------------------------------------
 
 
 def spread(items: Sequence, count: int) -> list:
@@ -229,12 +208,10 @@ def latents(pipe, prompts: Sequence[str], steps: int) -> Tensor:
     return pipe(list(prompts), generator=noise(len(prompts)), **options).images
 
 
-# --- kept results ----------------------------------------------------------------------------------------------------
-
-
 def once(path: Path, work: Callable[..., dict], *given) -> dict:
     """Return what `path` holds, or do the work and keep its result there: an interrupted benchmark goes on."""
     if not path.is_file():
+        print(path.stem, flush=True)
         write_whole(path, json.dumps(work(*given)))
     return read(path)
 
@@ -246,6 +223,12 @@ def once_drawn(path: Path, draw: Callable[..., object], *given):
         with files.write_whole(path) as part:
             torch.save(found, part)
     return torch.load(path, weights_only=True)
+
+
+def drawn_once(work: Path, told: str, draw: Callable[[], Tensor]) -> Tensor:
+    """Return pictures in [0, 1] as uint8, drawn once; `told` says what they are of."""
+    file = work / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.pt"
+    return once_drawn(file, lambda: (draw() * 255).round().to(torch.uint8))
 
 
 def read(path: Path) -> dict:
@@ -266,11 +249,9 @@ def in_own_process(module: str, call: str) -> dict:
     return json.loads(told.splitlines()[-1])
 
 
-# --- sheets and explorers --------------------------------------------------------------------------------------------
-
-
-def save_row(pictures: Tensor, to: Path) -> None:
-    """Save pictures as a sheet of one row."""
+def save_row(pictures: Tensor, to: Path, asked: Sequence[str] = (), shown: Sequence[str] = ()) -> None:
+    """Save pictures as a sheet of one row: all, or those of the captions that are shown."""
+    pictures = pictures[[asked.index(name) for name in shown]] if shown else pictures
     to.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, columns=len(pictures)).save(to)
 
@@ -317,20 +298,22 @@ def peak_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")  # ru_maxrss is inherited from the process that started this one
     if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) / 2**10
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def compared(base: Latency, latency: Latency, macs_ratio: float) -> dict:
     """Return measured beside promised speed, of at least two rounds."""
     faster = ratio(base, latency)
-    return {
-        "latency": latency.to_dict(),
-        "times_as_fast": faster.to_dict(),
-        "promised": 1 / macs_ratio,
-        "reached": faster.value * macs_ratio,
-    }
+    found = {"latency": latency.to_dict(), "times_as_fast": faster.to_dict()}
+    return {**found, "promised": 1 / macs_ratio, "reached": faster.value * macs_ratio}
+
+
+def in_turn(calls: Mapping[str, Callable], how: Callable[[Latency], dict], **options) -> dict[str, dict]:
+    """Time calls in turn; return what `how` keeps of each one's times, and how many times as fast as the first."""
+    times = measure_latency(calls, **options)
+    base = times[next(iter(calls))]
+    return {name: {**how(found), "times_as_fast": ratio(base, found).to_dict()} for name, found in times.items()}
 
 
 @torch.no_grad()

@@ -1,11 +1,7 @@
 """Records of chapter 11: reuse at equal distances, DeepCache's pattern and fewer steps; and the `deepcache` package.
 
-    python -m benchmarks deepcache
-    python -m benchmarks deepcache --what speed
-
-First it draws with the package and with the library's schedule of the same pattern, and compares the latents; then it
-judges pictures at several distances, for four ways to leave calls out. Six minutes on one CPU core. `--what speed`
-times all of them in turn, on one thread of a quiet machine (ten minutes), for the record deepcache_speed.
+Compares latents with the package's, and judges pictures for four ways to leave calls out; six minutes on one CPU core.
+`--what speed` times all of them in turn on a quiet machine (ten minutes), for the record deepcache_speed.
 """
 
 from __future__ import annotations
@@ -22,10 +18,22 @@ import pruning_lib as pl
 from pruning_book.rivals.fewer_steps import FewerSteps
 from pruning_book.widgets.axes import Axis, Metric
 from pruning_book.widgets.sweep import SweepExplorer
-from pruning_lib.latency import measure_latency, ratio
 from pruning_lib.steps.budget import deepcache, every
 
-from .common import GUIDANCE, MODEL, Record, held_out, judge, latents, mean_metric, once, save_row, spread, tiles_of
+from .common import (
+    GUIDANCE,
+    MODEL,
+    Record,
+    held_out,
+    in_turn,
+    judge,
+    latents,
+    mean_metric,
+    once,
+    save_row,
+    spread,
+    tiles_of,
+)
 from .gpu.ways import by_the_package
 
 SEED = 0
@@ -68,7 +76,6 @@ def equality() -> dict:
         row = {"sampler": kind.__name__, "steps": steps, "interval": interval, "branch": branch}
         row |= {"macs_ratio": schedule.macs_ratio(), "equal": torch.equal(ours, theirs)}
         rows.append({**row, "largest_difference": (ours - theirs).abs().max().item(), "n": len(asked)})
-        print(rows[-1], flush=True)
     return {"rows": rows}
 
 
@@ -94,7 +101,6 @@ def quality(work: Path) -> dict[str, dict]:
 
     def look(asked: list[str], wanted: torch.Tensor | None, steps: int, way: str, interval: int) -> dict:
         name, found = file_name(steps, way, interval), rival(pipe, way, steps, interval)
-        print(name, flush=True)
         how = {"steps": found.steps, "guidance": GUIDANCE, "seed": SEED}
         with found.applied(pipe):
             judged = judge(pipe, clip, asked, pb.captions(MODEL), wanted, **how)
@@ -164,11 +170,8 @@ def speed(repeats: int) -> Record:
         add(f"deepcache, {n}", partial(pattern.applied, pipe), pattern.macs_ratio())
         add(f"output, {n}", partial(whole.applied, pipe), whole.macs_ratio())
         add(f"steps, {n}", partial(fewer.applied, pipe), fewer.macs_ratio(), fewer.steps)
-    times = measure_latency(calls, repeats=repeats, warmup=1)
-    rows = {}
-    for name, latency in times.items():
-        faster = ratio(times["unpruned"], latency).to_dict()
-        rows[name] = {"macs_ratio": kept[name], "latency": latency.to_dict(), "times_as_fast": faster}
+    times = in_turn(calls, lambda latency: {"latency": latency.to_dict()}, repeats=repeats, warmup=1)
+    rows = {name: {"macs_ratio": kept[name], **found} for name, found in times.items()}
     data = {"model": MODEL, "steps": steps, "batch": BATCH, "guidance_scale": GUIDANCE, "threads": 1}
     data |= {"repeats": repeats, "rows": rows}
     return Record(data, seeds=[SEED], n=repeats, name="deepcache_speed")

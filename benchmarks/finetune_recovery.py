@@ -1,8 +1,7 @@
 """Record of chapter 6: how pictures come back while a pruned model is trained on its own training pictures.
 
-Three runs with the same steps, data order, noise and learning rate: the narrow denoiser that structured pruning leaves,
-the same small architecture from random weights, and the whole architecture with most weights held at zero. Judged at
-eight moments, with averaged weights. About 15 minutes on one CPU core.
+Three starts with the same data order, noise and learning rate, judged at eight moments with averaged weights: narrow
+from the pruned weights, narrow from random ones, and whole with most weights held at zero. 15 minutes on one CPU core.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Record the explorer of chapter 1: one picture for every prompt, step count and guidance weight, with its time.
+"""Record of chapter 1: one picture for every prompt, step count and guidance weight, and the time of the whole call.
 
-Every picture starts from the noise of the same seed. Times are of the whole call, from prompt to picture, batch 1, for
-one prompt: the text is padded to a fixed length, so the time does not depend on it. All settings are timed in turn, so
-that a disturbance from outside hits them alike. About three minutes on two CPU cores.
+Settings are timed in turn, for one prompt: text is padded to a fixed length. About three minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -49,11 +47,8 @@ def measure(repeats: int = 10, device: str = "cpu") -> Record:
         Metric("clip_score", scores, label="CLIP score (mini CLIP)", n=1, digits=1),
         Metric("unet_gmacs", gmacs, label="MACs in the UNet, with attention", unit="G", digits=2),
     ]
-    axes = [
-        Axis("prompt", PROMPTS, label="Prompt"),
-        Axis("steps", STEPS, label="Steps"),
-        Axis("guidance", GUIDANCE, label="Guidance weight"),
-    ]
+    stops = {"prompt": ("Prompt", PROMPTS), "steps": ("Steps", STEPS), "guidance": ("Guidance weight", GUIDANCE)}
+    axes = [Axis(name, each, label=label) for name, (label, each) in stops.items()]
     explorer = SweepExplorer("first-explorer", axes, images, metrics, title="as recorded")
     more = {"model": MODEL, "sampler": "DDIM, trailing", "seed": SEED, "timed_prompt": PROMPTS[0], "warmup": 1}
     return Record(more, seeds=[SEED], n=repeats, device=device, explorer=explorer)

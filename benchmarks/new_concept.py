@@ -1,8 +1,7 @@
 """Record of chapter 6: teach emoji-sd 24 new things, starting from the whole model and from pruned ones.
 
-Every start is trained with the same steps, data order, noise and learning rate, for each of three seeds. Half of every
-batch are old pictures, so that the model need not forget them (the idea of DreamBooth's prior preservation, with real
-pictures). Single runs are kept, so that an interrupted benchmark goes on. About 40 minutes on one core.
+Every start is trained with the same data order, noise and learning rate, for each of three seeds. Half of every batch
+are old pictures (the idea of DreamBooth's prior preservation, with real pictures). About 40 minutes on one core.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from zoo.acceptance import reconstruct
 
 from .common import MODEL, TOP, Record, interval, judge, mean_metric, once, save_row, spread, tiles_of, unit
 
+BOTH = ("new", "old")
 PER_RUN = ("changed", "zeros_before", "zeros_after", "grown_mean", "largest_step")
 FINETUNE, SEEDS = {"steps": 150, "batch": 16, "lr": 5e-4, "ema": 0}, (0, 1, 2)
 SAMPLER = {"steps": 8, "guidance": 3.0}
@@ -42,14 +42,14 @@ def prepared(start: str):
     """Return the pipeline as a start is, the handle of its masks, and what judges it on old and on new things."""
     _, sparsity, _, trained_in, rounded_to = STARTS[start]
     pipe, clip, captions = pl.load(MODEL), pb.load_clip(MODEL), pb.captions(MODEL)
-    everything, asked = captions + pb.new_concepts()[1], spread(captions, OLD)
+    pictures, names = pb.new_concepts()
+    everything, asked = captions + names, spread(captions, OLD)
     before = judge(pipe, clip, asked, everything, None, **SAMPLER).pictures
 
     def old() -> dict[str, list]:
         return listed([judge(pipe, clip, asked, everything, before, **SAMPLER)])
 
     def new(seed: int = 0):
-        pictures, names = pb.new_concepts()
         return judge(pipe, clip, names, everything, pictures, seed=seed, **SAMPLER)
 
     pruned = pl.prune_magnitude(pipe.unet, sparsity) if sparsity else None
@@ -92,7 +92,7 @@ def train_one(start: str, seed: int, sheet: Path) -> dict:
     drawn = [judge_new(1000 * i) for i in range(NOISES)]
     old = judge_old()
     if seed == SEEDS[0]:
-        save_row(drawn[0].pictures[[names.index(name) for name in SHOWN]], sheet)
+        save_row(drawn[0].pictures, sheet, names, SHOWN)
     return {
         "new": listed(drawn),
         "old": old,
@@ -149,23 +149,16 @@ def measure(work: Path) -> Record:
     places = [names.index(name) for name in SHOWN]
     rows, reference, shown, tiles = [], [], [], [real[places]]
     for name, (label, sparsity, held, trained_in, rounded_to) in STARTS.items():
-        runs, sheet = [], work / f"{name}.png"
-        for seed in SEEDS:
-            print(f"{name}, seed {seed}", flush=True)
-            runs.append(once(work / f"{name}-{seed}.json", train_one, name, seed, sheet))
+        sheet = work / f"{name}.png"
+        runs = [once(work / f"{name}-{seed}.json", train_one, name, seed, sheet) for seed in SEEDS]
         reference = reference or runs  # the first start is the unpruned one
         start = once(work / f"{name}-start.json", untrained, name)
-        rows.append(
-            {
-                **{"name": name, "label": label, "sparsity": sparsity, "held": held},
-                **{"trained_in": trained_in, "rounded_to": rounded_to},
-                **{which: summary(runs, which) for which in ("new", "old")},
-                **{f"{which}_against_whole": against(runs, reference, which) for which in ("new", "old")},
-                "before": {which: summary([start], which) for which in ("new", "old")},
-                "curves": [run["curve"] for run in runs],
-                **{key: [run[key] for run in runs] for key in PER_RUN},
-            }
-        )
+        row = {"name": name, "label": label, "sparsity": sparsity, "held": held}
+        row |= {"trained_in": trained_in, "rounded_to": rounded_to}
+        row |= {which: summary(runs, which) for which in BOTH}
+        row |= {f"{which}_against_whole": against(runs, reference, which) for which in BOTH}
+        row |= {"before": {which: summary([start], which) for which in BOTH}, "curves": [run["curve"] for run in runs]}
+        rows.append({**row, **{key: [run[key] for run in runs] for key in PER_RUN}})
         tiles.append(tiles_of(sheet))
         shown.append([runs[0]["new"]["ssim"][i] for i in places])
     data = {

@@ -1,16 +1,13 @@
-"""Record the operator explorer of chapter 7: the picture without each operator, and without the lowest-scored ones.
+"""Record of chapter 7: the picture without each scored operator, and without the lowest-scored ones.
 
-Every operator, scored by operator_scores before, is changed alone, and at each stop of the slider the lowest-scored
-ones together; the same captions are drawn from the same noise, and compared with the pictures of the unpruned model.
-Pictures are kept in --work as they are made, so an interrupted run goes on where it stopped; about eight minutes on one
-CPU core.
+The same captions are drawn from the same noise; about eight minutes on one CPU core.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,14 +16,20 @@ from tqdm.auto import tqdm
 
 import pruning_book as pb
 import pruning_lib as pl
-from pruning_book.widgets.operator_live import MODEL, PROMPTS, STOPS, changed_pictures
-from pruning_book.widgets.operators import OperatorExplorer, OperatorResult, PruningStop
-from pruning_book.widgets.sparsity import FIRST_SEED, GUIDANCE, STEPS, spread_captions
+from pruning_book.widgets.operators import (
+    PROMPTS,
+    STOPS,
+    OperatorExplorer,
+    OperatorResult,
+    PruningStop,
+    changed_pictures,
+)
+from pruning_book.widgets.sparsity import FIRST_SEED, GUIDANCE, MODEL, STEPS, spread_captions
 from pruning_lib.operators.budget import reductions
 from pruning_lib.operators.find import DEFAULT_KINDS, Operator
 from pruning_lib.quality import ssim
 
-from .common import Record, likeness, once_drawn, rounded, unit
+from .common import Record, drawn_once, likeness, rounded, unit
 from .operator_scores import SCORES
 
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
@@ -43,7 +46,10 @@ def explored(scores: pl.Scores, captions: Sequence[str], work: Path, device: str
     pipe, nothing = pl.load(MODEL, device=device), pl.Plan((), scores.operators.base)
     plans = {ratio: scores.lowest(macs_ratio=ratio, pipe=pipe) if ratio else nothing for ratio in STOPS}
     jobs = [*plans.values(), *(alone(scores, op) for op in scores.operators)]
-    drawn = [kept(pipe, plan, captions, work) for plan in tqdm(jobs, desc="changes", unit="change")]
+    drawn = []
+    for plan in tqdm(jobs, desc="changes", unit="change"):
+        told = json.dumps([sorted(dict(plan.changes).items()), list(captions)])
+        drawn.append(drawn_once(work, told, partial(changed_pictures, pipe, plan, captions)))
     similar = [ssim(unit(drawn[0]), unit(found)) for found in drawn]
     explorer = assemble(pipe.unet, scores, plans, drawn, similar)
     each = dict(zip(scores.operators.paths, map(rounded, similar[len(plans) :]), strict=True))
@@ -56,16 +62,6 @@ def explored(scores: pl.Scores, captions: Sequence[str], work: Path, device: str
 def alone(scores: pl.Scores, op: Operator) -> pl.Plan:
     """Return the plan that changes one operator."""
     return pl.Plan(((op.path, op.modifications[0]),), scores.operators.base)
-
-
-def kept(pipe, plan: pl.Plan, captions: Sequence[str], work: Path) -> Tensor:
-    """Return the pictures of one plan, uint8 `[n, 3, h, w]`, drawn once."""
-    told = json.dumps([sorted(dict(plan.changes).items()), list(captions)])
-
-    def draw() -> Tensor:
-        return (changed_pictures(pipe, plan, captions) * 255).round().to(torch.uint8)
-
-    return once_drawn(work / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.pt", draw)
 
 
 def assemble(

@@ -1,11 +1,7 @@
 """Record of chapter 8: how much faster a denoiser becomes without some of its operators, beside what MACs promise.
 
-    python -m benchmarks operator_latency --device cpu
-
-The unpruned denoiser and several pruned ones are called in turn, forwards and backwards, so that a slow moment hits all
-of them: one call at batch 1, 2 (one picture with guidance) and 8, and whole generations. The plans follow the score,
-BK-SDM's choice, and single kinds of operators. Needs a quiet machine; about three minutes on one CPU core. Another
-device adds its rows to the record that is there.
+One call at batch 1, 2 and 8, and whole generations, all candidates in turn. Needs a quiet machine; about three minutes
+on one CPU core. Another --device adds its rows to the record that is there.
 """
 
 from __future__ import annotations
@@ -19,12 +15,12 @@ import torch
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_lib.denoisers import example_inputs
-from pruning_lib.latency import ratio
+from pruning_lib.latency import Latency
 from pruning_lib.operators.budget import choose
 from pruning_lib.operators.remove import pruned_copy
 from pruning_lib.records import RecordError
 
-from .common import MACS_CONVENTION, MODEL, Record, quantiles
+from .common import MACS_CONVENTION, MODEL, Record, in_turn, quantiles
 from .operator_runs import BK_SDM, with_unet
 from .operator_scores import SCORES
 
@@ -39,9 +35,7 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
     pipe = pl.load(MODEL, device=device)
     operators = pl.find_operators(pipe.unet)
     order = [path for path in pl.Scores.load(scores).ranked() if path in operators]
-    plans = {}
-    for share in RATIOS:
-        plans[f"score, {100 * share:.0f} % of MACs"] = choose(order, operators, pipe.unet, macs_ratio=share)
+    plans = {f"score, {100 * r:.0f} % of MACs": choose(order, operators, pipe.unet, macs_ratio=r) for r in RATIOS}
     for kind in KINDS:
         same = operators.of(kind)
         plans[f"every {kind}"] = choose(same.paths, operators, pipe.unet, count=len(same))
@@ -63,13 +57,11 @@ def candidates(scores: Path, device: str) -> tuple[object, dict[str, dict], dict
 
 def timed(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, dict]:
     """Time calls in turn; return times and how many times as fast as the first each is."""
-    times = pl.measure_latency(calls, repeats=repeats, warmup=3, device=device)
-    base = times[next(iter(calls))]
-    rows = {}
-    for name, found in times.items():
-        faster, memory = ratio(base, found).to_dict(), found.peak_memory_mib
-        rows[name] = {**quantiles(found, 4), "n": found.n, "times_as_fast": faster, "peak_memory_mib": memory}
-    return rows
+
+    def how(found: Latency) -> dict:
+        return {**quantiles(found, 4), "n": found.n, "peak_memory_mib": found.peak_memory_mib}
+
+    return in_turn(calls, how, repeats=repeats, warmup=3, device=device)
 
 
 def times_of(pipe, models: dict[str, torch.nn.Module], repeats: int, device: str) -> dict[str, dict]:

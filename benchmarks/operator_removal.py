@@ -1,8 +1,7 @@
 """Record of chapter 8: quality against how much is removed, for LD-Pruner's score and for rankings that know less.
 
-First it cuts without training: by number of operators and by share of MACs, in the whole model and outside the blocks
-that are free to remove; about 30 minutes on one CPU core. Then it trains what each ranking leaves at two shares of
-MACs, one of them that of BK-SDM's choice; about a minute a run. Every result is kept, so an interrupted run goes on.
+Cuts without training, by number of operators and by share of MACs (30 minutes on one CPU core), and trains what each
+ranking leaves at two shares of MACs (a minute a run).
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def stops(bench: Bench, orders: dict[str, list[str]], free: list[str]) -> Iterat
 
 def sweep(bench: Bench, orders: dict[str, list[str]], folder: Path) -> None:
     """Cut without training, and keep how the pictures are."""
-    save_row(bench.wanted[[bench.asked.index(name) for name in SHOWN]], folder / "unpruned.png")
+    save_row(bench.wanted, folder / "unpruned.png", bench.asked, SHOWN)
     free = once(folder / "free.json", free_blocks, bench)["free"]
 
     def cut(name: str, plan: pl.Plan, row: dict) -> dict:
@@ -78,7 +77,6 @@ def sweep(bench: Bench, orders: dict[str, list[str]], folder: Path) -> None:
         return {**row, **bench.look(small, folder / "bk-sdm.png")}
 
     for name, plan, row in stops(bench, orders, free):
-        print(name, flush=True)
         once(folder / f"{name}.json", cut, name, plan, row)
     once(folder / "bk-sdm.json", hand_made)
 

@@ -46,14 +46,9 @@ SHOWN = ("lion", "pizza", "red heart", "rocket", "sunflower", "house", "guitar",
 
 @dataclass(frozen=True)
 class Bench:
-    """The unpruned model, its judge, and what all candidates are compared with.
+    """The unpruned model, its judge, its whole world, and what all candidates are compared with.
 
-    Attributes:
-        pipe, clip: the model and its judge.
-        images, captions: the training pictures, which are the model's whole world.
-        asked: the captions that are drawn.
-        wanted: the unpruned model's pictures of them, uint8 `[n, 3, 64, 64]`.
-        operators: those of the denoiser.
+    `wanted` are the unpruned model's pictures of the captions `asked`, uint8 `[n, 3, 64, 64]`.
     """
 
     pipe: DiffusionPipeline
@@ -77,7 +72,7 @@ class Bench:
         pipe.set_progress_bar_config(disable=True)
         found = judge(pipe, self.clip, self.asked, self.captions, self.wanted, real=self.images, **SAMPLER)
         if sheet:
-            save_row(found.pictures[[self.asked.index(name) for name in SHOWN]], sheet)
+            save_row(found.pictures, sheet, self.asked, SHOWN)
         return {"figures": {k: v.tolist() for k, v in found.figures.items()}, "frechet": found.frechet}
 
 
@@ -144,7 +139,6 @@ def train(bench: Bench, pipe: DiffusionPipeline, name: str, seed: int, work: Pat
         return {"look": bench.look(pipe, work / f"{run.name}.png" if step == last else None)}
 
     def work_it() -> dict:
-        print(run.name, flush=True)
         pipe.unet.to(memory_format=torch.channels_last)
         often = {"checkpoint_every": EVERY, "validate_every": EVERY if curve else last}
         told = {"seed": seed, "folder": run, "validate": validate, **often, **FINETUNE}

@@ -1,10 +1,7 @@
-"""Record of chapters 7 to 9: what every operator of emoji-sd is worth.
+"""Record of chapters 7 to 9: what every operator of emoji-sd is worth, and `Scores` in a file beside the record.
 
-    python -m benchmarks operator_scores --kinds default     # without single linear layers and norms
-    python -m benchmarks operator_scores                     # all; goes on from the former
-
-One row per operator, and beside the record operator_scores.safetensors, the same as `Scores` with averages and standard
-deviations. About 18 minutes on one CPU core; it may be interrupted.
+python -m benchmarks operator_scores --kinds default     # without single linear layers and norms
+python -m benchmarks operator_scores                     # all; goes on from the former; 18 minutes on one CPU core
 """
 
 from __future__ import annotations

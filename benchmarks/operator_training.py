@@ -1,10 +1,7 @@
-"""Records of chapter 8 on training: LD-Pruner's Table 3 and Figure 3 in miniature.
+"""Record of chapter 8: LD-Pruner's Table 3 and Figure 3 in miniature.
 
-Three kinds of runs with the same steps, data order, noise and learning rate: what the score leaves at two shares of
-MACs with the weights preserved, the very same architectures from random weights, and the unpruned architecture from
-random weights, whose curve the paper's Figure 3 compares with. All are judged every 50 steps, with averaged weights.
-The first kind is shared with operator_removal, which must have run before, below the same --work. About two minutes a
-run on one CPU core.
+What the score leaves at two shares of MACs, with its weights and from random ones, and the unpruned architecture from
+random weights, trained alike. Goes on from operator_removal, in the same --work; two minutes a run on one CPU core.
 """
 
 from __future__ import annotations
@@ -45,16 +42,10 @@ def measure(out: Path, work: Path = Path("_build/operator-runs"), scores: Path =
     done = {name: [read(work / f"{name}-{seed}.json") for seed in SEEDS] for name in RUNS}
     for name, (start, level) in RUNS.items():
         looks = zip(*(run["looks"] for run in done[name]), strict=True)
-        rows.append(
-            {
-                **{"name": name, "start": start, "level": level},
-                "plan": read(work / f"plan-{level}.json") if level else None,
-                "seeds": list(SEEDS),
-                "steps": done[name][0]["steps"],
-                "judged": [summary(list(moment)) for moment in looks],
-                **{key: [run[key] for run in done[name]] for key in ("loss", "seconds")},
-            }
-        )
+        plan = read(work / f"plan-{level}.json") if level else None
+        row = {"name": name, "start": start, "level": level, "plan": plan, "seeds": list(SEEDS)}
+        row |= {"steps": done[name][0]["steps"], "judged": [summary(list(moment)) for moment in looks]}
+        rows.append({**row, **{key: [run[key] for run in done[name]] for key in ("loss", "seconds")}})
     last = {name: [run["looks"][-1] for run in found] for name, found in done.items()}
     gains = {str(level): against(last[f"scratch-{level}"], last[f"score-{level}"]) for level in LEVELS}
     look, target = bench.look(bench.pipe), out.with_suffix(".webp")

@@ -66,7 +66,6 @@ def measure(work: Path) -> Record:
             told = {"collapsed": last["collapsed"], "kept_at_last": last["macs_ratio"], "seconds": last["seconds"]}
             count = trained.settings["iterations"] * trained.settings["batch"] * trained.settings["accumulation"]
             rows.append({"group": group, "name": name, "settings": how, "generations": count, **told, **figures})
-            print(name, figures["ssim"]["value"], figures["latent_mse"]["value"], flush=True)
     for name, run in REFRESHES.items():
         trained, _ = trained_pruner(pipe, work, *run)
         scores = trained.scores_for(BUDGET).clone()

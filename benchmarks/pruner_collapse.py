@@ -37,7 +37,6 @@ def measure(work: Path) -> Record:
         on = decode_table(trained.history[-1]["rows"])
         figures = judge(trained.grid.schedule(on, method="gates"))
         found.append({"name": name, "settings": what, "history": trained.history, "at_last": figures})
-        print(name, [round(line["macs_ratio"], 2) for line in trained.history], flush=True)
     told = ""
     try:  # what the guard says
         pl.train_pruner(pipe, pruner_prompts(), **given, **BASE, **RUNS["AdamW, rate 0.01"])

@@ -35,13 +35,9 @@ def trained_pruner(pipe, name: str, work: Path) -> TrainedPruner:
     """Train a run, or load what it gave."""
     target = work / f"pruner_scores_{name}.safetensors"
     if not target.is_file():
-        options = {"guidance_scale": GUIDANCE, "folder": work / name, "callback": _tell, **RUNS[name]}
+        options = {"guidance_scale": GUIDANCE, "folder": work / name, **RUNS[name]}
         pl.train_pruner(pipe, pruner_prompts(), **options).save(target)
     return TrainedPruner.load(target)
-
-
-def _tell(step) -> None:
-    print({key: value for key, value in step.figures.items() if key != "rows"}, flush=True)
 
 
 class Judge:
@@ -64,11 +60,8 @@ class Judge:
         """Return figures with intervals."""
         latents, pictures = self.draw(schedule)
         error = (latents - self.latents).square().flatten(1).mean(1)
-        return {
-            "macs_ratio": schedule.macs_ratio(),
-            "ssim": interval(ssim(pictures, self.wanted)),
-            "latent_mse": interval(error),
-        }
+        figures = {"ssim": interval(ssim(pictures, self.wanted)), "latent_mse": interval(error)}
+        return {"macs_ratio": schedule.macs_ratio(), **figures}
 
 
 def _tiles(pictures: torch.Tensor) -> torch.Tensor:
@@ -102,7 +95,6 @@ def measure(out: Path, work: Path) -> Record:
         found = {"settings": trained.settings, "history": trained.history, "moments": moments, "by_budget": by_budget}
         runs[name] = {**what, **found}
         trained.save(out.parent / f"pruner_scores_{name}.safetensors")
-        print(name, [round(row["ssim"]["value"], 4) for row in by_budget], flush=True)
     save_sheet(sheet, out.with_suffix(".webp"), quality=85)
     shown = every_nth(held_out(), JUDGED[20])[:SHOWN]
     data = {

@@ -1,19 +1,14 @@
 """Record of chapter 14: schedules and their rivals at equal MACs, on prompts that no search and no training has seen.
 
-    python -m benchmarks schedule_comparison [--rows ours genetic] [--budgets 0.25]
-    python -m benchmarks schedule_comparison --what speed
-
-Every row at every budget is a cell, searched and judged once and kept in the folder of --work, so that the same command
-goes on where it was stopped. The record holds what is there: figures with intervals, every row's differences from ours
-picture by picture, the schedules, and a sheet of pictures. `--what speed` needs a quiet machine and only the record, to
-which it adds the measured times. On one CPU core searching takes about 8 minutes at 20 steps and 20 at 50, judging
-about 7 and 20, and timing about 10 in all.
+python -m benchmarks schedule_comparison [--rows ours genetic] [--budgets 0.25]     # an hour on one CPU core
+python -m benchmarks schedule_comparison --what speed     # adds times to the record; a quiet machine, ten minutes
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +22,13 @@ import pruning_lib as pl
 from pruning_book.frechet import frechet_distance
 from pruning_book.widgets.comparison import rival_of
 from pruning_lib.interval import quantile_pair, resamples
-from pruning_lib.latency import ratio
+from pruning_lib.latency import Latency
 from pruning_lib.steps.budget import deepcache
 
 from . import schedule_rows as table
-from .common import GUIDANCE, MODEL, RESULTS, Record, interval, latents, noise, read, save_sheet
+from .common import GUIDANCE, MODEL, RESULTS, Record, in_turn, interval, latents, noise, read, save_sheet
 from .gpu.ways import by_the_package
-from .schedule_rows import BUDGETS, ROWS, STEPS, STRIP, N, cell_name, grids, judged, make, quality_file, shown
+from .schedule_rows import BUDGETS, ROWS, STEPS, STRIP, N, cell_name, judged, make, quality_file, shown
 
 NOISE, TIMED = 0, 4  # seed and pictures of a timed generation
 FIGURES = ("ssim", "psnr_db", "clip_score")  # one number per picture; higher is better
@@ -47,14 +42,13 @@ def cells(pipe, clip, rows: Sequence[str], budgets: Sequence[float], work: Path,
     unknown = [row for row in rows if row not in ALL_ROWS]
     if unknown:
         raise SystemExit(f"Unknown rows: {', '.join(unknown)}. Known: {', '.join(ALL_ROWS)}.")
-    for steps, grid in grids(pipe).items():
+    for steps in STEPS:
+        grid = pl.grid_of(pipe, steps)
         wanted = judged(pipe, clip, grid.full(), None, table.unpruned_file(work, steps))["pictures"]
         for row, budget in ((row, budget) for row in rows for budget in sorted(budgets)):
             name, rival = cell_name(steps, budget, row), make(pipe, grid, budget, row, work, scores)
             if rival is not None:
-                found = judged(pipe, clip, rival, wanted, quality_file(work, name))
-                told = {key: round(found[key].mean().item(), 4) for key in FIGURES}
-                print(name, round(rival.macs_ratio(), 4), told, flush=True)
+                judged(pipe, clip, rival, wanted, quality_file(work, name))
 
 
 def measure(
@@ -75,28 +69,19 @@ def measure(
     return summary(pipe, clip, out, work)
 
 
-class Distances:
-    """Fréchet distances on mini-CLIP features, of the same resamples for every row, so that rows can be subtracted.
+def distances_to(real: Tensor, unpruned: Tensor, features: Tensor) -> dict[str, tuple[float, Tensor]]:
+    """Return both Fréchet distances on mini-CLIP features `[N, d]`, each with its resamples `[BOOT]`.
 
-    Args:
-        real: features of the real pictures, `[m, d]`, never resampled.
-        unpruned: of the unpruned model's pictures, `[N, d]`, resampled together with the row's.
+    All rows have the same resamples, so that they can be subtracted; real pictures are never resampled, the unpruned
+    model's together with the row's.
     """
-
-    def __init__(self, real: Tensor, unpruned: Tensor):
-        self.real, self.unpruned = real, unpruned
-        self.draws = torch.cat(list(resamples(len(unpruned), n_boot=BOOT, seed=0)))
-
-    def __call__(self, features: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Return, for both distances, the value and its resamples `[BOOT]`."""
-        found = {
-            "frechet_real": (features, self.real, lambda i: (features[i], self.real)),
-            "frechet_unpruned": (features, self.unpruned, lambda i: (features[i], self.unpruned[i])),
-        }
-        return {
-            name: (frechet_distance(a, b), torch.tensor([frechet_distance(*part(i)) for i in self.draws]))
-            for name, (a, b, part) in found.items()
-        }
+    draws = torch.cat(list(resamples(len(unpruned), n_boot=BOOT, seed=0)))
+    to_real = torch.tensor([frechet_distance(features[i], real) for i in draws])
+    to_unpruned = torch.tensor([frechet_distance(features[i], unpruned[i]) for i in draws])
+    return {
+        "frechet_real": (frechet_distance(features, real), to_real),
+        "frechet_unpruned": (frechet_distance(features, unpruned), to_unpruned),
+    }
 
 
 def _around(value: float, found: Tensor) -> dict:
@@ -108,15 +93,12 @@ def _around(value: float, found: Tensor) -> dict:
 def summary(pipe, clip, path: Path, work: Path) -> Record:
     """Put together what has been judged so far."""
     real, target = clip.features(pb.training_images()), path.with_suffix(".webp")
-    unpruned: dict[str, dict] = {}
-    found: list[dict] = []
-    sheet: list[Tensor] = []
-    kept: dict[str, Tensor] = {}
+    unpruned, found, sheet, kept = {}, [], [], {}
     for steps in STEPS:
         if not table.unpruned_file(work, steps).is_file():
             continue
         whole = load_file(table.unpruned_file(work, steps))
-        distances = Distances(real, whole["features"])
+        distances = partial(distances_to, real, whole["features"])
         unpruned[str(steps)] = {
             "clip_score": interval(whole["clip_score"]),
             "frechet_real": _around(*distances(whole["features"])["frechet_real"]),
@@ -140,7 +122,7 @@ def summary(pipe, clip, path: Path, work: Path) -> Record:
     return Record(data, seeds=[0, 1000], n=N)
 
 
-def _budget(pipe, work: Path, steps: int, budget: float, distances: Distances, sheet: list, kept: dict) -> list[dict]:
+def _budget(pipe, work: Path, steps: int, budget: float, distances: Callable, sheet: list, kept: dict) -> list[dict]:
     """Return all rows of one budget, each with its differences from ours; add their pictures and figures."""
     cells, per_picture, spread = [], {}, {}
     for row in ALL_ROWS:
@@ -198,7 +180,8 @@ def speed(pipe, path: Path, repeats: int) -> Record:
     """Time every row of the record against the unpruned generation, in turn, and add the times to the record."""
     record, times = pl.load_record(path), {}
     found = record["data"]
-    for steps, grid in grids(pipe).items():
+    for steps in STEPS:
+        grid = pl.grid_of(pipe, steps)
         for row in ROWS:  # variations of a row cost what the row costs
             cells = [cell for cell in found["cells"] if (cell["steps"], cell["row"]) == (steps, row)]
             if not cells:
@@ -209,7 +192,6 @@ def speed(pipe, path: Path, repeats: int) -> Record:
             for what in ("denoising", "generation"):
                 for name, timed in _timed(pipe, rivals, found["shown"][:TIMED], what, repeats).items():
                     times.setdefault(name, {})[what] = timed
-            print(steps, row, flush=True)
     stamp = pl.passport(seeds=[NOISE], n=repeats, device="cpu")
     took = {"times": times, "pictures": TIMED, "threads": 1, "passport": stamp}
     return Record({**found, "speed": took}, seeds=record["passport"]["seeds"], n=record["passport"]["n"])
@@ -220,11 +202,7 @@ def _timed(pipe, rivals: dict, asked: list[str], what: str, repeats: int) -> dic
     calls = {name: _call(pipe, rival, asked, what) for name, rival in rivals.items()}
     first = next(iter(calls))
     calls[first]()
-    measured = pl.measure_latency(calls, repeats=repeats, warmup=0, device="cpu")
-    return {
-        name: {**latency.to_dict(), "times_as_fast": ratio(measured[first], latency).to_dict()}
-        for name, latency in measured.items()
-    }
+    return in_turn(calls, Latency.to_dict, repeats=repeats, warmup=0, device="cpu")
 
 
 def _call(pipe, rival, asked: list[str], what: str):

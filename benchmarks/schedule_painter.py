@@ -1,31 +1,27 @@
-"""Record the schedule painter of chapter 12: pictures and their likeness to the unpruned ones for many schedules.
+"""Record of chapter 12: pictures and their likeness to the unpruned ones for many schedules of ten steps.
 
-Each schedule draws the same captions from the same noise, ten steps each. Three more are found by a local search, which
-sees a few of every fourth caption only; none of those is drawn for the record. Nothing here depends on how fast the
-machine is. Pictures and found schedules are kept in --work, so an interrupted run goes on where it stopped; about ten
-minutes on one CPU core.
+Three more are found by a local search, which sees a few of every fourth caption only; none of those is drawn for the
+record. About ten minutes on one CPU core.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 import pruning_lib as pl
-from pruning_book.widgets.schedule_editor import PaintedStop, SchedulePainter
-from pruning_book.widgets.schedule_live import MODEL, PROMPTS, STEPS, presets, scheduled_pictures
-from pruning_book.widgets.sparsity import GUIDANCE, spread_captions
+from pruning_book.widgets.schedule_editor import PROMPTS, PaintedStop, SchedulePainter, presets, scheduled_pictures
+from pruning_book.widgets.sparsity import GUIDANCE, MODEL, STEPS, spread_captions
 from pruning_lib.quality import ssim
 from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, encode_table, grid_of
 from pruning_lib.steps.search import local_search
 
-from .common import Record, held_out, likeness, once_drawn, pruner_prompts, unit
+from .common import Record, drawn_once, held_out, likeness, pruner_prompts, unit
 
 BUDGETS = (0.5, 0.35, 0.2)
 SEARCH_PROMPTS = 8
@@ -47,8 +43,12 @@ def painted(captions: Sequence[str], images: int, work: Path, device: str = "cpu
         found = searched(pipe, grid, keep_macs, starts, images, work)
         note = f"Found by a local search that drew {found.provenance['images']} images of other captions."
         tables[f"local search, within {100 * keep_macs:.0f} %"] = ("searched", found.on, note)
-    drawn = {name: kept(pipe, grid.schedule(on), captions, work) for name, (_, on, _) in tqdm(tables.items())}
-    whole, stops = unit(drawn["everything"]), []
+    drawn, stops = {}, []
+    for name, (_, on, _) in tqdm(tables.items()):
+        schedule = grid.schedule(on)
+        told = repr([encode_table(schedule.live()), list(captions)])  # dead work makes no other picture
+        drawn[name] = drawn_once(work, told, partial(scheduled_pictures, pipe, schedule, captions))
+    whole = unit(drawn["everything"])
     for name, (group, on, note) in tables.items():
         shown, mean = likeness(ssim(whole, unit(drawn[name])), len(PROMPTS))
         stops.append(PaintedStop(name, group, encode_table(on), shown, mean, note))
@@ -70,16 +70,6 @@ def searched(pipe, grid: Grid, keep_macs: float, starts: Sequence[Schedule], ima
         told = {**best.provenance, "images": evaluator.images, "prompts": prompts}
         grid.schedule(grid.live(best.on), **told).save(file)
     return Schedule.load(file)
-
-
-def kept(pipe, schedule: Schedule, captions: Sequence[str], work: Path) -> Tensor:
-    """Return the pictures of one schedule, uint8 `[n, 3, h, w]`, drawn once; dead work makes no other picture."""
-    told = repr([encode_table(schedule.live()), list(captions)])
-
-    def draw() -> Tensor:
-        return (scheduled_pictures(pipe, schedule, captions) * 255).round().to(torch.uint8)
-
-    return once_drawn(work / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.pt", draw)
 
 
 def captions_of(n: int) -> list[str]:

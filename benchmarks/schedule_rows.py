@@ -17,7 +17,7 @@ from pruning_book.rivals.schedule_search import genetic_search, random_search
 from pruning_lib.files import write_whole
 from pruning_lib.steps.budget import deepcache, uniform
 from pruning_lib.steps.evaluate import Evaluator
-from pruning_lib.steps.schedule import Grid, Schedule, grid_of
+from pruning_lib.steps.schedule import Grid, Schedule
 from pruning_lib.steps.search import cell_importance, local_search
 from pruning_lib.steps.training import TrainedPruner
 
@@ -174,8 +174,3 @@ def judged(pipe, clip, rival, wanted: Tensor | None, file: Path) -> dict[str, Te
         with write_whole(file) as part:
             save_file({k: v.contiguous() for k, v in found.items()}, part, {"made": json.dumps(rival.macs_ratio())})
     return load_file(file)
-
-
-def grids(pipe) -> dict[int, Grid]:
-    """Return the grid for each number of steps."""
-    return {steps: grid_of(pipe, steps) for steps in STEPS}

@@ -1,9 +1,7 @@
 """Record of chapter 9: how few latents and steps put the operators in the same order, and which formula sees harm.
 
-Every fourth operator of the recorded ranking is scored, so that good and bad ones are there alike: with 64 latents at
-the steps of that record (fewer latents are the first of them, or other groups), and with 8 latents at 2 to 50 steps.
-For the harm that is really done, the pictures of the second 32 latents are compared with the unpruned model's. About 14
-minutes on one CPU core; it may be interrupted.
+Every fourth operator of the recorded ranking, with 2 to 64 latents, and with 8 latents at 2 to 50 steps; the harm that
+is done is judged on pictures of the second 32 latents. About 14 minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -29,17 +27,6 @@ FEWEST = 10  # how many of the lowest are compared
 SEEN, UNSEEN = 16, range(32, 64)  # latents that the formulas see, and those whose pictures are judged
 
 
-def subset(scores: Path) -> list[str]:
-    """Return every fourth operator of the recorded ranking."""
-    return Scores.load(scores).of(*DEFAULT_KINDS).ranked()[OFFSET::EVERY]
-
-
-def shuffled(count: int) -> list[str]:
-    """Return captions in an order without meaning, so that the first few are no family."""
-    known = prompts(count)
-    return [known[i] for i in torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()]
-
-
 def against(few: Scores, full: Scores) -> dict[str, object]:
     """Compare two scorings of the same operators."""
     a, b = few.values(), full.values()
@@ -55,7 +42,6 @@ def by_latents(full: Scores) -> list[dict]:
         # Neighbours only: pairs of groups that share no latent, and no group twice.
         apart = [spearman(list(a.values()), list(b.values())) for a, b in zip(groups[::2], groups[1::2], strict=False)]
         rows.append({**row, "between_groups": apart})
-        print(row, flush=True)
     return rows
 
 
@@ -68,21 +54,20 @@ def pictures(pipe, latents: Tensor) -> Tensor:
 
 def harm(pipe, scores: Scores) -> dict[str, dict]:
     """Return path -> 1 - SSIM of the unseen pictures to the unpruned model's, with its interval."""
-    whole = pictures(pipe, scores.original.latents[UNSEEN.start :])
-    found = {}
-    for path in scores.operators.paths:
-        lost = 1 - ssim(whole, pictures(pipe, scores[path].latents[UNSEEN.start :]))
-        found[path] = interval(lost)
-    return found
+    whole, paths = pictures(pipe, scores.original.latents[UNSEEN.start :]), scores.operators.paths
+    return {p: interval(1 - ssim(whole, pictures(pipe, scores[p].latents[UNSEEN.start :]))) for p in paths}
 
 
 def measure(work: Path, scores: Path = SCORES) -> Record:
     """Score and compare."""
-    pipe, asked, few = pl.load(MODEL), subset(scores), shuffled(NUM_LATENTS[-1])
+    pipe, known, recorded = pl.load(MODEL), prompts(NUM_LATENTS[-1]), Scores.load(scores).of(*DEFAULT_KINDS)
+    # Captions in an order without meaning, so that the first few are no family.
+    few = [known[i] for i in torch.randperm(len(known), generator=torch.Generator().manual_seed(0)).tolist()]
 
     def scored(captions: list[str], folder: str, steps: int) -> Scores:
         how = {"num_latents": len(captions), "folder": work / folder, "keep_latents": True}
-        return pl.score_operators(pipe, captions, operators=asked, **how, **{**SAMPLING, "steps": steps})
+        how["operators"] = recorded.ranked()[OFFSET::EVERY]
+        return pl.score_operators(pipe, captions, **how, **{**SAMPLING, "steps": steps})
 
     full = scored(few, "latents", SAMPLING["steps"])
     latents, lost = by_latents(full), harm(pipe, full)
@@ -90,22 +75,18 @@ def measure(work: Path, scores: Path = SCORES) -> Record:
     for name in FORMULAS:
         first = full.of_latents(range(SEEN)).values(name)
         formulas[name] = rank_agreement(first, {p: lost[p]["value"] for p in first}).to_dict()
-        print(name, formulas[name], flush=True)
     runs = {steps: scored(few[:STEP_LATENTS], f"steps-{steps}", steps) for steps in STEPS}
     few_of = {n: full.of_latents(range(n)) for n in NUM_LATENTS}
-    operators = [
-        {
-            **{"path": op.path, "kind": op.kind, "how": op.modifications[0], "lost": lost[op.path]},
-            "values": {name: full.values(name)[op.path] for name in FORMULAS},
-            "by_steps": {str(n): run.values()[op.path] for n, run in runs.items()},
-            "by_latents": {str(n): few_of[n].values()[op.path] for n in NUM_LATENTS},
-            "mean_by_latents": {str(n): few_of[n][op.path].avg_dist for n in NUM_LATENTS},
-            "seen": {name: few_of[SEEN].values(name)[op.path] for name in FORMULAS},
-        }
-        for op in full.operators
-    ]
+    operators = []
+    for op in full.operators:
+        row = {"path": op.path, "kind": op.kind, "how": op.modifications[0], "lost": lost[op.path]}
+        row["values"] = {name: full.values(name)[op.path] for name in FORMULAS}
+        row["by_steps"] = {str(n): run.values()[op.path] for n, run in runs.items()}
+        row["by_latents"] = {str(n): few_of[n].values()[op.path] for n in NUM_LATENTS}
+        row["mean_by_latents"] = {str(n): few_of[n][op.path].avg_dist for n in NUM_LATENTS}
+        operators.append({**row, "seen": {name: few_of[SEEN].values(name)[op.path] for name in FORMULAS}})
     data = {
-        **{"model": MODEL, "operators": operators, "of": len(Scores.load(scores).of(*DEFAULT_KINDS)), "every": EVERY},
+        **{"model": MODEL, "operators": operators, "of": len(recorded), "every": EVERY},
         **{"steps": SAMPLING["steps"], "guidance_scale": SAMPLING["guidance_scale"], "by_latents": latents},
         "step_latents": STEP_LATENTS,
         "by_steps": [{"steps": n, **against(run, runs[STEPS[-1]])} for n, run in runs.items()],

@@ -1,8 +1,7 @@
 """Record of chapter 9: what scoring costs, against the k + 1 generations that it cannot do without.
 
-Two ways to generate for the same operators take turns: one plain call of the pipeline for each, the floor; and
-`score_operators`. Needs a quiet machine; four minutes on one core. The record in the repository was made when
-`score_operators` could share the first step between operators, and holds both of its forms.
+The record in the repository was made when `score_operators` could share the first step between operators, and holds
+both of its forms. Needs a quiet machine; four minutes on one core.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Record of chapter 9: do single scores add up, and is scoring again after each removal the better way?
 
-All pairs of twelve operators, spread over the middle of the ranking: the lowest do nothing at all, and of those even
-the pairs do nothing. Then sets: the lowest 8, 16, 20 … of that ranking, and as many chosen by greedy re-scoring, with a
-quarter of the latents and half of the steps; pictures of other prompts and seeds are compared with the unpruned
-model's. About 9 minutes on one CPU core; it may be interrupted.
+All pairs of twelve operators from the middle of the ranking, and sets of the lowest beside as many chosen by greedy
+re-scoring with fewer latents and steps. About 9 minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -89,7 +87,6 @@ def sets(pipe, scores: pl.Scores, work: Path) -> tuple[list[dict], dict]:
         judged = once(work / f"{name.replace(' ', '-')}-{budget}.json", quality, pipe, plan, prompts, whole)
         sizes = {"macs_ratio": macs, "params_ratio": params}
         rows.append({"by": name, "count": len(plan), **asdict(together), **sizes, "ssim": judged})
-        print(name, len(plan), macs, judged["value"], flush=True)
     rounds = [asdict(found) for found in greedy.rounds]
     generations = {"generations": greedy.generations, "generations_per_mac": greedy_macs.generations}
     return rows, {"rounds": rounds, **generations, "pool": POOL, "start": START, **FEW}

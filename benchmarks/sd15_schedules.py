@@ -1,19 +1,14 @@
-"""Record of chapter 15: schedules on Stable Diffusion 1.5 at full size: speed, and one training step of the pruner.
+"""Record of chapter 15: schedules on Stable Diffusion 1.5 at full size: --what speed, or --what training.
 
-    python -m benchmarks sd15_schedules --what speed
-    python -m benchmarks sd15_schedules --what training
-
-UNet and decoder have the published sizes and random weights: time and memory do not depend on what the weights are, and
-no picture means anything. So the schedules are three kinds that bound what a search may find: whole calls (uniform),
-DeepCache's pattern, and single units scattered by chance. 256 x 256 pixels, ten steps, no guidance, single precision,
-on a CPU; speed about six minutes on one quiet core, training about eight, and 12 GB. Each replaces its part of the
-record and keeps the other; training steps are kept one by one.
+Random weights: time and memory do not depend on them. So the schedules are kinds that bound what a search may find.
+256 x 256 pixels, ten steps, float32, a CPU: speed six minutes on a quiet core, training eight, and 12 GB.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -40,9 +35,7 @@ TRAINING = (("latent", True), ("latent", False), ("ssim", True))
 def build(how: dict, device: torch.device):
     """Return the pipeline: UNet and decoder of the published sizes, random weights, a small text encoder.
 
-    Args:
-        how: "side" of the latents and "dtype"; "scale" below 1 makes the UNet narrower and the decoder small.
-        device: where the weights are drawn.
+    `how`: "side" of the latents and "dtype"; "scale" below 1 makes the UNet narrower and the decoder small.
     """
     dtype, scale = getattr(torch, how["dtype"]), how.get("scale", 1)
     pipe = stand_in("sd-1.5", scale=scale, sample_size=how["side"], dtype=dtype, device=device)
@@ -55,20 +48,14 @@ def build(how: dict, device: torch.device):
 
 def call_of(pipe, how: dict, schedule: Schedule | None = None):
     """Return a function that draws latents, by a schedule or without."""
+    options = {"num_inference_steps": how["steps"], "guidance_scale": how["guidance"], "output_type": "latent"}
 
     def call() -> None:
-        options = {"num_inference_steps": how["steps"], "guidance_scale": how["guidance"], "output_type": "latent"}
         noise = torch.Generator().manual_seed(0)
-        pipe(PROMPT, generator=noise, height=8 * how["side"], width=8 * how["side"], **options)
+        with schedule.applied(pipe) if schedule else nullcontext():
+            pipe(PROMPT, generator=noise, height=8 * how["side"], width=8 * how["side"], **options)
 
-    if schedule is None:
-        return call
-
-    def by_schedule() -> None:
-        with schedule.applied(pipe):
-            call()
-
-    return by_schedule
+    return call
 
 
 def schedules_of(grid: Grid) -> dict[str, Schedule]:
@@ -81,8 +68,8 @@ def schedules_of(grid: Grid) -> dict[str, Schedule]:
         found[f"scattered {removed}"] = threshold_scores(chance, grid, keep)
         try:
             found[f"DeepCache {removed}"] = deepcache(grid, keep_macs=keep)
-        except ValueError as error:
-            print(f"DeepCache {removed}: {error}", flush=True)
+        except ValueError:
+            continue
     return found
 
 
@@ -99,17 +86,10 @@ def speed(how: dict, device: torch.device) -> dict:
     rows = []
     for name, schedule in schedules.items():
         kind, _, removed = name.rpartition(" ")
-        counts = {"calls": int(grid.calls(schedule.on).sum()), "cells": int(schedule.live().sum())}
-        rows.append(
-            {
-                **{"kind": kind, "removed": float(removed), "keep_macs": schedule.macs_ratio()},
-                "keep_macs_without_attention": schedule.macs_ratio(attention=False),
-                **counts,
-                **compared(timed["unpruned"], timed[name], schedule.macs_ratio()),
-            }
-        )
-        faster, promised = rows[-1]["times_as_fast"]["value"], rows[-1]["promised"]
-        print(f"{name}: {faster:.2f} times as fast, promised {promised:.2f}", flush=True)
+        row = {"kind": kind, "removed": float(removed), "keep_macs": schedule.macs_ratio()}
+        row["keep_macs_without_attention"] = schedule.macs_ratio(attention=False)
+        row |= {"calls": int(grid.calls(schedule.on).sum()), "cells": int(schedule.live().sum())}
+        rows.append({**row, **compared(timed["unpruned"], timed[name], schedule.macs_ratio())})
     about = {**how, "shape": list(grid.shape), "macs": grid.total_macs // grid.shape[0], "weights": "random"}
     return {**about, **{name: timed[name].to_dict() for name in ("unpruned", "decoding")}, "schedules": rows}
 
@@ -156,7 +136,6 @@ def training(how: dict, work: Path) -> dict:
         call = f"training_step({how!r}, torch.device('cpu'), {loss!r}, {checkpointing})"
         name = f"cpu-{loss}-{'checkpointed' if checkpointing else 'kept'}-{how['steps']}.json"
         rows.append(once(work / name, in_own_process, "sd15_schedules", call))
-        print({name: rows[-1][name] for name in ("loss", "checkpointing", "total_seconds", "peak_mib")}, flush=True)
     return {**how, "weights": "random", "rows": rows}
 
 

@@ -1,12 +1,7 @@
 """Records of chapter 10: the operators of the papers' models, and what scoring costs at the full size of SD-1.5.
 
-    python -m benchmarks sd15_scoring --what operators
-    python -m benchmarks sd15_scoring --what scoring
-
-The first stage counts on structures without weights, three minutes on one CPU core, for the record big_operators.json.
-The second scores a handful of operators of Stable Diffusion 1.5 at full width with random weights (no picture means
-anything), and compares the time with the floor of k + 1 generations: three minutes on a quiet core, 6 GB. On a GPU the
-stage "sd15_operators" of `python -m benchmarks gpu` calls the same function, at 64 x 64 and in half precision.
+`--what operators` counts without weights (three minutes), for the record big_operators. `--what scoring` scores a
+handful of operators with random weights, beside k + 1 generations: three minutes on a quiet core, 6 GB.
 """
 
 from __future__ import annotations
@@ -52,15 +47,9 @@ def kinds_of(name: str) -> dict:
             continue
         macs_saved, params_saved = reductions(model, plan_for(some.paths, some))
         done = [op.modifications[0] for op in some]
-        rows.append(
-            {
-                **{"kind": kind, "count": len(some)},
-                **{"params": sum(op.params for op in some), "macs": sum(op.macs for op in some)},
-                **{"macs_saved": macs_saved, "params_saved": params_saved},
-                "done": {how: done.count(how) for how in dict.fromkeys(done)},
-            }
-        )
-        print(f"{name:14s} {kind:18s} {len(some):4d} {macs_saved:.3f} {params_saved:.3f}", flush=True)
+        row = {"kind": kind, "count": len(some), "params": sum(op.params for op in some)}
+        row |= {"macs": sum(op.macs for op in some), "macs_saved": macs_saved, "params_saved": params_saved}
+        rows.append({**row, "done": {how: done.count(how) for how in dict.fromkeys(done)}})
     size = model.config.sample_size
     return {"name": name, "sample_size": size, "params": whole.params, "macs": whole.macs, "kinds": rows}
 
@@ -68,10 +57,7 @@ def kinds_of(name: str) -> dict:
 def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict:
     """Score operators of SD-1.5 with random weights; return times and memory.
 
-    Args:
-        device: where.
-        how: as `SETTINGS`; "scale" 1 is the full size.
-        paths: of the operators; or how many, spread evenly over a call.
+    `how` is as `SETTINGS`, where "scale" 1 is the full size; `paths` are the operators', or their number.
     """
     dtype = getattr(torch, how["dtype"])
     pipe = stand_in("sd-1.5", scale=how["scale"], sample_size=how["size"], dtype=dtype, device=device)
@@ -99,13 +85,10 @@ def scoring(device: torch.device, how: dict, paths: Sequence[str] | int) -> dict
     plain.append(generation())
     size, mean = pl.count_macs(pipe.unet, sample_size=how["size"]), sum(plain) / len(plain)
     floor = mean * (len(scores) + 1)
-    rows = [
-        {
-            **{"path": op.path, "kind": op.kind, "macs": op.macs, "order": op.order},
-            **{"seconds": scores[op.path].seconds, "of_generation": scores[op.path].seconds / mean},
-        }
-        for op in scores.operators
-    ]
+    rows = []
+    for op in scores.operators:
+        took = {"seconds": scores[op.path].seconds, "of_generation": scores[op.path].seconds / mean}
+        rows.append({"path": op.path, "kind": op.kind, "macs": op.macs, "order": op.order, **took})
     return {
         **{"device": device.type, **how, "prompts": list(PROMPTS)},
         **{"params": size.params, "macs": size.macs, "weights": "random", "generation_seconds": plain},
@@ -129,5 +112,4 @@ def measure(
     how = {**SETTINGS, "size": size, "latents": latents, "steps": steps}
     run = scoring(torch.device("cpu"), how, HANDFUL[:operators])
     run["passport"] = pl.passport(seeds=[0], n=latents, device="cpu")
-    print({name: run[name] for name in ("seconds", "floor_seconds", "of_floor", "peak_scoring_mib")})
     return Record({"runs": [run]}, seeds=[0], n=latents)

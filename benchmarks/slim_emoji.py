@@ -1,12 +1,7 @@
-"""Record what `slim` does to emoji-sd's own training checkpoint, and what each cast costs in pictures.
+"""Record of what `slim` does to emoji-sd's own training checkpoint, and what each cast costs in pictures.
 
-    python -m benchmarks slim_emoji --run zoo-run
-
-needs the folder in which `python -m zoo train all` trained the model, because the shipped weights are float16 already:
-a cast to float16 would lose nothing of them. The training state of all parts is put into one file in the layout of
-sharing sites, with the EMA copy and the optimiser state that the run left. `slim` makes one file of each setting,
-diffusers loads it, and the pictures are compared with those of the same weights in float32. Everything is computed in
-float32; only the stored weights are rounded.
+    python -m benchmarks slim_emoji --run zoo-run     # the folder of `python -m zoo train all`
+The shipped weights are float16 already, so a cast would lose nothing of them. Everything is computed in float32.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
-"""Record `slim` on a checkpoint of Stable Diffusion 1.5's shapes: 7.7 GB, float32, with EMA copy, random numbers.
+"""Record of `slim` on a checkpoint of Stable Diffusion 1.5's shapes: 7.7 GB, float32, with EMA copy, random numbers.
 
-    python -m benchmarks slim_sd15 --work somewhere/with/30/GB
-    python -m benchmarks slim_sd15 --scale small          # a trial with two stages of the UNet, a few seconds
-
-The shapes come from the published configurations, built without weights: UNet, VAE and text encoder (CLIP ViT-L/14).
-Values matter neither to size, nor to memory, nor, as good as, to time. The same state is written twice, as safetensors
-and as a .ckpt of torch.save. Each run is the command line in a process of its own, which reports the peak of its
-memory; beside it stands the peak of the same command on a file of a few bytes. Then every tensor written is compared
-once more with the library's own reader.
+Written as safetensors and as .ckpt below --work (30 GB). Each run is the command line in a process of its own, which
+tells its peak of memory; every tensor written is compared once more. `--scale small` is a trial of a few seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import pruning_lib as pl
 from pruning_book.ldm_layout import ldm_ema, to_ldm
 from pruning_lib.checkpoint.parts import ema_name
-from pruning_lib.checkpoint.write import TensorHeader, write_safetensors
+from pruning_lib.checkpoint.write import NewTensor, write_safetensors
 
 from .big_schedules import AUTOENCODER
 from .common import Record
@@ -78,8 +73,8 @@ def numbers(shape: tuple[int, ...], seed: int) -> Iterator[torch.Tensor]:
 def make(folder: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Path]:
     """Write the checkpoint as safetensors, and again as torch.save does, without holding it in memory."""
     paths = {"safetensors": folder / "sd15.safetensors", "ckpt": folder / "sd15.ckpt"}
-    plan = [TensorHeader(name, torch.float32, shape) for name, shape in wanted.items()]
-    write_safetensors(paths["safetensors"], plan, [numbers(p.shape, i) for i, p in enumerate(plan)], {"format": "pt"})
+    plan = [NewTensor(n, torch.float32, s, partial(numbers, s, i)) for i, (n, s) in enumerate(wanted.items())]
+    write_safetensors(paths["safetensors"], plan, {"format": "pt"})
     state = load_file(paths["safetensors"])  # mapped, not read: torch.save fetches one tensor after the other
     torch.save({"state_dict": state, "global_step": 840_000, "epoch": 0}, paths["ckpt"])
     return paths
@@ -120,13 +115,10 @@ def measure(work: Path, scale: Literal["full", "small"] = "full") -> Record:
     """Make, slim, measure, compare and clean up; the files, about 22 GB, go below --work."""
     work.mkdir(parents=True, exist_ok=True)
     wanted = shapes(scale)
-    data: dict[str, object] = {
-        "shapes": "Stable Diffusion 1.5, float32, EMA copy, random numbers" if scale == "full" else "trial",
-        "tensors": len(wanted),
-        "params": sum(torch.Size(shape).numel() for shape in wanted.values()),
-        "largest_tensor_mib": max(torch.Size(shape).numel() for shape in wanted.values()) * 4 / 2**20,
-        "runs": [],
-    }
+    counts = [torch.Size(shape).numel() for shape in wanted.values()]
+    shaped = "Stable Diffusion 1.5, float32, EMA copy, random numbers" if scale == "full" else "trial"
+    data: dict[str, object] = {"shapes": shaped, "tensors": len(wanted), "params": sum(counts)}
+    data |= {"largest_tensor_mib": max(counts) * 4 / 2**20, "runs": []}
     with tempfile.TemporaryDirectory(dir=work) as place:
         tiny, target = Path(place) / "tiny.safetensors", Path(place) / "slim.safetensors"
         save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, tiny)

@@ -1,10 +1,7 @@
-"""Record how fast layers with zeros run in each form they can have, for the chapter "Zeros are not speed".
+"""Record of chapter "Zeros are not speed": layers, and emoji-sd's UNet, dense, with zeros, in CSR and narrower.
 
-Forms of a layer: dense; zeros (the same kernel, small weights set to zero); csr (the zeros left out,
-`pruning_book.sparse_speed`); structured (a dense layer with fewer outputs, so that as many weights are left). Single
-layers have random weights: time depends on shapes and on how many zeros there are. The whole UNet is emoji-sd's own.
-Needs a quiet machine, about 8 minutes on two cores. On a GPU the stage "zeros" of `python -m benchmarks gpu` times the
-same layers in half precision, with PyTorch's 2:4 form besides.
+Single layers have random weights: time depends on shapes and on how many zeros there are. Needs a quiet machine, about
+8 minutes on two cores. On a GPU the stage "zeros" of `python -m benchmarks gpu` times them, and PyTorch's 2:4 form.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from tqdm.auto import tqdm
 import pruning_lib as pl
 from pruning_book.sparse_speed import to_csr
 from pruning_lib.denoisers import example_inputs
-from pruning_lib.latency import Latency, ratio
+from pruning_lib.latency import ratio
 from pruning_lib.weights.nm import prune_nm, to_semi_structured
 
 from .common import MODEL, Record, quantiles
@@ -101,13 +98,12 @@ def timed(
     cache. So `spare`, which has weights of its own, stands at both ends, and its times are thrown away.
     """
     found = pl.measure_latency({"": spare, **calls, " ": spare}, repeats=repeats, warmup=WARMUP, device=device)
-    base = next(iter(calls))
-    return {name: _row(found[base], found[name], macs[base], macs[name]) for name in calls}
-
-
-def _row(base: Latency, latency: Latency, base_macs: float, macs: float) -> dict:
-    fewer, faster = base_macs / macs, ratio(base, latency).to_dict()
-    return {**quantiles(latency, 5), "macs": round(macs), "times_fewer_macs": fewer, "times_as_fast": faster}
+    base, rows = next(iter(calls)), {}
+    for name in calls:
+        faster = ratio(found[base], found[name]).to_dict()
+        counted = {"macs": round(macs[name]), "times_fewer_macs": macs[base] / macs[name]}
+        rows[name] = {**quantiles(found[name], 5), **counted, "times_as_fast": faster}
+    return rows
 
 
 def layer_rows(spec: Layer, repeats: int) -> dict:
@@ -123,8 +119,8 @@ def layer_rows(spec: Layer, repeats: int) -> dict:
         assert torch.allclose(csr(x), zeros(x), atol=1e-3), spec
         calls |= {f"{form} {s}": partial(m, x) for form, m in zip(FORMS, (zeros, csr, narrow), strict=True)}
         left = int(zeros.weight.count_nonzero())
-        macs |= {f"zeros {s}": whole, f"csr {s}": left * positions}
-        macs |= {f"structured {s}": narrow.weight.numel() * positions}
+        each = whole, left * positions, narrow.weight.numel() * positions
+        macs |= {f"{form} {s}": count for form, count in zip(FORMS, each, strict=True)}
     rows = rows_of(timed(calls, partial(spare, x), macs, repeats, "cpu"))
     shapes = {"weight_shape": list(layer.weight.shape), "input_shape": list(spec.inputs)}
     about = {"model": spec.model, "name": spec.name, "n": repeats, **shapes}
@@ -169,7 +165,7 @@ def unet_rows(repeats: int) -> list[dict]:
         assert same < 1e-3, same
         nnz = sum(int(p.count_nonzero()) for p in zeros.parameters())
         # every weight of a layer is used equally often
-        skipped = sum(whole.modules[row.path].macs * row.sparsity for row in swapped.rows)
+        skipped = sum(whole.modules[row.path].macs * (1 - row.nnz / row.n) for row in swapped.rows)
         models |= {f"zeros {s}": zeros, f"csr {s}": csr}
         macs |= {f"zeros {s}": whole.macs, f"csr {s}": whole.macs - skipped}
         for form in ("zeros", "csr"):

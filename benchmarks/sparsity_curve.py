@@ -1,11 +1,7 @@
-"""Record how good pictures stay as weights become zero, for chapter 4.
+"""Record of chapter 4: how good pictures stay as weights become zero.
 
-    python -m benchmarks sparsity_curve
-    python -m benchmarks sparsity_curve --pictures 160      # goes on from what is there
-
-For every mask the same captions are drawn from the same noise and compared with the pictures of the unpruned model.
-Quality does not depend on how fast the machine is. Pictures are kept in --work as they are made, so an interrupted run
-goes on where it stopped, and more pictures can be added later; about ten minutes for 64 on two idle CPU cores.
+For every mask the same captions are drawn from the same noise; ten minutes for 64 on two CPU cores. A greater
+--pictures goes on from what is there.
 """
 
 from __future__ import annotations
@@ -13,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -112,17 +109,7 @@ def prune_at_random(module: torch.nn.Module, sparsity: float, sensitivity: Sensi
 
 
 def sensitivity_of(pipe) -> dict:
-    """Measure the UNet's sensitivity on calls of real pictures."""
-
-    def progress(layers):
-        return tqdm(layers, desc="sensitivity", unit="layer")
-
-    inputs = sensitivity_inputs(pipe)
-    return asdict(measure_sensitivity(pipe.unet, inputs, sparsities=SENSITIVITY_STOPS, progress=progress))
-
-
-def sensitivity_inputs(pipe) -> list[dict[str, Tensor]]:
-    """Return the arguments of a few calls that the pipeline makes while it draws."""
+    """Measure the UNet's sensitivity on a few calls that the pipeline makes while it draws."""
     captions = pb.captions(setting.MODEL)
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = [captions[i] for i in order[:SENSITIVITY_PROMPTS]]
@@ -136,7 +123,8 @@ def sensitivity_inputs(pipe) -> list[dict[str, Tensor]]:
     options = {"num_inference_steps": setting.STEPS, "guidance_scale": setting.GUIDANCE, "output_type": "latent"}
     pipe(prompts, generator=noise(len(prompts), 100), **options)
     hook.remove()
-    return [calls[i] for i in SENSITIVITY_STEPS]
+    how = {"sparsities": SENSITIVITY_STOPS, "progress": partial(tqdm, desc="sensitivity", unit="layer")}
+    return asdict(measure_sensitivity(pipe.unet, [calls[i] for i in SENSITIVITY_STEPS], **how))
 
 
 def pictures_of(row: Setting, chunk: int, pipe, prompts: list[str], sensitivity: Sensitivity, work: Path) -> dict:
@@ -154,30 +142,6 @@ def pictures_of(row: Setting, chunk: int, pipe, prompts: list[str], sensitivity:
         return found if row.asked else {**found, "latents": latents}
 
     return once_drawn(work / f"{row.name}-{chunk}.pt", draw)
-
-
-class Remembering:
-    """A judge that embeds each text, and each set of pictures, once."""
-
-    def __init__(self, clip) -> None:
-        self.clip, self.features_name = clip, clip.features_name
-        self._texts: dict[str, Tensor] = {}
-        self._pictures: dict[int, Tensor] = {}
-
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        if missing := [text for text in dict.fromkeys(texts) if text not in self._texts]:
-            self._texts.update(zip(missing, self.clip.embed_texts(missing), strict=True))
-        return torch.stack([self._texts[text] for text in texts])
-
-    @torch.no_grad()
-    def embed_images(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(self.clip.model.visual_projection(self.features(images)), dim=-1)
-
-    def features(self, images: Tensor) -> Tensor:
-        key = hash(images.numpy().tobytes())
-        if key not in self._pictures:
-            self._pictures[key] = self.clip.features(images)
-        return self._pictures[key]
 
 
 def judge(images: Tensor, whole: Tensor, prompts: list[str], clip, captions: list[str]) -> dict:
@@ -211,7 +175,7 @@ def measure(work: Path, pictures: int = 64, device: str = "cpu") -> Record:
     for row in tqdm(settings(), desc="masks", unit="mask"):
         parts = [pictures_of(row, i, pipe, part, sensitivity, work)["images"] for i, part in enumerate(chunks)]
         images[row] = torch.cat(parts)
-    clip, rows = Remembering(pb.load_clip(setting.MODEL)), []
+    clip, rows = pb.load_clip(setting.MODEL), []
     for row in tqdm(settings(), desc="judging", unit="mask"):
         with pruned(pipe, row, sensitivity) as handle:
             n, zeros = (handle.n, handle.zeros) if handle else (prunable_weights(pipe.unet).n, 0)

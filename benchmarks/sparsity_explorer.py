@@ -1,10 +1,7 @@
-"""Record the sparsity explorer of chapter 4: pictures, quality, bytes, latency and histogram for every mask.
+"""Record of chapter 4's explorer: pictures, quality, bytes, latency and histogram for every mask.
 
-    python -m benchmarks sparsity_curve       # first: it measures the sensitivities and the quality over many pictures
-    python -m benchmarks sparsity_explorer
-
-Times are of one call of the pruned UNet with a batch of two, the step of a guided picture; all masks are timed in turn,
-each in a copy of its own, so that a disturbance from outside hits them alike. About five minutes on two CPU cores.
+Goes on from sparsity_curve. Times are of one call of the UNet with a batch of two, the step of a guided picture, all
+masks in turn. About five minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -67,24 +64,19 @@ def measure(repeats: int = 30, curve: str = "sparsity_curve", device: str = "cpu
             }
             copies[call] = copy.deepcopy(pipe.unet)
     timed = setting.time_denoisers(copies, repeats, WARMUP)
-    explorer = assemble(found, timed, mean_ssim(curve), bins, weights)
+    many = {(r["scope"], r["asked"]): r["ssim"] for r in curve["data"]["rows"] if r["part"] == "unet"}
+    explorer = assemble(found, timed, many, bins, weights)
     more = {"model": MODEL, "sampler": "DDIM, trailing", "steps": STEPS, "guidance": GUIDANCE, "timed_batch": 2}
     more |= {"warmup": WARMUP, "histogram": asdict(explorer.histogram)}
     seeds = [setting.FIRST_SEED + i for i in range(len(PROMPTS))]
     return Record(more, seeds=seeds, n=repeats, device=device, explorer=explorer)
 
 
-def mean_ssim(curve: dict) -> dict[tuple[str, float], dict]:
-    """Return (scope, stop) -> mean SSIM with its interval, from the record of many pictures."""
-    rows = {(r["scope"], r["asked"]): r["ssim"] for r in curve["data"]["rows"] if r["part"] == "unet"}
-    return {(scope, stop): rows[scope if stop else "global", stop] for scope, stop in masks()}
-
-
 def assemble(found: dict, timed: dict, many: dict, bins: WeightBins, weights: dict[str, Tensor]) -> SweepExplorer:
     """Return the explorer: every figure in the order of prompt, scope, sparsity."""
     every = [(i, mask) for i in range(len(PROMPTS)) for mask in masks()]
     times = [timed[found[mask]["call"]] for _, mask in every]
-    means = [many[mask] for _, mask in every]
+    means = [many[scope if stop else "global", stop] for _, (scope, stop) in every]
     each = [mean["n"] for mean in means]
     size = [round(found[m]["bytes"] / 1e6, 3) for _, m in every]
     metrics = [

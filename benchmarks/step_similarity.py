@@ -1,8 +1,7 @@
 """Record of chapter 11: how alike the features of a denoiser are from step to step, and what that promises.
 
-First it draws pictures and compares what every unit puts out at all pairs of steps, for three samplers, and for a UNet
-of random weights as a control; five minutes on one CPU core. Then it reuses one unit at a time, at every second step,
-and judges the pictures; five minutes. Single results are kept, so an interrupted run goes on.
+Compares what every unit puts out at all pairs of steps, for three samplers and for random weights; and judges pictures
+in which one unit is computed at every second step only. Ten minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -44,18 +43,15 @@ def prompts(count: int) -> list[str]:
 def features(unet: nn.Module) -> dict[str, nn.Module]:
     """Return unit -> the module whose output it passes on, in the order of the forward; last the whole UNet's."""
     found: dict[str, nn.Module] = {}
-    parts = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
-    parts += [("mid_block", unet.mid_block)]
-    parts += [(f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]
-    for name, block in parts:
-        if name == "mid_block":
-            found[name] = block
-            continue
-        for i, resnet in enumerate(block.resnets):
-            found[f"{name}.layers.{i}"] = block.attentions[i] if hasattr(block, "attentions") else resnet
-        for kind in ("downsamplers", "upsamplers"):
-            for i, module in enumerate(getattr(block, kind, None) or ()):
-                found[f"{name}.{kind}.{i}"] = module
+    for side in ("down_blocks", "up_blocks"):
+        if side == "up_blocks":
+            found["mid_block"] = unet.mid_block
+        for k, block in enumerate(getattr(unet, side)):
+            for i, resnet in enumerate(block.resnets):
+                found[f"{side}.{k}.layers.{i}"] = block.attentions[i] if hasattr(block, "attentions") else resnet
+            for kind in ("downsamplers", "upsamplers"):
+                for i, module in enumerate(getattr(block, kind, None) or ()):
+                    found[f"{side}.{k}.{kind}.{i}"] = module
     return found | {OUTPUT: unet.conv_out}
 
 
@@ -129,9 +125,7 @@ def summary(pipe, asked: Sequence[str], steps: int) -> dict:
     """Draw with one sampler and return what the record keeps."""
     found = compare(pipe, asked, steps)
     return {
-        "n": len(asked),
-        "steps": steps,
-        "timesteps": pipe.scheduler.timesteps.tolist(),
+        **{"n": len(asked), "steps": steps, "timesteps": pipe.scheduler.timesteps.tolist()},
         "units": {h: {name: of_unit(rows) for name, rows in units.items()} for h, units in found.items()},
         "cosine": {h: {name: rounded(units[name]["cosine"].mean(0)) for name in SHOWN} for h, units in found.items()},
     }
@@ -142,10 +136,8 @@ def similarity(work: Path) -> tuple[dict[str, dict], dict]:
     pipe, found = pl.load(MODEL), {}
     config = pipe.scheduler.config
     for name, (kind, steps) in SAMPLERS.items():
-        print(name, flush=True)
         pipe.scheduler = kind.from_config(config)
         found[name] = once(work / f"{kind.__name__}-{steps}.json", summary, pipe, prompts(N), steps)
-    print("random weights", flush=True)
     state = torch.random.get_rng_state()
     pipe.scheduler, pipe.unet = DDIMScheduler.from_config(config), initialised(copy.deepcopy(pipe.unet), SEED)
     torch.random.set_rng_state(state)
@@ -188,7 +180,6 @@ def harm(work: Path) -> dict[str, dict]:
 
     wanted, found = drawn(), {}
     for name, module in features(pipe.unet).items():
-        print(name, flush=True)
         found[name] = once(work / f"harm-{name}.json", without, module)
     return found
 

@@ -1,12 +1,7 @@
-"""Records of chapters 5 and 6: narrower and shorter denoisers, before and after a short fine-tune.
+"""Record of chapters 5 and 6: narrower and shorter denoisers, before and after a short fine-tune.
 
-    python -m benchmarks structured_pruning
-    python -m benchmarks structured_pruning --what latency
-
-First it prunes at three ratios with three kinds of importance, removes blocks as BK-SDM does, fine-tunes each on the
-model's own training pictures, and judges; about 25 minutes on one CPU core. `--what latency` needs a quiet machine and
-no trained weights: it times one call of each architecture, batch 2 as guidance needs it, in turn, and adds the ratios
-to the record; about two minutes.
+Three ratios with three kinds of importance, and BK-SDM's blocks; about 25 minutes on one CPU core. `--what latency`
+needs a quiet machine and adds the ratios of times of one call, batch 2, to the record; two minutes.
 """
 
 from __future__ import annotations
@@ -56,16 +51,11 @@ def cut(row: dict, unet, task: DenoisingTask | None):
 
 def looker(pipe, folder: Path, wanted: torch.Tensor | None):
     """Return a function that judges a pipeline and saves the shown pictures as a row of that name."""
-    clip, images, captions, asked = (
-        pb.load_clip(MODEL),
-        pb.training_images(MODEL),
-        pb.captions(MODEL),
-        asked_for(N, SHOWN),
-    )
+    clip, real, asked = pb.load_clip(MODEL), pb.training_images(MODEL), asked_for(N, SHOWN)
 
     def look(name: str) -> dict:
-        found = judge(pipe, clip, asked, captions, wanted, real=images, **SAMPLER)
-        save_row(found.pictures[[asked.index(shown) for shown in SHOWN]], folder / f"{name}.png")
+        found = judge(pipe, clip, asked, pb.captions(MODEL), wanted, real=real, **SAMPLER)
+        save_row(found.pictures, folder / f"{name}.png", asked, SHOWN)
         return found.intervals()
 
     return look
@@ -108,7 +98,6 @@ def measure(
         return latency(out, repeats, device)
     whole, found = pl.count_macs(pl.load(MODEL).unet), []
     for row in rows():
-        print(row["name"], flush=True)
         result = once(work / f"{file_name(row)}.json", of_row, row, work)
         result["ratio"] = 1 - result["macs"] / whole.macs
         result["params_ratio"] = 1 - result["params"] / whole.params

@@ -1,7 +1,6 @@
 """Memory and time of one training iteration of the pruner, with and without checkpointing, over numbers of steps.
 
-Every figure comes from a process of its own: the highest resident memory, less what was resident before the iteration;
-on a GPU, PyTorch's own peak.
+Every figure comes from a process of its own: its peak less what was resident before the iteration.
 """
 
 from __future__ import annotations
@@ -47,5 +46,4 @@ def measure(repeats: int = REPEATS, device: str = "cpu") -> Record:
             memory = sorted(one["memory_mib"] for one in found)
             row = {"steps": steps, "checkpointing": checkpointing, "memory_mib": memory[len(memory) // 2]}
             rows.append({**row, "memory_mib_all": memory, "seconds": min(one["seconds"] for one in found)})
-            print(rows[-1], flush=True)
     return Record({"batch": BATCH, "guidance": GUIDANCE, "rows": rows}, seeds=[0], n=repeats, device=device)

@@ -9,15 +9,9 @@ from pruning_lib import lazily
 # Imported when they are used: the judge brings transformers, the output Jupyter.
 _WHERE = {
     "start": "session",
-    "glue": "output",
-    "must_fail": "output",
-    "picture": "output",
-    "table": "output",
     "verdict": "verdicts",
-    "captions": "judge",
-    "load_clip": "judge",
-    "new_concepts": "judge",
-    "training_images": "judge",
+    **dict.fromkeys(("glue", "must_fail", "picture", "table"), "output"),
+    **dict.fromkeys(("captions", "load_clip", "new_concepts", "training_images"), "judge"),
 }
 
 __all__ = list(_WHERE)
@@ -26,11 +20,7 @@ __getattr__, __dir__ = lazily(__name__, _WHERE)
 
 
 def require(*modules: str) -> None:
-    """Check that what the extra "book" brings is installed.
-
-    Raises:
-        ImportError: it is not; the message says how to install it.
-    """
+    """Check that what the extra "book" brings is installed; an ImportError says how to install it."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(f'This needs {" and ".join(missing)}. Install them: pip install "pruning-lib[book]"')

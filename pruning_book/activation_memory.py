@@ -19,14 +19,10 @@ from pruning_lib.denoisers import example_inputs, meta_copy
 
 
 def kept_for_backward(call: Callable[[], Any], apart: Iterable[Tensor] = ()) -> int:
-    """Return the bytes that autograd keeps while `call` runs, each storage once.
+    """Return the bytes that autograd keeps while `call`, a forward pass with gradients on, runs, each storage once.
 
-    Args:
-        call: a forward pass, on any device, with gradients on.
-        apart: tensors that are there anyway, such as weights; they are not counted.
-
-    Returns:
-        Bytes. Zero if nothing in the call asks for a gradient.
+    Zero if nothing in the call asks for a gradient. `apart` are tensors that are there anyway, such as weights, and are
+    not counted.
 
     Example:
         >>> x = torch.ones(1000, requires_grad=True)
@@ -55,19 +51,13 @@ def backward_bytes(
     dtype: torch.dtype = torch.float16,
     checkpointing: bool = False,
 ) -> int:
-    """Count what one call of a frozen denoiser keeps for a gradient with respect to its input.
+    """Count the bytes, without weights, that one call of a frozen denoiser keeps for a gradient at its input.
 
     Args:
         denoiser: of a known family; it is only read, its weights may be absent.
         sample_size, batch: as in `example_inputs`; guidance doubles the batch.
         dtype: of weights and activations.
-        checkpointing: with diffusers' own gradient checkpointing, block by block, inside the call.
-
-    Returns:
-        Bytes, without the weights.
-
-    Raises:
-        TypeError, ValueError: an unknown family, impossible sizes, or checkpointing that the class does not have.
+        checkpointing: with diffusers' own gradient checkpointing, block by block; a ValueError says that there is none.
     """
     copy = nn.Module.to(meta_copy(denoiser), dtype).requires_grad_(False)  # diffusers' own `to` warns
     if checkpointing:

@@ -28,15 +28,10 @@ class RankDeficientWarning(UserWarning):
 
 @dataclass(frozen=True)
 class FrechetResult:
-    """A Fréchet distance and what it was measured with.
+    """A Fréchet distance, in squared units of the features, its interval, and what it was measured with.
 
-    Attributes:
-        value: the distance, in squared units of the features; 0 for equal sets, lower is closer.
-        low, high: bootstrap interval, see `frechet_interval`.
-        n_a, n_b: images in each set.
-        features: name of the features: "inception (clean-fid)", "mini-CLIP", ….
-        dim: number of features per image.
-        level: of the interval.
+    `n_a` and `n_b` are the images of each set, `features` the name of the features, as in "inception (clean-fid)",
+    `dim` their number per image, `level` that of the interval; see `frechet_interval`.
     """
 
     value: float
@@ -50,8 +45,7 @@ class FrechetResult:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields, and a label to write beside the figure, as plain JSON types."""
-        label = f"Fréchet distance, {self.features} features, n = {self.n_a} and {self.n_b}"
-        return {**asdict(self), "label": label}
+        return {**asdict(self), "label": f"Fréchet distance, {self.features} features, n = {self.n_a} and {self.n_b}"}
 
 
 def frechet(
@@ -71,17 +65,10 @@ def frechet(
         images_a, images_b: PIL images of one size, uint8 `[n, 3, h, w]`, or floats in [0, 1]; n >= 2, better thousands.
         features: "inception" for those of clean-fid, which needs a healthy torchvision and a download; an object with a
             method `features(images) -> [n, d]`, as `pb.load_clip()` returns; or such a function. Images reach it as
-            uint8 `[n, 3, h, w]`.
+            uint8.
         name: of the features, for the label. Default: the object's `features_name`; a function needs one.
         n_boot, level, seed: of the interval.
-        device: for Inception only; other features run where they are.
-
-    Raises:
-        RuntimeError: `features="inception"` where clean-fid cannot run; the message says what to do.
-        TypeError, ValueError: other images or features, or a function without a name.
-
-    Warns:
-        RankDeficientWarning: a set has no more images than features.
+        device: for Inception only; where clean-fid cannot run, a RuntimeError says what to do.
     """
     if isinstance(features, str):
         if features != "inception":
@@ -100,23 +87,14 @@ def frechet(
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Return the Fréchet distance between two sets of features, each taken as a Gaussian.
+    """Return the Fréchet distance, >= 0, between two sets of features, each taken as a Gaussian.
 
-    With R_a the triangular factor of the centred features (S_a = R_a' R_a, and likewise for b), the trace of
-    (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b'. That form never squares anything, so it holds for
-    singular covariances, where a matrix square root drifts or turns complex. It agrees with clean-fid's formula.
+    With R_a the triangular factor of the centred features (S_a = R_a' R_a, and likewise for b), the trace of (S_a
+    S_b)^(1/2) is the sum of the singular values of R_a R_b'. That form never squares anything, so it holds for singular
+    covariances, where a matrix square root drifts or turns complex. It agrees with clean-fid's formula.
 
-    Args:
-        features_a, features_b: finite, `[n, d]` and `[m, d]`, n and m >= 2. Computed in float64 on the CPU.
-
-    Returns:
-        The distance, >= 0, in squared units of the features.
-
-    Raises:
-        TypeError, ValueError: other types or shapes, or values that are not finite.
-
-    Warns:
-        RankDeficientWarning: n or m does not exceed d.
+    `features_a` and `features_b` are `[n, d]` and `[m, d]`, n and m >= 2; other shapes and values that are not finite
+    are a ValueError. A `RankDeficientWarning` says that n or m does not exceed d. Computed in float64 on the CPU.
     """
     return _distance(*_checked(features_a, features_b))
 
@@ -124,21 +102,12 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 def frechet_interval(
     features_a: Tensor, features_b: Tensor, *, n_boot: int = 200, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return the Fréchet distance with an interval for the chance of both samples.
+    """Return `frechet_distance` with an interval for the chance of both samples; its n is that of the smaller set.
 
-    Both sets are drawn again with replacement. The distance grows when images are few (Chong and Forsyth 2020), and a
-    resample holds fewer different ones, so resampled distances lie too high; they are moved down by their mean excess.
-    The interval therefore says how far a new sample *of the same size* would move the figure; the excess that this
-    size itself causes stays in. Compare distances of equal n only.
-
-    Args:
-        features_a, features_b: as in `frechet_distance`.
-        n_boot: resamples, >= 100.
-        level: between 0 and 1.
-        seed: of the resampling.
-
-    Returns:
-        An `Interval`; its n is that of the smaller set.
+    Both sets are drawn again, `n_boot` >= 100 times, with replacement. The distance grows when images are few (Chong
+    and Forsyth 2020), and a resample holds fewer different ones, so resampled distances lie too high; they are moved
+    down by their mean excess. The interval therefore says how far a new sample *of the same size* would move the
+    figure; the excess that this size itself causes stays in. Compare distances of equal n only.
     """
     check_number("level", level, "(0, 1)")
     a, b = _checked(features_a, features_b)
@@ -169,17 +138,12 @@ def _checked(*sets: Tensor) -> list[Tensor]:
             raise ValueError(f"The {which} features hold values that are infinite or not a number.")
     dim, other = (x.shape[1] for x in sets)
     if dim != other:
-        raise ValueError(
-            f"The features differ in width: {dim} and {other}. Both sets must go through the same network."
-        )
+        raise ValueError(f"The features differ in width, {dim} and {other}: both sets go through the same network.")
     fewest = min(map(len, sets))
     if fewest <= dim:
-        warnings.warn(
-            f"{fewest} images for {dim} features: a covariance of that many images has rank {fewest - 1} at most, and "
-            "the distance comes out far too large. Use more images, or compare only distances of the same n.",
-            RankDeficientWarning,
-            stacklevel=3,
-        )
+        why = f"{fewest} images for {dim} features: a covariance of that many images has rank {fewest - 1} at most, "
+        why += "and the distance comes out far too large. Use more images, or compare only distances of the same n."
+        warnings.warn(why, RankDeficientWarning, stacklevel=3)
     return sets
 
 

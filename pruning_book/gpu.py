@@ -15,34 +15,28 @@ from IPython.display import HTML
 from pruning_lib.latency import Latency, ratio
 from pruning_lib.records import RecordError, load_record, record_path
 
-from .plots.tables import percent, spread
-from .verdicts import Ruling
+from .output import percent, spread
+from .verdicts import Ruling, all_or_some
 
 Run, Part = Mapping[str, Any], Mapping[str, Any]
 PACKAGE = "deepcache package"
-HALF = ("float16", "bfloat16")
 NO_GPU = "No GPU has been measured yet."
 
 
 def gpu_runs(stage: str) -> list[Run]:
     """Return the runs of the record gpu_<stage>, one for each model of GPU; none where there is no such record.
 
-    Args:
-        stage: of `python -m benchmarks gpu`, as in "sd15_speed".
-
-    Raises:
-        RecordError: the record is there, but damaged or of another kind.
+    `stage` is of `python -m benchmarks gpu`, as in "sd15_speed". A record that is damaged or of another kind is a
+    RecordError.
     """
-    name = f"gpu_{stage}"
-    if not record_path(name).exists():
+    path = record_path(f"gpu_{stage}")
+    if not path.exists():
         return []
-    found = load_record(name)["data"].get("runs")
+    found = load_record(path.stem)["data"].get("runs")
     fields = {"hardware", "passport", "parts"}
     if not isinstance(found, list) or not all(isinstance(run, dict) and fields <= run.keys() for run in found):
-        raise RecordError(
-            f"{record_path(name)} has no list of runs, each with {', '.join(sorted(fields))}. "
-            "Restore it from version control, or measure again with `make gpu`."
-        )
+        told = f"{path} has no list of runs, each with {', '.join(sorted(fields))}."
+        raise RecordError(f"{told} Restore it from version control, or measure again with `make gpu`.")
     return found
 
 
@@ -95,7 +89,7 @@ def follows_macs(runs: Sequence[Run], least: float = 0.95) -> tuple[Ruling, str]
         return "not measured", NO_GPU
     met = sum(value >= least for value in reached.values())
     gpu, setting, way, keep = worst = min(reached, key=reached.__getitem__)
-    return _ruling(met, len(reached)), (
+    return all_or_some(met, len(reached)), (
         f"{met} of {len(reached)} ways reach it. The least is {reached[worst]:.2f} of the promise: {way}, "
         f"{100 * keep:.0f} % of the MACs, {setting}, {gpu}; full-size SD-1.5 with random weights."
     )
@@ -109,7 +103,9 @@ def not_behind(runs: Sequence[Run]) -> tuple[Ruling, str]:
     """
     against = {}
     for run, name, part in parts_of(runs):
-        rows = {} if failed(part) else {(row["way"], row["keep"]): _latency(row) for row in part["rows"]}
+        rows = {}
+        for row in [] if failed(part) else part["rows"]:
+            rows[row["way"], row["keep"]] = Latency(tuple(row["latency"]["times_ms"]), row["latency"]["warmup"])
         for (way, keep), package in rows.items():
             ours = rows.get(("DeepCache", keep))
             if way == PACKAGE and ours and ours.n == package.n > 1:
@@ -119,7 +115,7 @@ def not_behind(runs: Sequence[Run]) -> tuple[Ruling, str]:
     met = sum(found.high >= 1 for found in against.values())
     gpu, setting, keep = worst = min(against, key=lambda key: against[key].value)
     found = against[worst]
-    return _ruling(met, len(against)), (
+    return all_or_some(met, len(against)), (
         f"Not behind in {met} of {len(against)} comparisons. In the least favourable the schedule is {found.value:.3f} "
         f"({found.low:.3f} to {found.high:.3f}) times as fast as the package: {100 * keep:.0f} % of the MACs, "
         f"{setting}, {gpu}."
@@ -134,7 +130,7 @@ def stays_under(runs: Sequence[Run], gib: float = 14, steps: int = 50) -> tuple[
     asked = {
         (run["hardware"], name): part
         for run, name, part in parts_of(runs)
-        if part.get("checkpointing") and part.get("steps") == steps and part.get("dtype") in HALF
+        if part.get("checkpointing") and part.get("steps") == steps and part.get("dtype") in ("float16", "bfloat16")
     }
     peaks = {key: part["peak_mib"] / 1024 for key, part in asked.items() if not failed(part)}
     if not peaks and not any("out_of_memory" in part for part in asked.values()):
@@ -142,26 +138,14 @@ def stays_under(runs: Sequence[Run], gib: float = 14, steps: int = 50) -> tuple[
     without = [f"{name}, {gpu}: {failed(part)}." for (gpu, name), part in asked.items() if failed(part)]
     most = max(peaks, key=peaks.__getitem__, default=None)
     largest = [f"The largest peak is {peaks[most]:.1f} GiB: {most[1]}, {most[0]}."] if most else []
-    met = sum(peak < gib for peak in peaks.values())
-    return _ruling(met, len(asked)), " ".join([f"{met} of {len(asked)} trainings stay under it.", *largest, *without])
+    met, of = sum(peak < gib for peak in peaks.values()), len(asked)
+    return all_or_some(met, of), " ".join([f"{met} of {of} trainings stay under it.", *largest, *without])
 
 
 def open_questions(questions: Mapping[str, bool]) -> HTML:
-    """Return a list of what is not known.
-
-    Args:
-        questions: what it is about -> whether it has been measured; what has is left out.
-    """
+    """Return a list of those questions, what each is about -> whether it has been measured, that are open."""
     lines = "".join(f"<li>{html.escape(text)}</li>" for text, known in questions.items() if not known)
     return HTML(f"<ul>{lines}</ul>" if lines else "<p>Nothing that the records could answer is left open.</p>")
-
-
-def _ruling(met: int, of: int) -> Ruling:
-    return "holds" if met == of else "holds in part" if met else "does not hold"
-
-
-def _latency(row: Part) -> Latency:
-    return Latency(tuple(row["latency"]["times_ms"]), row["latency"]["warmup"])
 
 
 Line = list[str]
@@ -215,11 +199,8 @@ def _build(
 def _missing(runs: Sequence[Run]) -> str:
     """Say that something is not measured: on no GPU at all, or not on those that others were measured on."""
     gpus = " and ".join(dict.fromkeys(run["hardware"] for run in runs))
-    return (
-        f"Not measured: the run on {gpus} ended before. {HOW}"
-        if gpus
-        else f"Not measured: {NO_GPU[0].lower()}{NO_GPU[1:]} {HOW}"
-    )
+    why = f"the run on {gpus} ended before." if gpus else f"{NO_GPU[0].lower()}{NO_GPU[1:]}"
+    return f"Not measured: {why} {HOW}"
 
 
 def _time(found: Part, digits: int, unit: float = 1.0) -> str:
@@ -255,9 +236,7 @@ def _setting(part: Part) -> str:
 def speed(runs: Sequence[Run], named: str = "", model: str = "Stable Diffusion 1.5") -> Table:
     """Return ways to run a pipeline, below the unpruned one: records `sd15_speed`, `sd15_compiled`, `big_models`.
 
-    Args:
-        named: only parts with this in their name, as in "batch 4".
-        model: what the caption calls it.
+    Only parts with `named` in their name, as in "batch 4"; `model` is what the caption calls it.
     """
     settings = {_setting(part) for _, _, part in parts_of(runs, named) if not failed(part)}
 
@@ -283,8 +262,7 @@ def speed(runs: Sequence[Run], named: str = "", model: str = "Stable Diffusion 1
 def training(runs: Sequence[Run], speeds: Sequence[Run]) -> Table:
     """Return memory and time of an iteration of the pruner's training, expected and measured: record `sd15_training`.
 
-    Args:
-        speeds: of the record `sd15_speed`: the time of four unpruned generations is what the chapter's formula expects.
+    `speeds` are of the record `sd15_speed`: the chapter's formula expects the time of four unpruned generations.
     """
     whole = {
         (run["hardware"], part["steps"], part["dtype"]): part["unpruned"]["median_ms"] / 1000
@@ -295,15 +273,10 @@ def training(runs: Sequence[Run], speeds: Sequence[Run]) -> Table:
     def lines(title: str, run: Run, part: Part) -> Iterator[Line]:
         word, counted = failed(part), part.get("counted_mib")
         one = whole.get((run["hardware"], part.get("steps"), part.get("dtype")))
-        yield [
-            title,
-            _gib(part.get("before_mib")),
-            _gib(counted),
-            word or _gib(part["peak_mib"]),
-            NONE if word or not counted else f"{part['peak_mib'] / counted:.2f}",
-            NONE if one is None else f"{4 * one:.1f} s",
-            NONE if word else f"{part['seconds_per_iteration']:.1f} s",
-        ]
+        share = NONE if word or not counted else f"{part['peak_mib'] / counted:.2f}"
+        memory = [_gib(part.get("before_mib")), _gib(counted), word or _gib(part["peak_mib"]), share]
+        took = NONE if word else f"{part['seconds_per_iteration']:.1f} s"
+        yield [title, *memory, NONE if one is None else f"{4 * one:.1f} s", took]
 
     head = ["setting", "before", "memory, counted", "memory, peak", "peak / counted", "four generations", "took"]
     what = "One training iteration of the pruner at full size, random weights, one prompt"
@@ -361,11 +334,7 @@ def cut(runs: Sequence[Run]) -> Table:
 
 
 def scoring(runs: Sequence[Run], processor: Part) -> Table:
-    """Return what scoring took on a processor and on GPUs: records `sd15_scoring` and `sd15_operators`.
-
-    Args:
-        processor: the CPU's run of the record `sd15_scoring`.
-    """
+    """Return what scoring took on a processor, a run of `sd15_scoring`, and on GPUs: record `sd15_operators`."""
 
     def lasting(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
@@ -373,16 +342,10 @@ def scoring(runs: Sequence[Run], processor: Part) -> Table:
     def row(name: str, part: Part) -> Line:
         if failed(part):
             return [name, failed(part), *[NONE] * 5]
-        return [
-            name,
-            f"{len(part['operators'])} operators, latents {part['size']} x {part['size']}, "
-            f"{part['steps']} steps, guidance {part['guidance']:g}, {part['dtype']}",
-            lasting(part["floor_seconds"]),
-            lasting(part["seconds"]),
-            f"{part['of_floor']:.2f}",
-            _gib(part["weights_mib"]),
-            _gib(part["peak_scoring_mib"]),
-        ]
+        what = f"{len(part['operators'])} operators, latents {part['size']} x {part['size']}, {part['steps']} steps, "
+        what += f"guidance {part['guidance']:g}, {part['dtype']}"
+        times = [lasting(part["floor_seconds"]), lasting(part["seconds"]), f"{part['of_floor']:.2f}"]
+        return [name, what, *times, _gib(part["weights_mib"]), _gib(part["peak_scoring_mib"])]
 
     found = [(run, part) for run, name, part in parts_of(runs) if name == "scoring"]
     rows = [row(run["hardware"], part) for run, part in found] or [["GPU", *[NOT_MEASURED] * 6]]
@@ -393,21 +356,17 @@ def scoring(runs: Sequence[Run], processor: Part) -> Table:
 
 
 def suites(found: Mapping[str, Sequence[Run]]) -> Table:
-    """Return how many tests passed on which GPU, and name those that did not: records `tests`, `tests_compiled`.
-
-    Args:
-        found: what the tests are called -> runs of the record.
-    """
+    """Return how many tests, name -> runs, passed on which GPU, and which failed: records `tests`, `tests_compiled`."""
     rows, names, used = [], [], {}
-    for title, run, part in [(t, run, part) for t, runs in found.items() for run, _, part in parts_of(runs)]:
-        used[machine(run)] = None
-        line, word = [f"{title}, {run['hardware']}"], failed(part)
-        if word:
-            rows.append([*line, word, NONE, NONE, NONE])
-            continue
-        names += part["failed"]
-        seconds = f"{part['seconds']:.0f}" if "seconds" in part else NONE
-        rows.append([*line, str(part["passed"]), str(len(part["failed"])), str(part["skipped"]), seconds])
+    for title, runs in found.items():
+        for run, _, part in parts_of(runs):
+            used[machine(run)] = None
+            cells = [failed(part), NONE, NONE, NONE]
+            if not failed(part):
+                names += part["failed"]
+                counts = (part["passed"], len(part["failed"]), part["skipped"])
+                cells = [*map(str, counts), f"{part['seconds']:.0f}" if "seconds" in part else NONE]
+            rows.append([f"{title}, {run['hardware']}", *cells])
     what = "The library's tests that use a GPU"
     head = ["tests", "passed", "failed", "skipped", "seconds"]
     if not rows:
@@ -417,8 +376,8 @@ def suites(found: Mapping[str, Sequence[Run]]) -> Table:
 
 def throughput(runs: Sequence[Run]) -> str:
     """Return, in a few words, how many pictures a second emoji-sd's training takes on GPUs: record `throughput`."""
-    words = [
-        f"{name}: {failed(part) or format(part['images_per_second'], '.0f')} ({run['passport']['hardware']})"
-        for run, name, part in parts_of(runs)
-    ]
+    words = []
+    for run, name, part in parts_of(runs):
+        found = failed(part) or f"{part['images_per_second']:.0f}"
+        words.append(f"{name}: {found} ({run['passport']['hardware']})")
     return "; ".join(words) or NOT_MEASURED

@@ -1,9 +1,10 @@
-"""The mini CLIP as a judge of images, the real images and captions it is measured against, and new ones to learn."""
+"""The mini CLIP as a judge, real images and captions, new ones to learn, and pictures drawn to be judged."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,25 +13,22 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from pruning_lib.checks import check_device, nearest
+from pruning_lib.checks import check_device, check_whole, nearest
 from pruning_lib.finetuning.denoising import to_model_range
 from pruning_lib.loading import check_complete, check_weights, models_folder
-from pruning_lib.quality import as_bytes
+from pruning_lib.quality import Judge, as_bytes, check_unit, clip_score, psnr, ssim
 from pruning_lib.sampling import pictures, quietly
+
+HIGHEST_PSNR = 100.0  # decibels; equal pictures would be infinite, and a log with infinities is not JSON
 
 
 @dataclass(frozen=True)
 class MiniCLIP:
-    """A CLIPModel with its tokenizer.
-
-    Attributes:
-        model: both towers, in evaluation mode.
-        tokenizer: the pipeline's tokenizer.
-    """
+    """Both towers of a CLIPModel, in evaluation mode, with the pipeline's tokenizer."""
 
     features_name: ClassVar[str] = "mini-CLIP"  # what a Fréchet distance calls them
 
@@ -57,10 +55,9 @@ class MiniCLIP:
 
 
 def as_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
-    """Turn PIL images or a uint8 tensor into uint8 `[n, 3, 64, 64]`; other sizes are resized with antialiasing.
+    """Turn PIL images or uint8 `[n, 3, h, w]` into uint8 `[n, 3, 64, 64]`; other sizes are resized with antialiasing.
 
-    Raises:
-        ValueError: no images, or a tensor of another shape or type.
+    No images, or a tensor of another shape or type, are a ValueError.
     """
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -74,12 +71,7 @@ def as_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
 
 
 def load_clip(name: str = "emoji-sd", *, device: str = "cpu") -> MiniCLIP:
-    """Load the judge that ships with model `name`, in float32.
-
-    Raises:
-        ValueError: no such model, or a device that is not there.
-        ModelUnavailableError: its weights file is damaged.
-    """
+    """Load the judge of model `name`; unknown: a ValueError, damaged weights: a ModelUnavailableError."""
     folder = _folder(name) / "clip"
     device = check_device(device)
     stored = check_weights(folder.parent)
@@ -100,15 +92,7 @@ def training_images(name: str = "emoji-sd") -> Tensor:
 
 
 def new_concepts(folder: str | Path | None = None) -> tuple[Tensor, list[str]]:
-    """Return pictures, uint8 `[24, 3, 64, 64]`, and captions of things that emoji-sd cannot draw yet.
-
-    Args:
-        folder: where `save_unseen` wrote them. Default: those that ship with the package.
-
-    Example:
-        >>> images, captions = pb.new_concepts()
-        >>> finetune(pipe, images, captions, steps=200)
-    """
+    """Return pictures, uint8 `[24, 3, 64, 64]`, and captions that emoji-sd cannot draw yet, from `save_unseen`."""
     folder = models_folder() / "unseen" if folder is None else Path(folder)
     names = json.loads((folder / "captions.json").read_text("utf-8"))
     return _tiles(folder / "images.png", len(names)), names
@@ -141,3 +125,97 @@ def generate(
     """Return uint8 `[n, 3, 64, 64]`; image i starts from noise of seed `seed` + i, whatever the batch size."""
     seeds = range(seed, seed + len(prompts))
     return as_pixels(as_bytes(pictures(pipe, prompts, seeds, steps=steps, guidance_scale=guidance, batch=batch)))
+
+
+def draw(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int = 10,
+    guidance_scale: float = 3.0,
+    batch: int = 16,
+) -> Tensor:
+    """Draw every prompt from every seed's noise, which is the same for every prompt and every model.
+
+    `pipe` is a text-to-image pipeline; a denoiser in float32 may stand among parts in half precision, as in training. A
+    `guidance_scale` of 1 or less is none; `batch` pictures are drawn per call. Returns float32 `[n * m, 3, h, w]` in
+    [0, 1] on the CPU: all m seeds of the first of n prompts, then those of the second.
+    """
+    types = {getattr(part, "dtype", None) for part in pipe.components.values() if isinstance(part, nn.Module)}
+    half = types & {torch.float16, torch.bfloat16}
+    mixed = half and torch.float32 in types
+    prompts, seeds = zip(*((prompt, seed) for prompt in prompts for seed in seeds), strict=True)
+    with torch.autocast(pipe.device.type, half.pop()) if mixed else nullcontext():
+        return pictures(pipe, prompts, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch)
+
+
+class PictureValidator:
+    """Draws fixed pictures while a model is trained, and says how close they are to those that it drew before pruning.
+
+    What it returns goes into the log, where `FinetuneLog.curve("ssim")` finds it. `reference` are the teacher's
+    pictures, `pictures` is step -> what was drawn, `[n * m, 3, h, w]`, if `keep` asks for them.
+
+    Example:
+        >>> look = PictureValidator(small, pipe, ["lion", "tomato"], steps=10)
+        >>> log = pl.finetune(small, images, captions, steps=200, validate=look, validate_every=50)
+        >>> log.curve("ssim")
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        teacher: DiffusionPipeline | Tensor,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int] = (0,),
+        steps: int = 10,
+        guidance_scale: float = 3.0,
+        batch: int = 16,
+        judge: Judge | None = None,
+        keep: bool = False,
+    ) -> None:
+        """Draw the reference; no prompts or seeds, and pictures of another number, are a ValueError.
+
+        Args:
+            pipe: what is trained; it draws with the weights it has when the validator is called.
+            teacher: the pipeline before pruning; or its pictures, as `draw` returns them.
+            prompts, seeds, steps, guidance_scale, batch: as in `draw`.
+            judge: for a CLIP score, as `pb.load_clip()` returns it.
+        """
+        if isinstance(prompts, str) or not list(prompts):
+            raise ValueError(f"prompts={prompts!r}; expected a list of at least one text.")
+        if not list(seeds):
+            raise ValueError("seeds is empty; give at least one, as in seeds=(0,).")
+        check_whole("steps", steps, 1)
+        check_whole("batch", batch, 1)
+        self.pipe, self.prompts, self.seeds = pipe, list(prompts), list(seeds)
+        self.how = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch}
+        self.judge, self.keep, self.pictures = judge, keep, {}
+        if isinstance(teacher, Tensor):
+            self.reference = check_unit(teacher, "teacher").cpu()
+        else:
+            self.reference = draw(teacher, self.prompts, self.seeds, **self.how)
+        wanted = len(self.prompts) * len(self.seeds)
+        if len(self.reference) != wanted:
+            make = f"{len(self.prompts)} prompts with {len(self.seeds)} seeds make {wanted}"
+            raise ValueError(f"teacher holds {len(self.reference)} pictures; {make}.")
+
+    def __call__(self, step: int) -> dict[str, object]:
+        """Draw, and return the means over all pictures, and their number, "pictures".
+
+        "ssim" (at most 1), "psnr" (decibels, at most 100 each) and, with a judge, "clip" (0 to 100).  Where the model
+        draws NaN the similarities are None, which is what a log can hold.
+        """
+        drawn = draw(self.pipe, self.prompts, self.seeds, **self.how)
+        if self.keep:
+            self.pictures[step] = drawn
+        figures: dict[str, object] = {"pictures": len(drawn)}
+        if not drawn.isfinite().all():
+            return {**figures, "ssim": None, "psnr": None}
+        figures["ssim"] = ssim(drawn, self.reference).mean().item()
+        figures["psnr"] = psnr(drawn, self.reference).clamp(max=HIGHEST_PSNR).mean().item()
+        if self.judge is not None:
+            texts = [prompt for prompt in self.prompts for _ in self.seeds]
+            figures["clip"] = clip_score(self.judge, drawn, texts).mean().item()
+        return figures

@@ -82,10 +82,7 @@ def to_ldm(
     vae: Mapping[str, Tensor] | None = None,
     text_encoder: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return one state dict in LDM's layout from the parts' own; a part that is None is left out.
-
-    Nothing is copied; the VAE's attention becomes 1x1 convolutions, as LDM has it.
-    """
+    """Return one state dict in LDM's layout, nothing copied, from the parts' own; None is left out."""
     state = {UNET_PREFIX + new: unet[name] for name, new in ldm_unet_names(unet or ()).items()}
     ups = 1 + max((int(m[1]) for n in vae or () if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", n))), default=0)
     for name, tensor in (vae or {}).items():

@@ -10,7 +10,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from IPython.display import HTML, display
@@ -23,23 +23,17 @@ _SPREAD = re.compile(r"(\S+) \((\S+ to \S+)\)")
 
 
 class Picture:
-    """A figure together with the words that stand for it where it cannot be seen.
+    """A matplotlib figure together with the words, 1 to 250 characters, that stand for it where it cannot be seen."""
 
-    Attributes:
-        figure: the matplotlib figure.
-        alt: what is in the picture, at most 250 characters.
-    """
-
-    def __init__(self, figure: Figure, alt: str, dpi: int = 144) -> None:
+    def __init__(self, figure: Figure, alt: str) -> None:
         if not alt.strip() or len(alt) > MAX_ALT:
-            raise ValueError(
-                f"alt has {len(alt)} characters; allowed: 1 to {MAX_ALT}. Say what is there, shortly: {alt!r}"
-            )
-        self.figure, self.alt, self.dpi = figure, alt, dpi
+            allowed = f"allowed: 1 to {MAX_ALT}. Say what is there, shortly"
+            raise ValueError(f"alt has {len(alt)} characters; {allowed}: {alt!r}")
+        self.figure, self.alt = figure, alt
 
     def _repr_html_(self) -> str:
         file = io.BytesIO()
-        self.figure.savefig(file, format="png", dpi=self.dpi, bbox_inches="tight", facecolor="white")
+        self.figure.savefig(file, format="png", dpi=144, bbox_inches="tight", facecolor="white")
         data = base64.b64encode(file.getvalue()).decode()
         width = round(self.figure.get_figwidth() * 96)
         return (
@@ -49,21 +43,12 @@ class Picture:
 
 
 def picture(figure: Figure, alt: str | None = None) -> Picture:
-    """Return `figure` as a cell output with alt text.
-
-    Args:
-        figure: a matplotlib figure; the library's plots carry their own words as `figure.alt`.
-        alt: replaces those words; 1 to 250 characters.
-    """
+    """Return `figure` as a cell output with its own words, `figure.alt`, or with `alt`, 1 to 250 characters."""
     return Picture(figure, alt if alt is not None else getattr(figure, "alt", ""))
 
 
 def glue(**values: Any) -> None:
-    """Make numbers available to the page's sentences, as MyST-NB's `glue` does, without needing MyST-NB.
-
-    Args:
-        values: name -> value; a string is shown as it is, so format numbers before.
-    """
+    """Give numbers, or strings as they are to be shown, to the page's sentences, as MyST-NB's `glue` does."""
     prefix = "application/papermill.record/"
     for name, value in values.items():
         data = {prefix + "text/plain": repr(value) if isinstance(value, str) else str(value)}
@@ -73,11 +58,8 @@ def glue(**values: Any) -> None:
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", align: str = "") -> HTML:
     """Return an HTML table that screen readers and phones can read.
 
-    Args:
-        header: column names.
-        rows: one sequence per row, as long as `header`; the first cell names the row.
-        caption: one sentence above the table.
-        align: one letter per column, "l" or "r"; by default the first is left and the others right.
+    `rows` are as long as `header`, else a ValueError; the first cell names the row. `caption` is one sentence above the
+    table, `align` one letter per column, "l" or "r": by default the first is left and the others right.
     """
     align, wide = align or "l" + "r" * (len(header) - 1), len(header) >= WIDE
     for row in rows:
@@ -86,12 +68,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
 
     def cell(tag: str, text: Any, where: str, more: str = "") -> str:
         style = "text-align:right" if where == "r" else "text-align:left"
-        shown, spread = html.escape(str(text)), _SPREAD.fullmatch(str(text)) if wide else None
-        if spread:
-            value, interval = map(html.escape, spread.groups())
+        shown, found = html.escape(str(text)), _SPREAD.fullmatch(str(text)) if wide else None
+        if found:
+            value, interval = map(html.escape, found.groups())
             shown = f"{value}<br><small>({interval})</small>"
         if "col" not in more:  # a number and its spread stay on one line; longer texts do not become towers
-            style += ";white-space:nowrap" if spread or len(str(text)) <= NO_BREAK else ";min-width:10em"
+            style += ";white-space:nowrap" if found or len(str(text)) <= NO_BREAK else ";min-width:10em"
         return f'<{tag}{more} style="{style}">{shown}</{tag}>'
 
     head = "".join(cell("th", h, a, ' scope="col"') for h, a in zip(header, align, strict=True))
@@ -112,6 +94,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "
         f'aria-label="{html.escape(caption or "table")}"><table class="table{" table-sm" * wide}"{small}>'
         f"{title * bool(caption)}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def spread(found: Mapping[str, float], digits: int = 3) -> str:
+    """Return a figure with its interval, as "0.981 (0.979 to 0.983)"."""
+    value, low, high = (f"{found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in percent, as "25 %"."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def must_fail(check: Callable[[Any], Any], wrong: Any) -> None:

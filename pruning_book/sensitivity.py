@@ -20,28 +20,23 @@ def measure_sensitivity(
     inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99),
-    ignore: Iterable[str] = IGNORE,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Sensitivity:
     """Prune one layer at a time and measure what it does to the output.
 
     Args:
-        module: as for `prune_magnitude`; it is left as it was.
-        inputs: keyword arguments of one call, or a list of them. The error is the squared change of the first output,
-            relative to its square sum, over all calls.
+        module: as for `prune_magnitude`; it is left as it was. Weights that are pruned already are a ValueError.
+        inputs: keyword arguments of one call, or a list of them, at least one. The error is the squared change of the
+            first output, which must be finite, relative to its square sum, over all calls.
         sparsities: increasing stops in (0, 1).
-        ignore: as for `prune_magnitude`, which must be given the same.
         progress: wraps the list of layers, as in `tqdm`.
-
-    Raises:
-        ValueError: no inputs, stops out of range, weights that are pruned already, or an output that is not finite.
     """
     calls = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     if not calls:
         raise ValueError("inputs is empty; give the keyword arguments of at least one call.")
     unit = "squared change of the output, relative"
     Sensitivity((), tuple(sparsities), (), unit)  # refuses stops out of range before the work
-    weights = prunable_weights(module, ignore).weights
+    weights = prunable_weights(module, IGNORE).weights
     training = module.training
     module.eval()
     try:

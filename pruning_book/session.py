@@ -10,7 +10,7 @@ import importlib
 import os
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pruning_lib.checks import installed_version
 
@@ -20,17 +20,11 @@ _REPORTED = ("pruning-lib", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class Session:
-    """What a notebook runs on.
-
-    Attributes:
-        device: "cuda" or "cpu".
-        mode: "replay" or "live".
-        versions: package name -> version, "not installed" where it is missing.
-    """
+    """What a notebook runs on: "cuda" or "cpu", "replay" or "live", and package name -> version."""
 
     device: str
     mode: str
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str]
 
     @property
     def live(self) -> bool:
@@ -42,31 +36,20 @@ class Session:
         return f"{self.device}, {self.mode}, Python {platform.python_version()}\n{packages}"
 
 
-def on_colab() -> bool:
-    """Return True inside Google Colab."""
-    return "google.colab" in sys.modules
-
-
 def start(mode: str | None = None) -> Session:
     """Print device, mode and versions, in two short lines; on Colab, allow third-party widgets.
 
-    Args:
-        mode: "replay" or "live"; by default the environment variable PRUNING_LIB_MODE, else "live" where CUDA is
-            there and "replay" elsewhere.
-
-    Returns:
-        The `Session`, so that a chapter can say `if session.live:`.
+    `mode` is "replay" or "live"; by default the environment variable PRUNING_LIB_MODE, else "live" where CUDA is there
+    and "replay" elsewhere. Returns the `Session`, so that a chapter can say `if session.live:`.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mode = mode or os.environ.get("PRUNING_LIB_MODE") or ("live" if device == "cuda" else "replay")
     if mode not in MODES:
-        raise ValueError(
-            f"mode is {mode!r}; allowed: {' or '.join(map(repr, MODES))}. "
-            "Change the argument of start() or the environment variable PRUNING_LIB_MODE."
-        )
-    if on_colab():
+        where = "the argument of start() or the environment variable PRUNING_LIB_MODE"
+        raise ValueError(f"mode is {mode!r}; allowed: {' or '.join(map(repr, MODES))}. Change {where}.")
+    if "google.colab" in sys.modules:
         # Colab draws only the widgets of ipywidgets itself unless it is told otherwise.
         importlib.import_module("google.colab.output").enable_custom_widget_manager()
     session = Session(device, mode, {name: installed_version(name) for name in _REPORTED})

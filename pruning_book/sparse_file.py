@@ -32,17 +32,11 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def expected_bytes(layout: str, n: int, nnz: int, itemsize: int) -> float:
-    """Return the bytes of a layout, without the file's header.
+    """Return the bytes of a layout for n entries of `itemsize` bytes, nnz of them not zero, without the file's header.
 
     Exact for "dense" and "bitmap". Gaps depend on where the zeros are; here they are at random, each entry being zero
-    with probability s = 1 - nnz / n. A gap is then g long with probability (1 - s) s^g, and needs on average
-    s^M / (1 - s^M) escapes, so nnz (b + w / (1 - s^M)) bytes.
-
-    Args:
-        layout: one of `LAYOUTS`.
-        n: entries, >= 0.
-        nnz: entries that are not zero, 0 to n.
-        itemsize: bytes of one entry, b; 2 for float16, 4 for float32.
+    with probability s = 1 - nnz / n. A gap is then g long with probability (1 - s) s^g, and needs on average s^M / (1 -
+    s^M) escapes, so nnz (b + w / (1 - s^M)) bytes.
 
     Example:
         >>> expected_bytes("bitmap", 1000, 500, 2)
@@ -61,12 +55,9 @@ def expected_bytes(layout: str, n: int, nnz: int, itemsize: int) -> float:
 def break_even(layout: str, itemsize: int) -> float:
     """Return the share of zeros above which a layout is smaller than dense, for large tensors and without headers.
 
-    A layout that adds a bytes per entry pays from a / b: 1 / (8 b) for the bitmap. One that adds w bytes per value pays
-    from w / (b + w): below one third of zeros for gap8 no gap is long enough to need an escape.
-
-    Args:
-        layout: "bitmap", "gap8", "gap16"; or "index32", "index64": a whole index per value, as COO and CSR store it.
-        itemsize: bytes of one entry, b.
+    The bitmap adds an eighth of a byte per entry and pays from 1 / (8 b); what adds w bytes per value pays from w / (b
+    + w): "gap8", "gap16" (below one third of zeros no gap of gap8 is long enough to need an escape), and "index32",
+    "index64", a whole index per value, as COO and CSR store it. `itemsize` is b.
     """
     if layout == "bitmap":
         return 1 / (8 * itemsize)
@@ -76,13 +67,10 @@ def break_even(layout: str, itemsize: int) -> float:
 
 @dataclass(frozen=True)
 class Stored:
-    """What one layout writes for one tensor.
+    """What one of `LAYOUTS` writes for a tensor of `itemsize` bytes an entry.
 
-    Attributes:
-        layout: one of `LAYOUTS`.
-        positions: codes that say where the values are; bytes of the bitmap, or gaps with their escapes.
-        values: entries that are written: nnz, or all of them in "dense".
-        itemsize: bytes of one entry.
+    `positions` are the codes that say where the values are: bytes of the bitmap, or gaps with their escapes; `values`
+    the entries that are written: nnz, or all of them in "dense".
     """
 
     layout: str
@@ -97,44 +85,31 @@ class Stored:
 
 
 def layouts_of(tensor: Tensor, *, hopeless: bool = True) -> list[Stored]:
-    """Return what each layout would write for this very tensor, in the order of `LAYOUTS`.
+    """Return what each layout would write for this very tensor, of any shape, in the order of `LAYOUTS`.
 
-    Args:
-        tensor: dense, of any shape.
-        hopeless: False leaves out what cannot be the smallest, because counting gaps takes time: they cost at least one
-            byte per value, the bitmap an eighth of a byte per entry, so gaps lose where one entry in eight is a value.
+    Counting gaps takes time: with `hopeless` False they are left out where one entry in eight is a value, for they cost
+    at least a byte per value and the bitmap an eighth of a byte per entry.
     """
     kept = _bits(tensor) != 0
     n, nnz, item = kept.numel(), int(kept.sum()), tensor.element_size()
     found = [Stored("dense", 0, n, item), Stored("bitmap", math.ceil(n / 8), nnz, item)]
     if hopeless or 8 * nnz < n:
         gaps = _gaps(kept)
-        for name in ("gap8", "gap16"):
-            found.append(Stored(name, nnz + int((gaps // _escape(name)).sum()), nnz, item))
+        found += [Stored(name, nnz + int((gaps // _escape(name)).sum()), nnz, item) for name in ("gap8", "gap16")]
     return found
 
 
 def cheapest(tensor: Tensor, overhead: int = 0) -> Stored:
-    """Return the smallest layout for this tensor; of equals, the simpler one.
-
-    Args:
-        tensor: dense, of any shape.
-        overhead: bytes that every layout but "dense" costs on top, as a file's header does.
-    """
+    """Return the smallest layout, the simpler of equals; all but "dense" cost `overhead` bytes on top."""
     found = layouts_of(tensor, hopeless=False)  # simplest first, and min takes the first of equals
     return min(found, key=lambda stored: stored.nbytes + (stored.layout != "dense") * overhead)
 
 
 def encode(tensor: Tensor, layout: str) -> tuple[Tensor, Tensor]:
-    """Return where the values are, and the values.
+    """Return where the values of a tensor, read in row-major order, are, and the values `[nnz]`, of its dtype.
 
-    Args:
-        tensor: dense, of any shape; read in row-major order.
-        layout: "bitmap", "gap8" or "gap16".
-
-    Returns:
-        Positions: uint8 `[ceil(n / 8)]`, first entry in the highest bit; or codes, uint8 or uint16 `[nnz + escapes]`.
-        Values: `[nnz]`, of the tensor's dtype.
+    Positions of a "bitmap" are uint8 `[ceil(n / 8)]`, the first entry in the highest bit; of "gap8" and "gap16" codes,
+    uint8 or uint16 `[nnz + escapes]`.
     """
     bits = _bits(tensor)
     kept = bits != 0
@@ -212,17 +187,11 @@ def sparse_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def save_sparse(tensors: Mapping[str, Tensor], path: str | Path) -> Path:
-    """Write tensors in a file that any safetensors reader can open, each in the layout that is smallest for it.
+    """Write tensors in a file for any safetensors reader, each in the layout that is smallest for it; return the file.
 
-    Args:
-        tensors: name -> dense tensor of any shape, dtype and device, as `module.state_dict()` returns them.
-        path: the file.
-
-    Returns:
-        The file.
+    `tensors` is name -> dense tensor of any shape, dtype and device, as `module.state_dict()` returns them.
 
     Example:
-        >>> masks = pl.prune_magnitude(pipe.unet, sparsity=0.7)
         >>> save_sparse(pipe.unet.state_dict(), "unet.safetensors")
         >>> pipe.unet.load_state_dict(load_sparse("unet.safetensors"))
     """
@@ -232,11 +201,7 @@ def save_sparse(tensors: Mapping[str, Tensor], path: str | Path) -> Path:
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
-    """Read what `save_sparse` wrote: name -> bit-equal dense tensor on the CPU, ordered by name.
-
-    Raises:
-        ValueError: another safetensors file.
-    """
+    """Read what `save_sparse` wrote: name -> bit-equal dense tensor on the CPU, ordered by name; else a ValueError."""
     with safe_open(path, framework="pt") as file:
         notes, held = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     if (notes.get("format"), notes.get("version")) != ("pruning-lib-sparse", "1"):

@@ -26,32 +26,19 @@ _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.
 
 @dataclass(frozen=True)
 class CsrRow:
-    """One layer that was swapped.
-
-    Attributes:
-        path: of the layer in the module; "" if it is the module itself.
-        shape: of its weight.
-        nnz: weights that are not zero.
-        n: all its weights.
-    """
+    """A swapped layer: its path ("" for the module itself), its weight's shape, its nonzero weights, and all."""
 
     path: str
     shape: tuple[int, ...]
     nnz: int
     n: int
 
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros."""
-        return 1 - self.nnz / self.n
-
 
 class CsrForm:
     """What `to_csr` swapped, and how to put it back.
 
-    Attributes:
-        rows: one `CsrRow` per layer that runs in CSR.
-        left_dense: path of every other linear layer and convolution -> why.
+    `rows` has one `CsrRow` per layer that runs in CSR; `left_dense` is path of every other linear layer and convolution
+    -> why.
     """
 
     def __init__(self, module: nn.Module, layers: dict[str, nn.Module], left_dense: dict[str, str]) -> None:
@@ -76,31 +63,23 @@ class CsrForm:
 
     def __repr__(self) -> str:
         sparsity = 1 - sum(row.nnz for row in self.rows) / sum(row.n for row in self.rows)
-        state = "" if self._swapped else ", removed"
-        return (
-            f"CsrForm({self._name}: {len(self.rows)} layers with {100 * sparsity:.1f} % zeros in CSR, "
-            f"{len(self.left_dense)} dense{state})"
-        )
+        told = f"{len(self.rows)} layers with {100 * sparsity:.1f} % zeros in CSR, {len(self.left_dense)} dense"
+        return f"CsrForm({self._name}: {told}{'' if self._swapped else ', removed'})"
 
 
 def to_csr(module: nn.Module, *, min_sparsity: float = 0.0) -> CsrForm:
-    """Let linear layers and convolutions that hold zeros run in CSR, until `remove()`.
+    """Let linear layers and convolutions that hold zeros run in CSR, until `remove()` of the handle, a context manager.
 
     Weights, state dict and hooks stay as they are; only what a call does is swapped. The CSR copies take memory on top.
     For inference: a call that would record gradients is refused.
 
     Args:
-        module: a layer, or a model with such layers, on the CPU in float32 or float64, or on a CUDA GPU.
+        module: a layer, or a model with such layers, on the CPU in float32 or float64, or on a CUDA GPU. Another dtype
+            or device, layers that are swapped already, or none to swap are a ValueError.
         min_sparsity: layers with this share of zeros or less stay dense, 0 to below 1.
 
-    Returns:
-        The handle, which is a context manager too.
-
-    Raises:
-        ValueError: a dtype or device without CSR products, a layer that is swapped already, or nothing to swap.
-
     Example:
-        >>> with torch.no_grad(), to_csr(pipe.unet, min_sparsity=0.9) as form:
+        >>> with torch.no_grad(), to_csr(pipe.unet, min_sparsity=0.9):
         ...     image = pipe("lion").images[0]
     """
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
@@ -132,15 +111,11 @@ def _problem(layer: nn.Module, min_sparsity: float) -> str:
 def _check_runs(path: str, layer: nn.Module) -> None:
     weight, name = layer.weight, path or type(layer).__name__
     if "forward" in vars(layer):
-        raise ValueError(
-            f"{name} does not run its own forward: it is in CSR already, or something else has patched it. "
-            "Call remove() of the other handle first."
-        )
+        why = "it is in CSR already, or something else has patched it. Call remove() of the other handle first."
+        raise ValueError(f"{name} does not run its own forward: {why}")
     if weight.dtype not in _DTYPES.get(weight.device.type, ()):
-        raise ValueError(
-            f"{name} is {weight.dtype} on {weight.device.type!r}, for which PyTorch multiplies no CSR matrix. "
-            "Use module.float()."
-        )
+        what = f"{name} is {weight.dtype} on {weight.device.type!r}"
+        raise ValueError(f"{what}, for which PyTorch multiplies no CSR matrix. Use module.float().")
 
 
 def _forward(layer: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
@@ -176,13 +151,10 @@ def _convolution(x: Tensor, matrix: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 def as_csr(weight: Tensor) -> Tensor:
-    """Return a weight as a CSR matrix with indices of 4 bytes.
+    """Return a weight `[out, in]`, or `[out, in, kh, kw]` as `[out, in kh kw]`, in CSR with indices of 4 bytes.
 
     `to_sparse_csr` alone gives indices of 8 bytes that share a storage with the row numbers of every value, so that its
     result takes, and `torch.save` writes, 20 bytes a float32 value instead of 8.
-
-    Args:
-        weight: `[out, in]`, or of a convolution `[out, in, kh, kw]`, which becomes `[out, in kh kw]`.
     """
     matrix = weight.detach().flatten(1)
     with warnings.catch_warnings():
@@ -195,14 +167,10 @@ def as_csr(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FileSizes:
-    """Sizes of files that were really written, in bytes.
+    """Sizes in bytes of files that were really written.
 
-    Attributes:
-        dense: plain safetensors.
-        zipped: that, in a zip archive (deflate).
-        sparse: the layouts of `sparse_file`.
-        sparse_zipped: that, in a zip archive.
-        csr: `torch.save` of matrices and kernels as CSR with indices of 4 bytes, the rest dense.
+    As plain safetensors and in the layouts of `sparse_file`, each also in a zip archive (deflate), and by `torch.save`
+    of matrices and kernels as CSR with indices of 4 bytes, the rest dense.
     """
 
     dense: int
@@ -219,13 +187,8 @@ def file_sizes(tensors: Mapping[str, Tensor]) -> FileSizes:
         sparse = save_sparse(tensors, Path(folder, "sparse.safetensors"))
         safetensors.torch.save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, plain)
         torch.save({name: as_csr(t) if t.ndim > 1 else t.detach().clone() for name, t in tensors.items()}, csr)
-        return FileSizes(
-            dense=plain.stat().st_size,
-            zipped=_zip_bytes(plain),
-            sparse=sparse.stat().st_size,
-            sparse_zipped=_zip_bytes(sparse),
-            csr=csr.stat().st_size,
-        )
+        dense, small, rows = (file.stat().st_size for file in (plain, sparse, csr))
+        return FileSizes(dense, _zip_bytes(plain), small, _zip_bytes(sparse), rows)
 
 
 def _zip_bytes(path: Path) -> int:

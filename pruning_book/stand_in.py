@@ -39,7 +39,7 @@ def stand_in(
     pipeline with `use_resolution_binning=False`.
 
     Args:
-        name: one of `STAND_INS`.
+        name: one of `STAND_INS`; another is a ValueError.
         scale: what widths and, in transformers, heads are multiplied by, in (0, 1]; 1 is the published architecture.
             Depth, kinds of blocks and wiring never change.
         sample_size: side of the latent. Default 16, which draws 64 x 64 pixels here; None for the published one.
@@ -47,12 +47,8 @@ def stand_in(
         device: where the pipeline goes. Default: the CPU. Where one is named, the denoiser's weights are drawn there,
             by `drawn`: a published size then takes seconds on a GPU instead of a minute on the CPU.
 
-    Raises:
-        ValueError: an unknown name, a scale out of range, or a device that is not there.
-
     Example:
-        >>> pipe = stand_in("sd-1.5")
-        >>> pipe("lion", num_inference_steps=2).images[0].size
+        >>> stand_in("sd-1.5")("lion", num_inference_steps=2).images[0].size
         (64, 64)
     """
     if name not in STAND_INS:
@@ -86,12 +82,8 @@ def drawn(config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, s
     """Build a diffusers model, in evaluation mode, whose weights are drawn where they stay.
 
     Matrices and kernels are normal with deviation 0.02, biases 0, scales of norms 1: small enough that half precision
-    does not overflow at any published depth. The CPU holds none of them at any time.
-
-    Args:
-        config: of a diffusers model, with its `_class_name`.
-        device, dtype: of the weights.
-        seed: of the generator on that device; another kind of device draws other numbers.
+    does not overflow at any published depth. The CPU holds none of them at any time. `config` holds the `_class_name`;
+    `seed` is of the generator on that device: another kind of device draws other numbers.
     """
     with init_empty_weights(include_buffers=False):
         model = getattr(diffusers, config["_class_name"]).from_config(config)
@@ -148,26 +140,14 @@ def _tokenizer(length: int) -> CLIPTokenizer:
 
 def _with_text(unet: nn.Module) -> DiffusionPipeline:
     tokenizer, width = _tokenizer(77), unet.config.cross_attention_dim
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=1,
-        num_attention_heads=8,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return diffusers.StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=CLIPTextModel(text).eval(),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=_ddim(steps_offset=1, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 8}
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    words |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    scheduler = _ddim(steps_offset=1, set_alpha_to_one=False)
+    vae, text = _vae(), CLIPTextModel(CLIPTextConfig(**words, **sizes)).eval()
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return diffusers.StableDiffusionPipeline(**parts, **without)
 
 
 def _with_t5(transformer: nn.Module) -> DiffusionPipeline:

@@ -1,21 +1,20 @@
 """Verdicts on what is said about pruning, decided by records and not by the author.
 
 Each function below `verdict` returns (ruling, because) for one claim, by a rule that its docstring states and the page
-repeats. What has not been measured is said to be so.
+repeats. Arguments are data of records of those names, None where a record has not been made; "not measured" then.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from IPython.display import HTML
 
+from .output import percent, spread
 from .plots.comparison import Cells
-from .plots.tables import percent, spread
 
 Ruling = Literal["holds", "holds in part", "does not hold", "not measured"]
 Data = Mapping[str, Any]
@@ -27,9 +26,6 @@ def verdict(claim: str, ruling: Ruling, because: str, *, source: str = "the popu
 
     Compute `ruling` and the numbers in `because` from a record, so that the box follows the measurement. Another
     ruling, or an empty claim or reason, is a ValueError.
-
-    Example:
-        >>> verdict("Zeros are fast.", "holds" if ratio > 1.05 else "does not hold", f"{ratio:.2f} times as fast")
     """
     if ruling not in _MARKS:
         raise ValueError(f"ruling={ruling!r}; allowed: {', '.join(map(repr, get_args(Ruling)))}.")
@@ -44,7 +40,8 @@ def verdict(claim: str, ruling: Ruling, because: str, *, source: str = "the popu
     )
 
 
-def _all_or_some(met: int, of: int) -> Ruling:
+def all_or_some(met: int, of: int) -> Ruling:
+    """Return the ruling where so many of all conditions are met."""
     return "holds" if met == of else "holds in part" if met else "does not hold"
 
 
@@ -67,9 +64,7 @@ def share(row: Data, way: str) -> float:
 
 
 def sparsity_for(times: float, rows: Sequence[Data]) -> float:
-    """Return the sparsity, linear between the stops, at which the smallest file is so many times smaller than the
-    dense.
-    """
+    """Return the sparsity, linear between the stops, at which the smallest file is so many times smaller."""
     shares = [share(row, SMALLEST) for row in rows]
     if 1 / times < min(shares):
         raise ValueError(f"No stop is {times:g} times smaller; the best is {1 / min(shares):.1f} times.")
@@ -96,12 +91,10 @@ def crossing(found: Data) -> str:
 
 
 def ten_times_smaller(sizes: Sequence[Data], curve: Data | None) -> tuple[Ruling, str]:
-    """Rule on "about 10 times smaller at high accuracy".
+    """Rule on "about 10 times smaller at high accuracy", by rows of the record of sizes, and `sparsity_curve`.
 
     The sparsity is asked for at which the smallest file is 10 times smaller than the dense one of the same type. At the
-    last stop before it, at least 95 % of the unpruned share of pictures must still be recognised (top 5). `sizes` are
-    rows of the record of sizes, of one dtype, `curve` the data of the record `sparsity_curve`, None where it has not
-    been made.
+    last stop before it, at least 95 % of the unpruned share of pictures must still be recognised (top 5).
     """
     try:
         needed = sparsity_for(10, sizes)
@@ -113,23 +106,22 @@ def ten_times_smaller(sizes: Sequence[Data], curve: Data | None) -> tuple[Ruling
     rows = {r["asked"]: r for r in curve["rows"] if r["part"] == "unet" and r["scope"] == "global"}
     at = max(s for s in rows if s <= needed)
     whole, left = rows[0.0]["top5"]["value"], rows[at]["top5"]["value"]
-    because += (
-        f". Already at {percent(at)}, without fine-tuning, {percent(left)} of the pictures are recognised among the "
-        f"best five captions, instead of {percent(whole)} (n = {curve['n']})."
+    return ("holds" if left >= 0.95 * whole else "does not hold"), (
+        f"{because}. Already at {percent(at)}, without fine-tuning, {percent(left)} of the pictures are recognised "
+        f"among the best five captions, instead of {percent(whole)} (n = {curve['n']})."
     )
-    return ("holds" if left >= 0.95 * whole else "does not hold"), because
 
 
 def smaller_and_faster(half: Data, unet: Sequence[Data]) -> tuple[Ruling, str]:
     """Rule on "smaller and faster, because zeros are not computed".
 
-    Smaller: the smallest file at half zeros is at most 60 % of the dense one. Faster: the interval of the dense
-    kernel's speed with half zeros lies above 1.05. Both hold, one holds in part. `half` is a row of the record of
-    sizes, `unet` are the rows of the whole UNet in the record of latencies.
+    Smaller: the smallest file at half zeros, `half` in the record of sizes, is at most 60 % of the dense one. Faster:
+    the interval of the dense kernel's speed with half zeros, among the rows of the whole UNet, lies above 1.05. Both
+    hold, one holds in part.
     """
     zeros, csr = (only_row(unet, form, 0.5)["times_as_fast"] for form in ("zeros", "csr"))
     left = share(half, SMALLEST)
-    return _all_or_some((left <= 0.6) + (zeros["low"] > 1.05), 2), (
+    return all_or_some((left <= 0.6) + (zeros["low"] > 1.05), 2), (
         f"With half of the weights at zero the plain file is as large as before, and {percent(left)} of that when "
         f"written for zeros and zipped. The model runs {spread(zeros, 2)} times as fast in dense kernels, which "
         f"compute the zeros, and {spread(csr, 2)} times as fast in CSR, which does not."
@@ -137,11 +129,11 @@ def smaller_and_faster(half: Data, unet: Sequence[Data]) -> tuple[Ruling, str]:
 
 
 def four_times_smaller(structured: Data | None) -> tuple[Ruling, str]:
-    """Rule on "almost 4 times smaller and almost 3 times faster with less than 1 % lost".
+    """Rule on "almost 4 times smaller and almost 3 times faster with less than 1 % lost", by `structured_pruning`.
 
     Wanted is a structured UNet with at least 3.5 times fewer parameters, at least 2.5 times as fast, that keeps 99 % of
     the unpruned share of recognised pictures (top 5) after its fine-tune. All three hold; size and one other hold in
-    part. `structured` is the data of the record `structured_pruning`, None where it has not been made.
+    part.
     """
     said_of = " It was said of classification; this is a small denoiser."
     if structured is None or not all(r["latency_times_as_fast"] for r in structured["rows"]):
@@ -168,11 +160,11 @@ CLOSE = 15.03 / 13.84
 
 
 def preserved_beat_scratch(training: Data) -> tuple[Ruling, str]:
-    """Rule on "training from scratch is consistently worse than from preserved weights".
+    """Rule on "training from scratch is consistently worse than from preserved weights", by `operator_training`.
 
     Holds if at every level the SSIM from preserved weights is higher beyond chance (95 % interval over pictures), and
     consistently so: in every seed and at every moment that was judged, the Fréchet distance is lower too. The first
-    alone holds in part. `training` is the data of the record `operator_training`.
+    alone holds in part.
     """
     runs = {run["name"]: run for run in training["runs"]}
     if not training["preserved_minus_scratch"]:
@@ -196,10 +188,10 @@ def preserved_beat_scratch(training: Data) -> tuple[Ruling, str]:
 
 
 def little_training(training: Data) -> tuple[Ruling, str]:
-    """Rule on "a short fine-tune brings the compressed model close to the original".
+    """Rule on "a short fine-tune brings the compressed model close to the original", by `operator_training`.
 
     Close is what it was in the paper: a Fréchet distance at most 15.03 / 13.84 times the original's. It holds if every
-    level gets there, in part if one does. `training` is the data of the record `operator_training`.
+    level gets there, in part if one does.
     """
     found = sorted(
         (run["plan"]["macs_ratio"], *(run["judged"][moment]["frechet"]["value"] for moment in (0, -1)))
@@ -209,30 +201,25 @@ def little_training(training: Data) -> tuple[Ruling, str]:
     if not found:
         return "not measured", "No compressed model has been trained."
     whole = training["unpruned"]["frechet"]["value"]
-    words = "; ".join(
-        f"with {percent(ratio)} of the MACs removed from {before:.1f} to {end:.1f}" for ratio, before, end in found
-    )
-    return _all_or_some(sum(end <= CLOSE * whole for *_, end in found), len(found)), (
+    words = "; ".join(f"with {percent(kept)} of the MACs removed from {a:.1f} to {b:.1f}" for kept, a, b in found)
+    return all_or_some(sum(end <= CLOSE * whole for *_, end in found), len(found)), (
         f"In {training['finetune']['steps']} steps the Fréchet distance goes, {words}; the original has {whole:.1f}, "
         f"and close means {CLOSE * whole:.1f} or less."
     )
 
 
 def chooses_better(removal: Data, controls: Sequence[str]) -> tuple[Ruling, str]:
-    """Rule on "operators of low score are the ones to remove".
+    """Rule on "operators of low score are the ones to remove", by `operator_removal`.
 
     The score is compared with each control, a ranking, at equal MACs, at every level, before and after training: ahead
     means a higher SSIM beyond chance. It holds if the score is ahead in all comparisons, in part if in more than half.
-    `removal` is the data of the record `operator_removal`.
     """
-    before = [
-        row["score_minus_this"]["ssim"]
-        for row in removal["rows"]
-        if (row["budget"], row["scope"]) == ("macs_ratio", "all")
-        and row["asked"] in removal["levels"]
-        and row["ranking"] in controls
-    ]
-    after = [row["score_minus_this"]["ssim"] for row in removal["trained"] if row["ranking"] in controls]
+    rows = [row for row in removal["rows"] if (row["budget"], row["scope"]) == ("macs_ratio", "all")]
+    rows = [row for row in rows if row["asked"] in removal["levels"]]
+    before, after = (
+        [row["score_minus_this"]["ssim"] for row in found if row["ranking"] in controls]
+        for found in (rows, removal["trained"])
+    )
     if not before + after:
         return "not measured", "No control has been cut."
     won_before, won_after = (sum(lead["low"] > 0 for lead in leads) for leads in (before, after))
@@ -248,10 +235,9 @@ def faster_and_as_good(latency: Data | None, training: Data, cuts: Mapping[float
     """Rule on "34.9 % less inference time, and a better Fréchet distance after fine-tuning".
 
     Asked of the mildest trained cut that takes at least 30 % from the time of a whole generation on a CPU, or of the
-    largest one where none does: its Fréchet distance after training must not be above the unpruned model's. Time and
-    distance hold together, one of them holds in part. `latency` and `training` are data of the records
-    `operator_latency`, None where it has not been made, and `operator_training`; `cuts` is level of a trained cut ->
-    its name among the latencies.
+    largest one where none does: its Fréchet distance after training must not be above the unpruned model's. Both hold
+    together, one holds in part. `latency` and `training` are `operator_latency` and `operator_training`; `cuts` is
+    level of a trained cut -> its name among the latencies.
     """
     runs = {run["name"]: run for run in training["runs"]}
     found = []
@@ -263,7 +249,7 @@ def faster_and_as_good(latency: Data | None, training: Data, cuts: Mapping[float
         return "not measured", "The time of a generation or the trained model is not there yet."
     run, saved = next((pair for pair in found if pair[1] >= 0.3), found[-1])
     end, whole = run["judged"][-1]["frechet"]["value"], training["unpruned"]["frechet"]["value"]
-    return _all_or_some((saved >= 0.3) + (end <= whole), 2), (
+    return all_or_some((saved >= 0.3) + (end <= whole), 2), (
         f"With {percent(run['plan']['macs_ratio'])} of the MACs removed a generation takes {percent(saved)} less time; "
         f"its Fréchet distance after {training['finetune']['steps']} steps is {end:.1f}, the unpruned model's "
         f"{whole:.1f}."
@@ -281,8 +267,7 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Ours against a rival at one budget, by one of `METRICS`; `by` is ours minus the rival, with its interval."""
 
     budget: float
@@ -298,12 +283,8 @@ class Comparison:
 
 
 def _compared(cells: Cells, steps: int, rivals: Sequence[str]) -> list[Comparison]:
-    return [
-        Comparison(budget, row, metric, cells.at(steps, row, budget)["ours_minus"][metric])
-        for budget in sorted(cells.data["budgets"], reverse=True)
-        for row in rivals
-        for metric in METRICS
-    ]
+    every = [(b, row, metric) for b in cells.budgets for row in rivals for metric in METRICS]
+    return [Comparison(*which, cells.at(steps, which[1], which[0])["ours_minus"][which[2]]) for which in every]
 
 
 def beaten(cells: Cells, steps: int, rivals: Sequence[str]) -> list[Comparison]:
@@ -325,8 +306,9 @@ def best_or_tied(cells: Cells, steps: int, rivals: Sequence[str]) -> tuple[Rulin
     return ("holds" if not lost else "holds in part" if won > len(lost) else "does not hold"), text
 
 
-def as_fast_as_macs_say(data: Data, least: float = 0.9) -> tuple[Ruling, str]:
-    """Rule whether ours denoises as much faster as its MACs promise, or `least` of that, at every budget."""
+def as_fast_as_macs_say(data: Data) -> tuple[Ruling, str]:
+    """Rule whether ours denoises as much faster as its MACs promise, or 0.9 of that, at every budget."""
+    least = 0.9
     if not data.get("speed"):
         return "not measured", "The times of this record have not been measured yet."
     found = []
@@ -338,7 +320,7 @@ def as_fast_as_macs_say(data: Data, least: float = 0.9) -> tuple[Ruling, str]:
     if not found:
         return "not measured", "The times of ours have not been measured yet."
     worst, best, met = min(found), max(found), sum(reached >= least for reached, *_ in found)
-    return _all_or_some(met, len(found)), (
+    return all_or_some(met, len(found)), (
         f"Denoising alone reaches {percent(worst[0])} to {percent(best[0])} of the promised speed-up; {met} of "
         f"{len(found)} schedules reach {percent(least)}. The one furthest from its promise is {worst[1]:.2f} times as "
         f"fast instead of {worst[2]:.2f}."

@@ -1,11 +1,9 @@
-"""Is this name known, is this device there: a good error names what was given, what is allowed and how to go on.
-
-Beside the checks, what every room needs of names and tables.
-"""
+"""Is this name known, is this device there: an error names what was given, what is allowed and how to go on."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -31,13 +29,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 def path_levels(path: str) -> list[str]:
     """Split a path; an index stays with its list: "down_blocks.0.resnets.1" -> ["down_blocks.0", "resnets.1"]."""
-    levels: list[str] = []
-    for part in path.split("."):
-        if part.isdigit() and levels:
-            levels[-1] += f".{part}"
-        else:
-            levels.append(part)
-    return levels
+    return re.split(r"\.(?!\d+(?:\.|$))", path)
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] = (), *, left: int = 1) -> str:
@@ -54,7 +46,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequen
 
 
 def place(value: object, among: Sequence, what: str) -> int:
-    """Return where `value` stands in a list; the ValueError calls it `what` and names what is there."""
+    """Return where `value` stands in a list; else the ValueError names what is there."""
     if value not in among:
         raise ValueError(f"there is no {what} {value!r}. {nearest(str(value), list(map(str, among)))}")
     return list(among).index(value)
@@ -68,10 +60,7 @@ def check_whole(name: str, value: object, least: int) -> int:
 
 
 def check_number(name: str, value: object, interval: str) -> float:
-    """Return `value` if it is a number, and no truth value, in an interval such as "[0, 1)" or "(0, inf)".
-
-    The ValueError says what it is called, and the interval.
-    """
+    """Return `value` if it is a number, and no truth value, in an interval such as "[0, 1)" or "(0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))
     inside = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not inside or (value, interval[0]) == (low, "(") or (value, interval[-1]) == (high, ")"):
@@ -96,13 +85,11 @@ def check_device(device: str | torch.device) -> torch.device:
             )
         if (found.index or 0) >= count:
             raise ValueError(f"{asked} there are {count} GPUs, numbered from 0.")
-    elif found.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"{asked} torch has no Metal backend here. Use device='cpu'.")
-    elif found.type not in ("cpu", "mps"):
-        try:  # the rarer ones (xpu, hpu, …) are there if they can hold a tensor
+    elif found.type != "cpu":
+        try:  # the rarer ones (mps, xpu, …) are there if they can hold a tensor
             torch.empty(0, device=found)
         except (RuntimeError, AssertionError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = re.split(r"\.\s|\n", str(error))[0]
             raise ValueError(f"{asked} torch cannot use it: {reason}. Use 'cpu' or 'cuda'.") from error
     return found
 

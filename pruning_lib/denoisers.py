@@ -1,7 +1,6 @@
 """Denoisers: where a pipeline keeps one, the inputs it accepts, its structure without weights, its fingerprint.
 
-This is the file that knows diffusers classes.  A *family* is one function that turns a configuration into the
-arguments of `forward`; adding a family means adding one function to `_FAMILIES`.
+A *family* is one function that turns a configuration into the arguments of `forward`; `_FAMILIES` lists them.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,25 +34,23 @@ def denoiser_of(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
     raise TypeError(f"Expected a diffusers pipeline with a unet or a transformer, got {type(pipe).__name__}.{hint}")
 
 
+@dataclass
 class _Maker:
-    """Makes the tensors of one call: empty ones on the meta device, random ones elsewhere."""
+    """Makes the tensors of one call; the values are drawn on the CPU, so that they are the same on every device."""
 
-    def __init__(self, batch: int, size: tuple[int, int], tokens: int | None, device, dtype, seed: int):
-        self.batch, self.size, self.tokens = batch, size, tokens
-        self.device, self.dtype = torch.device(device), dtype
-        self._generator = torch.Generator().manual_seed(seed)
+    batch: int
+    size: tuple[int, int]
+    tokens: int | None
+    device: str | torch.device
+    dtype: torch.dtype
+    generator: torch.Generator
 
     def normal(self, *shape: int) -> Tensor:
-        if self.device.type == "meta":
-            return torch.empty(self.batch, *shape, device="meta", dtype=self.dtype)
-        # Drawn on the CPU, so that the numbers are the same on every device.
-        return torch.randn(self.batch, *shape, generator=self._generator).to(self.device, self.dtype)
+        drawn = torch.randn(self.batch, *shape, generator=self.generator, device="cpu")
+        return drawn.to(self.device, self.dtype)
 
-    def whole(self, value: int, *shape: int) -> Tensor:
-        return torch.full((self.batch, *shape), value, device=self.device, dtype=torch.long)
-
-    def unbatched(self, *shape: int) -> Tensor:
-        return torch.zeros(*shape, device=self.device, dtype=self.dtype)
+    def whole(self, value: int) -> Tensor:
+        return torch.full((self.batch,), value, device=self.device)
 
 
 def _unet_2d(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
@@ -68,10 +66,9 @@ def _unet_2d(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
 
 
 def _unet_2d_condition(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
-    inputs = _unet_2d(c, make)
-    width = c.cross_attention_dim
-    width = width if isinstance(width, int) else width[0]
-    inputs["encoder_hidden_states"] = make.normal(make.tokens or 77, c.encoder_hid_dim or width)
+    width = c.cross_attention_dim if isinstance(c.cross_attention_dim, int) else c.cross_attention_dim[0]
+    tokens = make.tokens or _tokens_beside(getattr(c, "_name_or_path", None)) or 77
+    inputs = {**_unet_2d(c, make), "encoder_hidden_states": make.normal(tokens, c.encoder_hid_dim or width)}
     if c.addition_embed_type == "text_time":  # SDXL: a pooled text vector and six numbers for size and crop
         pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
         inputs["added_cond_kwargs"] = {"text_embeds": make.normal(pooled), "time_ids": make.normal(6)}
@@ -83,23 +80,27 @@ def _unet_2d_condition(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     return inputs
 
 
+def _tokens_beside(where: str | None) -> int | None:
+    """Read the text length from the text encoder's configuration in the same pipeline folder, if there is one."""
+    with suppress(OSError, ValueError):
+        config = json.loads((Path(where).parent / "text_encoder/config.json").read_text("utf-8")) if where else {}
+        return config.get("max_position_embeddings") or None
+
+
 def _dit(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     sample = make.normal(c.in_channels, *make.size)
     return {"hidden_states": sample, "timestep": make.whole(500), "class_labels": make.whole(0)}
 
 
 def _pixart(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
-    wants = c.use_additional_conditions
-    wants = c.sample_size == 128 if wants is None else wants  # diffusers' own rule for the 1024 pixel models
+    wants = c.sample_size == 128 if c.use_additional_conditions is None else c.use_additional_conditions  # its own rule
+    told = (("resolution", 2), ("aspect_ratio", 1))
     return {
         "hidden_states": make.normal(c.in_channels, *make.size),
         # PixArt-alpha: 120 T5 tokens
         "encoder_hidden_states": make.normal(make.tokens or 120, c.caption_channels or c.cross_attention_dim),
         "timestep": make.whole(500),
-        "added_cond_kwargs": {
-            "resolution": make.normal(2) if wants else None,
-            "aspect_ratio": make.normal(1) if wants else None,
-        },
+        "added_cond_kwargs": {name: make.normal(width) if wants else None for name, width in told},
     }
 
 
@@ -120,12 +121,10 @@ def _flux(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
         "encoder_hidden_states": make.normal(tokens, c.joint_attention_dim),
         "pooled_projections": make.normal(c.pooled_projection_dim),
         "timestep": make.normal().abs(),
-        "img_ids": make.unbatched(positions, 3),
-        "txt_ids": make.unbatched(tokens, 3),
+        "img_ids": torch.zeros(positions, 3).to(make.device, make.dtype),
+        "txt_ids": torch.zeros(tokens, 3).to(make.device, make.dtype),
     }
-    if c.guidance_embeds:
-        inputs["guidance"] = make.normal().abs()
-    return inputs
+    return {**inputs, "guidance": make.normal().abs()} if c.guidance_embeds else inputs
 
 
 _FAMILIES: dict[str, Callable[[SimpleNamespace, _Maker], dict]] = {
@@ -156,15 +155,13 @@ def example_inputs(
             PixArt, SD3 or Flux; only its class and `config` are read.
         sample_size: side of the latent, or (height, width), in latent pixels. Default: the configuration's.
         batch: number of samples, >= 1.
-        tokens: length of the text, in tokens, >= 1. Default: for a UNet that of the text encoder in the same pipeline
-            folder, else 77; otherwise what the family's pipeline uses (120 for PixArt, 333 for SD3, 512 for Flux).
+        tokens: length of the text, >= 1. Default: for a UNet that of the text encoder in the same pipeline folder,
+            else 77; otherwise what the family's pipeline uses (120 for PixArt, 333 for SD3, 512 for Flux).
         device: "meta" gives shapes without values; elsewhere the values are drawn from a unit normal distribution.
         dtype: of the floating-point inputs.
-        seed: of the random values.
+        seed: of the values.
 
-    Raises:
-        TypeError: `denoiser` is not a module, or its family is unknown.
-        ValueError: sizes that make no sense, or none known.
+    An unknown family is a TypeError; sizes that make no sense, or none known, are a ValueError.
     """
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wraps
     kind = _family(denoiser)
@@ -178,9 +175,8 @@ def example_inputs(
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(side) is int and side >= 1 for side in pair):
         raise ValueError(f"sample_size={sample_size!r}; it must be a side or (height, width) in latent pixels >= 1.")
-    if kind == "UNet2DConditionModel":  # one text encoder, or two of the same length
-        tokens = tokens or _tokens_beside(getattr(config, "_name_or_path", None))
-    return _FAMILIES[kind](config, _Maker(batch, pair, tokens, device, dtype, seed))
+    make = _Maker(batch, pair, tokens, device, dtype, torch.Generator().manual_seed(seed))
+    return _FAMILIES[kind](config, make)
 
 
 def _family(denoiser: nn.Module) -> str:
@@ -199,68 +195,53 @@ def _family(denoiser: nn.Module) -> str:
     )
 
 
-def _tokens_beside(where: str | None) -> int | None:
-    """Read the text length from the text encoder's configuration in the same pipeline folder, if there is one."""
-    try:
-        config = json.loads((Path(where).parent / "text_encoder/config.json").read_text("utf-8")) if where else {}
-    except (OSError, ValueError):
-        return None
-    length = config.get("max_position_embeddings")
-    return length if isinstance(length, int) and length >= 1 else None
-
-
-# What other libraries hang on an instance to change how it is called: accelerate's offloading, diffusers' hooks,
-# patched forward methods.  They move weights or skip work; the structure underneath is what we want.
+# What other libraries hang on an instance to move weights or skip work; the structure underneath is what we want.
 _PATCHES = {"forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl"}
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
     """Return a copy of any module with every tensor on the meta device and without hooks, in evaluation mode.
 
-    It is made from the live structure, not from the configuration, so a denoiser whose layers were removed or narrowed
-    is counted as it stands; the given one is only read. Floating-point tensors become float32, so that models with
-    mixed types run; tied parameters stay tied.
+    It has the live structure, not that of the configuration, so layers that were removed or narrowed count as they
+    stand. Floating-point tensors become float32, so that models with mixed types run; tied parameters stay tied.
     """
     return _copy(getattr(module, "_orig_mod", module), {}).eval()
 
 
-def _copy(module: nn.Module, seen: dict[int, object]) -> nn.Module:
-    if id(module) in seen:
-        return seen[id(module)]
-    copy = seen[id(module)] = module.__new__(type(module))
-    for name, value in vars(module).items():
-        if name in _PATCHES:
-            continue
-        if name == "_modules":
-            value = type(value)((key, child and _copy(child, seen)) for key, child in value.items())
-        elif name in ("_parameters", "_buffers"):
-            value = type(value)((key, _empty(tensor, seen)) for key, tensor in value.items())
-        elif "_hooks" in name and isinstance(value, dict):
-            value = OrderedDict()
-        else:
-            value = _empty(value, seen)
-        copy.__dict__[name] = value
+def _copy(value: object, seen: dict[int, object]) -> object:
+    """Copy a module, or a tensor, each but once."""
+    if id(value) in seen:
+        return seen[id(value)]
+    if not isinstance(value, nn.Module):
+        seen[id(value)] = on_meta(value)
+        return seen[id(value)]
+    copy = seen[id(value)] = value.__new__(type(value))
+    for name, part in vars(value).items():
+        if name in ("_modules", "_parameters", "_buffers"):
+            part = type(part)((key, _copy(child, seen)) for key, child in part.items())
+        elif "_hooks" in name and isinstance(part, dict):
+            part = OrderedDict()
+        elif isinstance(part, Tensor):
+            part = _copy(part, seen)
+        if name not in _PATCHES:
+            copy.__dict__[name] = part
     return copy
 
 
-def _empty(value: object, seen: dict[int, object]) -> object:
+def on_meta(value: object) -> object:
+    """Return a tensor without its values, as float32 if it held floats; anything else as it is."""
     if not isinstance(value, Tensor):
         return value
-    if id(value) not in seen:
-        dtype = torch.float32 if value.is_floating_point() else value.dtype
-        empty = torch.empty(value.shape, dtype=dtype, device="meta")
-        seen[id(value)] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
-    return seen[id(value)]
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    empty = torch.empty(value.shape, dtype=dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells one denoiser from another: its structure. Weights do not count, so a fine-tuned model fits as well.
+    """What tells one denoiser from another; weights do not count, so a fine-tuned model fits as well.
 
-    Attributes:
-        class_name: of the denoiser.
-        params: number of parameters.
-        structure: hash of the names and shapes of all its weights.
+    `structure` is a hash of the names and shapes of all weights, `params` the number of parameters.
     """
 
     class_name: str

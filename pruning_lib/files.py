@@ -30,18 +30,15 @@ def check_place(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "Is a directory: the name is taken by a folder", str(path))
 
 
-def check_new_file(path: Path, suffix: str = "") -> None:
-    """Check that a command can make a new file, or folder, at `path`: it ends in `suffix` and is not there yet."""
-    _check_suffix(path, suffix)
+def check_new_file(path: Path, suffix: str = "") -> Path:
+    """Return where a new file, or folder, can be made: what ends in `suffix`, if any, and is not there yet."""
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"{path} does not end in {suffix}.")
     if path.exists():
         what = "folder" if path.is_dir() else "file"
         raise ValueError(f"{path} exists already. Give a new {what}, or move that one away.")
     check_place(path)
-
-
-def _check_suffix(path: Path, suffix: str) -> None:
-    if suffix and path.suffix != suffix:
-        raise ValueError(f"{path} does not end in {suffix}.")
+    return path
 
 
 def beside(folder: str) -> Path:
@@ -61,9 +58,8 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}-", suffix=".tmp", ignore_cleanup_errors=True
-    ) as box:
+    name = {"prefix": f".{path.name}-", "suffix": ".tmp"}
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as box:
         part, usual = Path(box, path.name), Path(box, "usual")
         yield part
         if part.is_file():
@@ -94,7 +90,8 @@ def load_json(path: str | Path, kind: str, versions: Collection[int] = (1,)) -> 
 
 def save_tensors(path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], data: Mapping) -> Path:
     """Write tensors, and plain values beside them, as a .safetensors file of this kind and version."""
-    _check_suffix(Path(path), ".safetensors")
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{path} does not end in .safetensors.")
     note = json.dumps({"format": f"pruning_lib.{kind}/{version}", **data})
     with write_whole(path) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {kind: note})
@@ -123,11 +120,10 @@ def check_format(data: object, kind: str, versions: Collection[int] = (1,), *, s
     name, _, version = str(tag).partition("/")
     if name != f"pruning_lib.{kind}":
         raise ValueError(f"{source} holds no {kind}: its format is {tag!r}. Expected what its save() wrote.")
-    if version not in map(str, versions):
-        known = ", ".join(map(str, versions))
+    known = ", ".join(map(str, versions))
+    if version not in known.split(", "):
         raise ValueError(f"{source} is a {kind} of version {version}; this pruning_lib reads {known}. Update it.")
-    data = {key: value for key, value in data.items() if key != "format"}
-    return {**data, "version": int(version)}
+    return {**{key: value for key, value in data.items() if key != "format"}, "version": int(version)}
 
 
 @contextmanager

@@ -1,7 +1,6 @@
-"""Bootstrap intervals: how far a figure would move if the samples had been others.
+"""Bootstrap intervals: how far a figure would move if the samples, not judge or prompts, had been others.
 
-Efron 1979; percentile method (Efron and Tibshirani 1993, chapter 13).  An interval covers the chance of the sample
-only, not a judge that is wrong or prompts that are unlike the reader's.
+Efron 1979; percentile method (Efron and Tibshirani 1993, chapter 13).
 """
 
 from __future__ import annotations
@@ -17,20 +16,13 @@ from .checks import check_number, check_whole
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the range that chance leaves open.
+    """A figure with the range that chance leaves open."""
 
-    Attributes:
-        value: the statistic of the sample itself.
-        low, high: ends of the interval, in the unit of `value`.
-        n: number of samples, not of resamples.
-        level: share of intervals made this way that hold the true value, approximately.
-    """
-
-    value: float
-    low: float
+    value: float  # the statistic of the sample itself
+    low: float  # end of the interval, in the unit of `value`
     high: float
-    n: int
-    level: float = 0.95
+    n: int  # number of samples, not of resamples
+    level: float = 0.95  # share of intervals made this way that hold the true value, approximately
 
     def to_dict(self) -> dict[str, float | int]:
         """Return the fields as plain JSON types."""
@@ -95,5 +87,4 @@ def resamples(n: int, *, n_boot: int, seed: int) -> Iterator[Tensor]:
 def quantile_pair(found: Tensor, level: float) -> tuple[float, float]:
     """Return the ends that hold the middle `level` of the numbers `found` `[n_boot]`."""
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=found.dtype)
-    low, high = torch.quantile(found, ends).tolist()
-    return low, high
+    return tuple(torch.quantile(found, ends).tolist())

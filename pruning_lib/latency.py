@@ -1,8 +1,7 @@
 """How long a call takes: warmed up, synchronised, and in turn with what it is compared to.
 
-Clocks drift: a machine warms up, a neighbour starts working.  So all candidates are called in every round, forwards in
-one round and backwards in the next; a slow drift then hits all of them alike, and the ratio of two of them is taken
-round by round.  Publish ratios; an absolute time means little without the hardware beside it.
+Clocks drift: a machine warms up, a neighbour starts working.  So every round calls all candidates, each second round
+backwards, and the ratio of two is taken round by round.  An absolute time means little without the hardware beside it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ import torch
 
 from .checks import best_device, check_device, check_whole, synchronise
 from .interval import Interval, bootstrap_interval
-
-_clock = time.perf_counter  # a name of its own, so that tests can put a clock of theirs here
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Latency:
 
     def to_dict(self) -> dict[str, object]:
         """Return all fields and the three quantiles as plain JSON types."""
-        quantiles = {"median_ms": self.median_ms, "p10_ms": self.p10_ms, "p90_ms": self.p90_ms, "n": self.n}
+        quantiles = {name: getattr(self, name) for name in ("median_ms", "p10_ms", "p90_ms", "n")}
         return {**quantiles, **asdict(self), "times_ms": list(self.times_ms)}
 
     def __str__(self) -> str:
@@ -83,8 +80,7 @@ def measure_latency(
         calls: name -> function without arguments, whose result is thrown away. Gradients are not switched off.
         repeats: timed rounds, >= 1; each round calls every function once.
         warmup: rounds before them that are not timed, >= 0. First calls allocate, compile and choose algorithms.
-        device: to wait for before the clock is read. Default: the GPU if there is one (waiting for an idle GPU costs
-            nothing), else the CPU.
+        device: to wait for before the clock is read. Default: the GPU if there is one, else the CPU.
 
     Example:
         >>> times = measure_latency({"whole": lambda: unet(**x), "pruned": lambda: small(**x)})
@@ -95,16 +91,16 @@ def measure_latency(
     check_whole("repeats", repeats, 1)
     check_whole("warmup", warmup, 0)
     device = best_device() if device is None else check_device(device)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: dict[str, int] = dict.fromkeys(calls, 0)
-    for round_ in range(warmup + repeats):
-        for name in calls if round_ % 2 == 0 else reversed(calls):
-            seconds, peak = _time_one(calls[name], device)
-            if round_ >= warmup:
-                times[name].append(1000 * seconds)
-                peaks[name] = max(peaks[name], peak)
-    mib = {name: peaks[name] / 2**20 if device.type == "cuda" else None for name in calls}
-    return {name: Latency(tuple(found), warmup, mib[name], str(device)) for name, found in times.items()}
+    timed: dict[str, list[tuple[float, int]]] = {name: [] for name in calls}
+    for turn in range(warmup + repeats):
+        for name in calls if turn % 2 == 0 else reversed(calls):
+            timed[name].append(_time_one(calls[name], device))
+    found = {}
+    for name, rows in timed.items():
+        seconds, peaks = zip(*rows[warmup:], strict=True)
+        mib = max(peaks) / 2**20 if device.type == "cuda" else None
+        found[name] = Latency(tuple(1000 * s for s in seconds), warmup, mib, str(device))
+    return found
 
 
 def ratio(baseline: Latency, candidate: Latency, *, level: float = 0.95, seed: int = 0) -> Interval:
@@ -130,10 +126,10 @@ def _time_one(call: Callable[[], object], device: torch.device) -> tuple[float, 
     synchronise(device)
     gc.disable()  # as timeit does: a collection is the whole process's work, and would land on whoever runs then
     try:
-        start = _clock()
+        start = time.perf_counter()
         call()
         synchronise(device)
-        seconds = _clock() - start
+        seconds = time.perf_counter() - start
     finally:
         if collects:
             gc.enable()

@@ -1,8 +1,7 @@
 """`load`: one call for the shipped model, the papers' models, any hub id and any folder, also one that was pruned here.
 
-Damage shows before anything is loaded, and nothing missing passes unnoticed. The only file that may reach for a hub.
-For counting, the models' denoisers are also known without weights: `architectures/` holds the published `config.json`
-of each, and of SDXL (the base model, 1024 pixels) and Stable Diffusion 3 medium (Esser et al. 2024, an MMDiT) as well.
+The only file that may reach for a hub. For counting, denoisers are known without weights too: `architectures/` holds
+the published `config.json` of each model, of SDXL (the base model, 1024 pixels) and of Stable Diffusion 3 medium.
 """
 
 from __future__ import annotations
@@ -26,23 +25,14 @@ from .sampling import quietly
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model with a short name.
+    """A model with a short name."""
 
-    Attributes:
-        name: what `pl.load` takes.
-        repo: id on the Hugging Face hub, or "" for a model that ships inside the package.
-        architecture: the denoiser's class in diffusers.
-        licence: of the weights.
-        memory_gib: memory to generate one image in half precision, in GiB, rounded up from the sizes of the parts.
-        note: what a reader should know before loading it.
-    """
-
-    name: str
-    repo: str
-    architecture: str
-    licence: str
-    memory_gib: float
-    note: str = ""
+    name: str  # what `pl.load` takes
+    repo: str  # id on the Hugging Face hub, or "" for a model that ships inside the package
+    architecture: str  # the denoiser's class in diffusers
+    licence: str  # of the weights
+    memory_gib: float  # to generate one image in half precision, in GiB, rounded up from the sizes of the parts
+    note: str = ""  # what a reader should know before loading it
 
     @property
     def revision(self) -> str:
@@ -54,6 +44,7 @@ _UNET, _RAIL, _RAIL_PP = "UNet2DConditionModel", "CreativeML OpenRAIL-M", "Creat
 _DIT, _PIXART = "DiTTransformer2DModel", "PixArtTransformer2DModel"
 _MIRROR = "a community mirror; the original repository was withdrawn in November 2025"
 _NOT_PINNED = "no prompts; no commit of this repository could be verified, so it is not pinned"
+_T5 = "its T5 text encoder needs most of it"
 _TABLE = [
     ModelInfo("emoji-sd", "", _UNET, "Apache-2.0", 0.1, "ships with the package"),
     # Rombach et al. 2022: 512 pixels, latent 64.
@@ -64,14 +55,7 @@ _TABLE = [
     # Peebles and Xie 2023: DiT-XL/2 at 256 pixels, latent 32.
     ModelInfo("dit-xl-2-256", "facebook/DiT-XL-2-256", _DIT, "CC-BY-NC-4.0", 3, "classes, not prompts"),
     # Chen et al. 2023: 1024 pixels, latent 128.
-    ModelInfo(
-        "pixart-alpha",
-        "PixArt-alpha/PixArt-XL-2-1024-MS",
-        _PIXART,
-        _RAIL_PP,
-        12,
-        "its T5 text encoder needs most of it",
-    ),
+    ModelInfo("pixart-alpha", "PixArt-alpha/PixArt-XL-2-1024-MS", _PIXART, _RAIL_PP, 12, _T5),
     # Rombach et al. 2022: unconditional, latent 64.
     ModelInfo("ldm-celebahq-256", "CompVis/ldm-celebahq-256", "UNet2DModel", "Apache-2.0", 2, _NOT_PINNED),
 ]
@@ -102,35 +86,27 @@ def models_folder() -> Path:
     return beside("models")
 
 
-def architectures() -> list[str]:
-    """Return the names `denoiser_on_meta` knows: published ones first, then models that ship with the package."""
-    shipped = sorted(p.parent.parent.name for p in models_folder().glob("*/unet/config.json"))
-    return sorted([*(p.stem for p in _ARCHITECTURES.glob("*.json")), *_SAME]) + shipped
-
-
 def denoiser_config(name: str | Path) -> tuple[dict, Path]:
     """Return a denoiser's configuration and the file it came from.
 
     Args:
-        name: one of `architectures()`; or a folder that diffusers wrote, of a whole pipeline or of the denoiser alone.
+        name: of `models()`, "sdxl" or "sd-3-medium"; or a folder that diffusers wrote, of a pipeline or its denoiser.
 
     Raises:
         ValueError: an unknown name, or a file that is no configuration of a diffusers model.
         FileNotFoundError: a folder without a denoiser.
     """
-    folder = models_folder() / str(name) if name else Path()
-    places = [_ARCHITECTURES / f"{_SAME.get(str(name), name)}.json", folder / "unet" / "config.json"]
-    if str(name) and Path(name).is_dir():
-        places += [Path(name) / part / "config.json" for part in _PARTS] + [Path(name) / "config.json"]
+    name, inside = str(name), [f"{part}/config.json" for part in _PARTS] + ["config.json"]
+    places = [_ARCHITECTURES / f"{_SAME.get(name, name)}.json", models_folder() / (name or "-") / inside[0]]
+    is_folder = bool(name) and Path(name).is_dir()
+    places += [Path(name, place) for place in inside if is_folder]
     path = next((place for place in places if place.is_file()), None)
-    if path is None and len(places) > 2:
-        raise FileNotFoundError(
-            f"{name} holds no denoiser: looked for unet/config.json, transformer/config.json and config.json. "
-            "Pass the folder that save_pretrained() wrote."
-        )
+    if path is None and is_folder:
+        looked = f"looked for {', '.join(inside)}. Pass the folder that save_pretrained() wrote."
+        raise FileNotFoundError(f"{name} holds no denoiser: {looked}")
     if path is None:
-        near = nearest(str(name), architectures())
-        raise ValueError(f"Unknown architecture {str(name)!r}. {near} Or pass a local folder.")
+        known = sorted({*MODELS, *(place.stem for place in _ARCHITECTURES.glob("*.json"))})
+        raise ValueError(f"Unknown architecture {name!r}. {nearest(name, known)} Or pass a local folder.")
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -141,17 +117,15 @@ def denoiser_config(name: str | Path) -> tuple[dict, Path]:
 
 
 def denoiser_on_meta(name: str | Path) -> nn.Module:
-    """Build a denoiser without weights: in evaluation mode, all on the meta device (shapes, no values, no memory).
+    """Build a denoiser without weights, in evaluation mode: all on the meta device (shapes, no values, no memory).
 
     `name` and errors are those of `denoiser_config`; a class that this version of diffusers lacks is a ValueError too.
     """
     config, path = denoiser_config(name)
     cls = getattr(diffusers, config["_class_name"], None)
     if not hasattr(cls, "from_config"):
-        raise ValueError(
-            f"{path} asks for {config['_class_name']}, which diffusers {diffusers.__version__} does not have. "
-            "Upgrade diffusers, or check the file."
-        )
+        lacks = f"which diffusers {diffusers.__version__} does not have. Upgrade diffusers, or check the file."
+        raise ValueError(f"{path} asks for {config['_class_name']}, {lacks}")
     with torch.device("meta"):
         model = cls.from_config(config)
     # Where it came from, as from_pretrained would note it: the text length is read from the neighbour folder.
@@ -160,10 +134,8 @@ def denoiser_on_meta(name: str | Path) -> nn.Module:
 
 
 def default_guidance(pipe: DiffusionPipeline) -> float | None:
-    """Return the guidance scale that a model's folder suggests, as emoji-sd's does, or None: then the pipeline's own.
-
-    It stands in the text encoder's configuration, which every pruned pipeline keeps and saves.
-    """
+    """Return the guidance scale that a model's folder suggests, as emoji-sd's does; None means the pipeline's own."""
+    # In the text encoder's configuration, which every pruned pipeline keeps and saves.
     return getattr(getattr(getattr(pipe, "text_encoder", None), "config", None), "default_guidance_scale", None)
 
 
@@ -207,10 +179,8 @@ def load(
     with quietly():
         if (info and not info.repo) or (not info and str(name) and Path(name).is_dir()):
             if revision:
-                raise ValueError(
-                    f"revision={revision!r} was given, but {str(name)!r} lies on this disk; revisions belong to the "
-                    "hub. Leave revision out, or give a hub id."
-                )
+                where = f"{str(name)!r} lies on this disk; revisions belong to the hub. Leave revision out."
+                raise ValueError(f"revision={revision!r} was given, but {where}")
             pipe = _from_folder(models_folder() / info.name if info else Path(name), dtype)
         else:
             pipe = _from_hub(str(name), info, revision, dtype)
@@ -221,10 +191,8 @@ def load(
 def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     index = folder / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no model_index.json, so it is not a diffusers pipeline. "
-            "Pass the folder that pipe.save_pretrained() wrote."
-        )
+        what = "has no model_index.json, so it is no diffusers pipeline. Pass the folder that save_pretrained() wrote."
+        raise FileNotFoundError(f"{folder} {what}")
     try:
         parts = [n for n, kind in json.loads(index.read_text("utf-8")).items() if isinstance(kind, list) and all(kind)]
     except (ValueError, AttributeError) as error:
@@ -274,10 +242,8 @@ def check_complete(folder: Path, part: object, stored: int | None) -> None:
 def _from_hub(name: str, info: ModelInfo | None, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
     owner, _, rest = name.partition("/")
     if not info and (not owner or not rest or "/" in rest or name.startswith((".", "~"))):
-        raise ValueError(
-            f"Unknown model {name!r}. {nearest(name, MODELS)} "
-            "Also allowed: a folder written by save_pretrained, or a hub id such as 'owner/name'."
-        )
+        also = "Also allowed: a folder written by save_pretrained, or a hub id such as 'owner/name'."
+        raise ValueError(f"Unknown model {name!r}. {nearest(name, MODELS)} {also}")
     repo, revision = info.repo if info else name, revision or (info.revision if info else "main")
     # Offline, requests fail deep inside huggingface_hub in many ways; a reader needs one answer: what, why, what now.
     try:

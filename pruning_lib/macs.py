@@ -1,11 +1,8 @@
 """Multiply-accumulates (MACs) and parameters of every module, counted without weights.
 
-The model's structure is run once on the meta device, where tensors have shapes but no values, and PyTorch's own
-formulas (`torch.utils.flop_counter`) count each matrix product and convolution.  One MAC is a multiplication and the
-addition that follows: FLOPs / 2.  Additions of biases, norms and activations are not counted, as in published tables.
-
-Two conventions, never mixed: *with* attention products (QK^T and AV, the products of two activations; Vaswani et al.
-2017, Eq. 1) and *without* them.  Batch 1 and one call unless asked otherwise; guidance doubles the batch of a real run.
+The structure runs once on the meta device, and PyTorch's own formulas count each matrix product and convolution; a MAC
+is FLOPs / 2, and biases, norms and activations are not counted, as in published tables.  Two conventions, never mixed:
+*with* attention products (QK^T and AV, of two activations; Vaswani et al. 2017, Eq. 1) and *without* them.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from .checks import check_whole, path_levels, text_table
-from .denoisers import example_inputs, meta_copy
+from .denoisers import example_inputs, meta_copy, on_meta
 
 _COUNTS = ("params", "macs", "macs_without_attention")
 
@@ -56,26 +53,17 @@ class MacsReport:
         model: class name of the denoiser.
         inputs: shapes of the inputs it was counted with.
         modules: path -> `ModuleCost`, in the order in which the modules run; "" is the whole model.
+        params: parameters of the whole model.
+        macs: MACs of one call, with attention products.
+        macs_without_attention: MACs of one call, without them.
     """
 
     model: str
     inputs: dict[str, object]
     modules: dict[str, ModuleCost]
-
-    @property
-    def params(self) -> int:
-        """Parameters of the whole model."""
-        return self.modules[""].params
-
-    @property
-    def macs(self) -> int:
-        """MACs of one call, with attention products."""
-        return self.modules[""].macs
-
-    @property
-    def macs_without_attention(self) -> int:
-        """MACs of one call, without attention products."""
-        return self.modules[""].macs_without_attention
+    params: int
+    macs: int
+    macs_without_attention: int
 
     def by_block(self, depth: int = 1) -> dict[str, ModuleCost]:
         """Return the blocks in the order in which they run, `depth` levels of them; deeper ones follow their parent.
@@ -85,18 +73,13 @@ class MacsReport:
         that belong to no block stand under "(model)".
         """
         check_whole("depth", depth, 1)
-        children: dict[str, list[str]] = defaultdict(list)
+        turn, shown, whole = {path: i for i, path in enumerate(self.modules)}, {}, self.modules[""]
         for path, cost in self.modules.items():
             levels = path_levels(path)
-            shown = path and len(levels) <= depth and cost.kind not in ("ModuleList", "ModuleDict")
-            if shown and (cost.params or cost.macs):
-                children[".".join(levels[:-1])].append(path)
-        blocks, whole = {}, self.modules[""]
-        pending = children[""][::-1]
-        while pending:
-            path = pending.pop()
-            blocks[path] = self.modules[path]
-            pending += reversed(children.get(path, []))
+            listed = path and len(levels) <= depth and cost.kind not in ("ModuleList", "ModuleDict")
+            if listed and (cost.params or cost.macs):
+                shown[path] = [turn[".".join(levels[:n])] for n in range(1, len(levels) + 1)]  # those above it first
+        blocks = {path: self.modules[path] for path in sorted(shown, key=shown.get)}
         if any(whole.own):
             blocks["(model)"] = replace(whole, **dict(zip(_COUNTS, whole.own, strict=True)))
         return blocks
@@ -133,30 +116,11 @@ class MacsReport:
             cells += [_si(value), f"{100 * value / whole:.1f}" if whole else "-"]
         return cells
 
-    def to_dict(self, *, modules: bool = False) -> dict[str, object]:
-        """Return the report as plain JSON types; True for `modules` includes every one, not only top-level blocks."""
-
-        def plain(costs: dict[str, ModuleCost]) -> dict[str, dict]:
-            return {path: {key: v for key, v in vars(cost).items() if key != "own"} for path, cost in costs.items()}
-
-        result = {"model": self.model, "inputs": self.inputs, **{name: getattr(self, name) for name in _COUNTS}}
-        result |= {"blocks": plain(self.by_block()), "kinds": self.by_kind()}
-        return {**result, "modules": plain(self.modules)} if modules else result
-
-
-def _role_of(module: nn.Module, parents: list[str]) -> str:
-    """Say what a module's own weights do, from the class names of it and of all above it, nearest first."""
-    if "Norm" in parents[0] and not list(module.children()):
-        return "norms"
-    convolution = isinstance(module, _ConvNd)
-    for name in parents[1:]:
-        if "ResnetBlock" in name:
-            return "residual-block convolutions" if convolution else "other linear layers and embeddings"
-        if "FeedForward" in name:
-            return "feed-forward"
-        if name.endswith("Attention") or name == "CLIPSdpaAttention":
-            return "attention projections"
-    return "other convolutions" if convolution else "other linear layers and embeddings"
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as plain JSON types, its blocks and kinds included."""
+        blocks = {path: {k: v for k, v in vars(cost).items() if k != "own"} for path, cost in self.by_block().items()}
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {"model": self.model, "inputs": self.inputs, **counts, "blocks": blocks, "kinds": self.by_kind()}
 
 
 def _si(value: float) -> str:
@@ -195,13 +159,8 @@ def count_macs(
         if not inputs or not isinstance(denoiser, nn.Module):
             raise
         built = {}
-    model, inputs = meta_copy(denoiser), tree_map(_on_meta, {**built, **inputs})
-    owned, order = _run(model, inputs)
-    return MacsReport(type(model).__name__, _shapes(inputs), _costs(model, owned, order))
-
-
-def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str]]:
-    """Return MACs per module path, [with weights, of activations], without its children's; and the order of calls."""
+    model, inputs = meta_copy(denoiser), tree_map(on_meta, {**built, **inputs})
+    shapes = tree_map(lambda value: list(value.shape) if isinstance(value, Tensor) else value, inputs)
     stack, order = [""], []
 
     def enter(path, *_):
@@ -220,10 +179,11 @@ def _run(model: nn.Module, inputs: dict) -> tuple[dict[str, list[int]], list[str
             model(**inputs)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"{type(model).__name__} does not run on {_shapes(inputs)}: {error} "
+            f"{type(model).__name__} does not run on {shapes}: {error} "
             "Check sample_size, or pass the inputs of its forward by name."
         ) from error
-    return counter.macs, list(dict.fromkeys(order))
+    modules = _costs(model, counter.macs, order)
+    return MacsReport(type(model).__name__, shapes, modules, *(getattr(modules[""], name) for name in _COUNTS))
 
 
 # Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
@@ -231,7 +191,7 @@ _FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up each product under the innermost module that is running."""
+    """Adds up each product under the innermost module that is running: [with weights, of activations]."""
 
     def __init__(self, weights: set[int], stack: list[str]):
         super().__init__()
@@ -242,13 +202,12 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if formula := flop_registry.get(func.overloadpacket):
             macs = formula(*args, **(kwargs or {}), out_val=out) // 2
-            self.macs[self.stack[-1]][self._of_activations(func, args)] += macs
+            self.macs[self.stack[-1]][self._of_activations(func.overloadpacket.__name__, args)] += macs
         return out
 
-    def _of_activations(self, func, args) -> bool:
+    def _of_activations(self, name: str, args) -> bool:
         # A linear layer may reach us as mm, addmm or bmm, depending on strides and bias, and attention as a fused
         # operator, bmm or baddbmm, depending on the processor.  What tells them apart is whether a factor is a weight.
-        name = func.overloadpacket.__name__
         if name in _FACTORS:
             return not any(_storage(args[i]) in self.weights for i in _FACTORS[name])
         return "attention" in name
@@ -257,26 +216,6 @@ class _Counter(TorchDispatchMode):
 def _storage(tensor: Tensor) -> int:
     # Views of a weight (transposed, expanded) share its storage object, also on meta, where data pointers are all 0.
     return tensor.untyped_storage()._cdata
-
-
-def _on_meta(value: object) -> object:
-    if not isinstance(value, Tensor):
-        return value
-    dtype = torch.float32 if value.is_floating_point() else value.dtype
-    return torch.empty(value.shape, dtype=dtype, device="meta")
-
-
-def _shapes(inputs: dict) -> dict[str, object]:
-    """Return the shapes of tensors, and plain values as they are."""
-    shapes = {}
-    for name, value in inputs.items():
-        if isinstance(value, Tensor):
-            shapes[name] = list(value.shape)
-        elif isinstance(value, dict):
-            shapes[name] = _shapes(value)
-        elif isinstance(value, (bool, int, float, str)) or value is None:
-            shapes[name] = value
-    return shapes
 
 
 def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> dict[str, ModuleCost]:
@@ -304,3 +243,18 @@ def _ancestors(path: str) -> list[str]:
     """Return the path itself and every path above it, nearest first, ending in the model ("")."""
     parts = path.split(".") if path else []
     return [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _role_of(module: nn.Module, parents: list[str]) -> str:
+    """Say what a module's own weights do, from the class names of it and of all above it, nearest first."""
+    if "Norm" in parents[0] and not list(module.children()):
+        return "norms"
+    convolution = isinstance(module, _ConvNd)
+    for name in parents[1:]:
+        if "ResnetBlock" in name:
+            return "residual-block convolutions" if convolution else "other linear layers and embeddings"
+        if "FeedForward" in name:
+            return "feed-forward"
+        if name.endswith("Attention") or name == "CLIPSdpaAttention":
+            return "attention projections"
+    return "other convolutions" if convolution else "other linear layers and embeddings"

@@ -1,8 +1,7 @@
 """Several processes at one run: each takes its share of the work, and all get the whole.
 
 Under `accelerate launch` or `torchrun` they are found by themselves; elsewhere this process is alone, at no cost.
-Gradients are averaged tensor by tensor after the backward pass, so a model needs no wrapper: hooks, gradient
-checkpointing and layers that a batch does not use keep working.
+Gradients are averaged tensor by tensor after the backward pass, so a model needs no wrapper.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ class Processes:
         `device` is that on which this process computes, where it is settled: it decides how they talk with each other.
         """
         started = int(os.environ.get("WORLD_SIZE", 1))
-        if accelerator is None and started <= 1:
-            return cls()
         if accelerator is None:
+            if started <= 1:
+                return cls()
             accelerator = Accelerator(cpu=device is not None and torch.device(device).type == "cpu")
             if accelerator.num_processes != started:
                 raise RuntimeError(
                     f"{started} processes were started, but accelerate sees {accelerator.num_processes}. Make no other "
                     "accelerate state before, or set ACCELERATE_USE_CPU=true where there is no accelerator."
                 )
-        elif not all(hasattr(accelerator, name) for name in ("num_processes", "process_index", "device")):
+        elif not isinstance(accelerator, Accelerator):
             raise TypeError(
                 f"accelerator is a {type(accelerator).__name__}; expected an accelerate.Accelerator, or None."
             )
@@ -65,10 +64,6 @@ class Processes:
     def gather(self, value: T) -> list[T]:
         """Return what each process passed, in the order of their numbers; it has to be picklable."""
         return [value] if self.count == 1 else gather_object([value])
-
-    def from_main(self, value: T) -> T:
-        """Return what the main process passed; it has to be picklable."""
-        return self.gather(value)[0]
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
@@ -100,7 +95,7 @@ class Processes:
     def check_same(self, value: float, what: str) -> None:
         """Raise ValueError unless every process has the same number; in all of them, so that none waits."""
         values = self.gather(value)
-        if any(other != values[0] for other in values):
+        if len(set(values)) > 1:
             raise ValueError(
                 f"The processes differ in {what}: {value} in number {self.rank}, {values[0]} in the main one. "
                 "Give them the same folder, one that all of them can read."
@@ -109,7 +104,6 @@ class Processes:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
     signs = ("out of memory", "not enough memory", "can't allocate memory")  # the CPU has no kind of its own
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    said = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))

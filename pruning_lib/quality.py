@@ -16,20 +16,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SLACK = 1e-3  # rounding of half precision at 1; model ranges such as [-1, 1] overshoot by far more
-WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III-C
+WINDOW, SIGMA, C1, C2 = 11, 1.5, 0.01**2, 0.03**2  # Wang et al. 2004, section III-C
 
 
 def check_unit(images: Tensor, name: str, *, check_range: bool = True) -> Tensor:
     """Return `images` as float32, or float64 if it was that, after checking that it is `[n, 3, h, w]` in [0, 1]."""
-    if not isinstance(images, Tensor):
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"{name} is {type(images).__name__}; expected a tensor [n, 3, h, w] with values in [0, 1]. "
-            "Ask the pipeline for output_type='pt'."
+            f"{name} is {given}; expected a tensor [n, 3, h, w] of floats in [0, 1]. "
+            "Ask the pipeline for output_type='pt', or divide 8-bit images by 255."
         )
-    if not images.is_floating_point():
-        raise TypeError(f"{name} has dtype {images.dtype}; expected floats in [0, 1]. Divide 8-bit images by 255.")
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise ValueError(f"{name} has shape {list(images.shape)}; expected [n, 3, h, w]. For one image, image[None].")
+    _check_shape(images, name)
     if check_range:
         low, high = torch.stack(images.detach().aminmax()).tolist()  # one wait for the device, not two
         if not (-_SLACK <= low and high <= 1 + _SLACK):  # also catches NaN
@@ -38,6 +36,11 @@ def check_unit(images: Tensor, name: str, *, check_range: bool = True) -> Tensor
                 "From the model's range [-1, 1]: (images / 2 + 0.5).clamp(0, 1)."
             )
     return images if images.dtype == torch.float64 else images.float()
+
+
+def _check_shape(images: Tensor, name: str) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"{name} has shape {list(images.shape)}; expected [n, 3, h, w]. For one image, image[None].")
 
 
 def _pair(a: Tensor, b: Tensor, check_range: bool = True) -> tuple[Tensor, Tensor]:
@@ -56,11 +59,7 @@ def _pair(a: Tensor, b: Tensor, check_range: bool = True) -> tuple[Tensor, Tenso
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each pair of images: -10 log10 of the mean squared error.
 
-    Args:
-        a, b: floats in [0, 1], `[n, 3, h, w]`; the peak is 1.
-
-    Returns:
-        Decibels `[n]`, higher is closer; infinite where two images are equal.
+    `a` and `b` are floats in [0, 1], `[n, 3, h, w]`; the result is in decibels, `[n]`, infinite where two are equal.
     """
     a, b = _pair(a, b)
     return -10 * (a - b).square().mean((1, 2, 3)).log10()
@@ -69,10 +68,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor, *, check_range: bool = True) -> Tensor:
     """Return the mean structural similarity of each pair of images (Wang et al. 2004, Eq. 13 and 14).
 
-    The authors' own convention: a Gaussian window of 11 x 11 pixels with sigma 1.5 and weights that add up to 1,
-    population (co)variances, only positions where the whole window lies inside the image, K1 = 0.01, K2 = 0.03, range
-    1; computed for each colour channel and averaged. The same as scikit-image's `structural_similarity(a, b,
-    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)`.
+    The authors' own convention, computed for each colour channel and averaged. The same as scikit-image's
+    `structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1,
+    channel_axis=0)`, over the positions where the whole window of 11 x 11 pixels lies inside the image.
 
     Args:
         a, b: floats in [0, 1], `[n, 3, h, w]`, h and w at least 11. Differentiable in both.
@@ -98,9 +96,8 @@ def ssim(a: Tensor, b: Tensor, *, check_range: bool = True) -> Tensor:
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
     covariance = blur(a * b) - mean_a * mean_b
-    c1, c2 = K1**2, K2**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    structure = (2 * covariance + C2) / (var_a + var_b + C2)
     return (luminance * structure).reshape(n, -1).mean(1)
 
 
@@ -112,20 +109,27 @@ def as_bytes(images: Tensor | Sequence[Image.Image]) -> Tensor:
     """
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8:
-            return (check_unit(images, "the set of images").clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise ValueError(f"The images have shape {list(images.shape)}; expected [n, 3, h, w].")
-        return images.cpu()
-    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
-        raise TypeError(f"Expected a list of PIL images or a tensor [n, 3, h, w]; got {type(images).__name__}.")
-    if not images or not all(isinstance(image, Image.Image) for image in images):
-        kinds = sorted({type(image).__name__ for image in images})
-        raise TypeError(f"Expected a list of PIL images; got {', '.join(kinds) or 'an empty list'}.")
+            images = (check_unit(images, "the set of images").clamp(0, 1) * 255).round()
+        _check_shape(images, "the set of images")
+        return images.to("cpu", torch.uint8)
+    kinds = sorted({type(image).__name__ for image in images}) if isinstance(images, Sequence) else []
+    if not kinds or not all(isinstance(image, Image.Image) for image in images):
+        given = ", ".join(kinds) or repr(images)
+        raise TypeError(f"Expected a list of PIL images or a tensor [n, 3, h, w]; got {given}.")
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         raise ValueError(f"The images have {len(sizes)} sizes, such as {sorted(sizes)[:2]}; make them equal first.")
     arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+def with_texts(images: Tensor | Sequence[Image.Image], texts: Sequence[str], what: str = "prompt") -> Tensor:
+    """Return images as `as_bytes` does, after checking that there is one text for each, a `what`."""
+    pixels = as_bytes(images)
+    if isinstance(texts, str) or len(texts) != len(pixels):
+        given = "one string" if isinstance(texts, str) else f"{len(texts)} {what}s"
+        raise ValueError(f"{len(pixels)} images and {given} were given; expected a list with one {what} per image.")
+    return pixels
 
 
 class Judge(Protocol):
@@ -152,8 +156,7 @@ def clip_score(clip: Judge, images: Tensor | Sequence[Image.Image], prompts: Seq
     Returns:
         `[n]`, from 0 to 100, on the CPU.
     """
-    pixels = _paired(images, prompts)
-    cosine = (clip.embed_images(pixels) * clip.embed_texts(list(prompts))).sum(1)
+    cosine = (clip.embed_images(with_texts(images, prompts)) * clip.embed_texts(list(prompts))).sum(1)
     return 100 * cosine.clamp(0, 1).cpu()
 
 
@@ -162,8 +165,6 @@ def retrieval_rank(
 ) -> Tensor:
     """Return at which place each image's own prompt comes when all candidates are ordered by how well they fit.
 
-    "Within the top 5" is `retrieval_rank(...) <= 5`; by chance that happens in 5 of `len(candidates)` cases.
-
     Args:
         clip, images, prompts: as in `clip_score`.
         candidates: the texts to choose from, without repeats; every prompt must be one of them.
@@ -171,7 +172,7 @@ def retrieval_rank(
     Returns:
         int64 `[n]`; 1 is best, `len(candidates)` worst.
     """
-    pixels = _paired(images, prompts)
+    pixels = with_texts(images, prompts)
     place = {text: i for i, text in enumerate(candidates)}
     if len(place) != len(candidates):
         raise ValueError(f"The {len(candidates)} candidates hold only {len(place)} different texts; drop the repeats.")
@@ -181,11 +182,3 @@ def retrieval_rank(
     likeness = clip.embed_images(pixels) @ clip.embed_texts(list(candidates)).T
     own = torch.tensor([place[text] for text in prompts], device=likeness.device)
     return ((likeness > likeness.gather(1, own[:, None])).sum(1) + 1).cpu()
-
-
-def _paired(images: Tensor | Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-    pixels = as_bytes(images)
-    if isinstance(prompts, str) or len(prompts) != len(pixels):
-        given = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise ValueError(f"{len(pixels)} images and {given} were given; expected a list with one prompt per image.")
-    return pixels

@@ -100,7 +100,7 @@ def _gpu(device: torch.device) -> dict[str, object]:
 def _system() -> str:
     try:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError, AttributeError):
+    except (OSError, KeyError):
         return f"{platform.system()} {platform.release()}"
 
 
@@ -120,10 +120,9 @@ def _commit() -> tuple[str, bool | None]:
 
 def _output(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 _ADVICE = "Check that its folder is no file and that you may write there."
@@ -164,9 +163,8 @@ def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapp
         RecordError: data that JSON cannot hold, a passport without its fields, or a place that cannot be written to.
     """
     path = _json_path(path)
-    record = {"schema_version": _VERSION, "experiment": experiment}
-    record |= {"data": _plain(data, "data"), "passport": _plain(passport, "passport")}
-    _check(record, str(path))
+    plain = {"data": _plain(data, "data"), "passport": _plain(passport, "passport")}
+    record = _checked({"schema_version": _VERSION, "experiment": experiment, **plain}, str(path))
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         with write_whole(path) as part:
@@ -174,9 +172,8 @@ def save_record(path: str | Path, experiment: str, data: Mapping, passport: Mapp
     except OSError as error:
         kept = Path(tempfile.mkdtemp(prefix=f"{experiment}-")) / path.name
         kept.write_text(text, "utf-8")
-        raise RecordError(
-            f"Cannot write {path}: {error.strerror or error}. Nothing is lost: the record was kept as {kept}. {_ADVICE}"
-        ) from error
+        lost = f"Nothing is lost: the record was kept as {kept}. {_ADVICE}"
+        raise RecordError(f"Cannot write {path}: {error.strerror or error}. {lost}") from error
     return path
 
 
@@ -219,38 +216,31 @@ def load_record(path_or_name: str | Path) -> dict[str, object]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.json")))
-        raise RecordError(
-            f"There is no record {path}. Records there: {known or 'none'}. Make it with "
-            f"`python -m benchmarks {path.stem}`, restore it from version control, or set PRUNING_LIB_RESULTS."
-        ) from error
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.json"))) or "none"
+        make = f"`python -m benchmarks {path.stem}`, restore it from version control, or set PRUNING_LIB_RESULTS."
+        raise RecordError(f"There is no record {path}. Records there: {known}. Make it with {make}") from error
     except OSError as error:
         raise RecordError(f"Cannot read {path}: {error.strerror}. Restore it from version control.") from error
     except ValueError as error:
-        raise RecordError(
-            f"{path} is no valid JSON: {error}. It may be cut short; restore it from version control or measure again."
-        ) from error
-    _check(record, str(path))
+        advice = "It may be cut short; restore it from version control or measure again."
+        raise RecordError(f"{path} is no valid JSON: {error}. {advice}") from error
+    _checked(record, str(path))
     if _is_name(path_or_name) and record["experiment"] != path_or_name:
-        raise RecordError(
-            f"{path} holds the experiment {record['experiment']!r}, not {path_or_name!r}. Rename it, or measure again."
-        )
+        name = record["experiment"]
+        raise RecordError(f"{path} holds the experiment {name!r}, not {path_or_name!r}. Rename it, or measure again.")
     return record
 
 
-def _check(record: object, where: str) -> None:
-    """Raise RecordError unless `record` has the form that the module's docstring shows."""
+def _checked(record: object, where: str) -> dict:
+    """Return `record` if it has the form that the module's docstring shows, else raise RecordError."""
     _check_fields(record, _FIELDS, where)
     if record["schema_version"] != _VERSION:
-        raise RecordError(
-            f"{where} has schema_version {record['schema_version']}; this pruning_lib reads {_VERSION}. "
-            "Use the pruning_lib it was written with, or measure again."
-        )
-    if not re.fullmatch("[a-z][a-z0-9_]*", record["experiment"]):
-        raise RecordError(
-            f"{where}: experiment is {record['experiment']!r}; use lower-case letters, digits and underscores."
-        )
+        known = f"this pruning_lib reads {_VERSION}. Use the one it was written with, or measure again."
+        raise RecordError(f"{where} has schema_version {record['schema_version']}; {known}")
+    if not re.fullmatch("[a-z][a-z0-9_]*", name := record["experiment"]):
+        raise RecordError(f"{where}: experiment is {name!r}; use lower-case letters, digits and underscores.")
     _check_fields(record["passport"], _PASSPORT_FIELDS, f"{where}, passport")
+    return record
 
 
 def _check_fields(found: object, fields: dict[str, type], where: str) -> None:

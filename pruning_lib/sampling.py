@@ -1,8 +1,7 @@
 """Prompts and seeds in, latents or pictures out: with gradients to train through, without them to score and to look.
 
-The pipeline itself runs, with its own text encoding, guidance and sampler.  Its latents are what the scheduler's last
-step returns, so pipelines that offer none give theirs too, and no picture need be decoded.  Every latent has a
-generator of its own: neither the batch nor its neighbours change its noise.
+The pipeline itself runs; its latents are what the scheduler's last step returns, so that no picture need be decoded.
+Every latent has a generator of its own: neither the batch nor its neighbours change its noise.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from .checks import check_whole, nearest
 from .denoisers import denoiser_of
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 # The argument by which a pipeline is asked for several latents -> what is given there, and what that means in words.
 _ASKED_BY = {
@@ -55,31 +54,27 @@ class Unroll:
         options: Mapping[str, object] | None = None,
     ):
         denoiser_of(pipe)  # a pipeline it must be
-        name = type(pipe).__name__
+        self.pipe, self.name = pipe, type(pipe).__name__
         self._run = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad
         takes = inspect.signature(self._run).parameters
-        self.pipe, self.argument = pipe, next((argument for argument in _ASKED_BY if argument in takes), "")
+        self.argument = next((argument for argument in _ASKED_BY if argument in takes), "")
         if not self.argument:
-            raise TypeError(
-                f"{name} takes neither prompt nor class_labels nor batch_size, so it is not known how to ask it for "
-                "several latents."
-            )
+            raise TypeError(f"{self.name} gives one latent at a time: it takes none of {', '.join(_ASKED_BY)}.")
         check_whole("steps", steps, 1)
         scale = {} if guidance_scale is None else {"guidance_scale": float(guidance_scale)}
         self.call: dict[str, object] = {"num_inference_steps": steps, **scale, **(options or {})}
         for argument in self.call:
             if argument not in takes:
-                raise ValueError(f"{name} takes no {argument!r}. {nearest(argument, takes)}")
+                raise ValueError(f"{self.name} takes no {argument!r}. {nearest(argument, takes)}")
 
     def check(self, prompts: object) -> list:
         """Return prompts as a list, after checking that the pipeline draws from such."""
         kind, wanted = _ASKED_BY[self.argument]
-        name = type(self.pipe).__name__
         if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)) or not prompts:
-            raise ValueError(f"prompts={prompts!r}, but {name} {wanted}. Give a list of at least one.")
+            raise ValueError(f"prompts={prompts!r}, but {self.name} {wanted}. Give a list of at least one.")
         wrong = [prompt for prompt in prompts if not isinstance(prompt, kind)]
         if wrong:
-            raise ValueError(f"prompts holds {wrong[0]!r}, but {name} {wanted}.")
+            raise ValueError(f"prompts holds {wrong[0]!r}, but {self.name} {wanted}.")
         return list(prompts)
 
     def seeds(self, prompts: Sequence, seeds: Sequence[int] | None) -> list[int]:
@@ -103,23 +98,19 @@ class Unroll:
             seeds: n seeds; latent i starts from noise of seed i, whatever stands beside it.
         """
         asked = self.asked(prompts, seeds)
-        with _no_progress_bar(self.pipe), _stop_after_the_last_step(self.pipe, asked["generator"]):
+        no_bar = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
+        step = _last_step_stops(self.pipe.scheduler, asked["generator"])
+        with _replaced(self.pipe, "_progress_bar_config", no_bar), _replaced(self.pipe.scheduler, "step", step):
             try:
                 self._run(self.pipe, **asked)
             except _SamplingFinished as finished:
                 return finished.args[0][: len(seeds)]  # with guidance some pipelines carry each twice
             finally:
                 self.pipe.maybe_free_model_hooks()  # what the pipeline itself does at its end
-        raise TypeError(
-            f"{type(self.pipe).__name__} does not call scheduler.step once for each of its timesteps, so its last "
-            "latents cannot be told."
-        )
+        raise TypeError(f"{self.name} has no last latents: it does not call scheduler.step once for each timestep.")
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents, differentiably, to floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type.
-
-        Pipelines without one draw pixels themselves.
-        """
+        """Decode latents, differentiably, to floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type if any."""
         vae = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None)
         if not isinstance(vae, nn.Module):
             return (latents / 2 + 0.5).clamp(0, 1)
@@ -131,7 +122,7 @@ class Unroll:
 def pictures(
     pipe: DiffusionPipeline, prompts: Sequence, seeds: Sequence[int], *, batch: int = 16, **sampling
 ) -> Tensor:
-    """Draw pictures by the pipeline's own call, its own decoding included.
+    """Draw pictures by the pipeline's own call, decoding included.
 
     Args:
         pipe, sampling: as in `Unroll`; `steps` it needs, `guidance_scale` and `options` it may have.
@@ -141,10 +132,6 @@ def pictures(
 
     Returns:
         float32 `[n, 3, h, w]` in [0, 1] on the CPU.
-
-    Example:
-        >>> pictures(pl.load("emoji-sd"), ["lion", "pizza"], [0, 1], steps=20, guidance_scale=3).shape
-        torch.Size([2, 3, 64, 64])
     """
     unroll, parts = Unroll(pipe, **sampling), []
     prompts = unroll.check(prompts)
@@ -168,10 +155,6 @@ class LatentSampler:
         seed: latent i starts from noise of seed `seed` + i.
         batch: latents at a time, >= 1. A pipeline with guidance calls its denoiser with twice as many.
         sampling: `guidance_scale` and `options`, as in `Unroll`.
-
-    Example:
-        >>> LatentSampler(pipe, ["lion", "pizza"], num_latents=4, steps=10).draw().shape
-        torch.Size([4, 4, 16, 16])
     """
 
     def __init__(
@@ -193,7 +176,7 @@ class LatentSampler:
         if self.unroll.argument != "batch_size":
             self.prompts = self.unroll.check(prompts)
         elif prompts:
-            raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts. Give prompts=None.")
+            raise ValueError(f"{self.unroll.name} is unconditional and takes no prompts. Give prompts=None.")
         self._texts: dict[int, list] = {}  # of the batch that starts there, in the order of the calls
 
     def arguments(self) -> dict[str, object]:
@@ -212,8 +195,8 @@ class LatentSampler:
         """Return what decides the latents besides the models; the batch size does not."""
         scheduler = self.pipe.scheduler
         plain = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-        named = {"pipeline": type(self.pipe).__name__, "scheduler": {"class": type(scheduler).__name__, **plain}}
-        return {**named, **self.arguments()}
+        told = {"class": type(scheduler).__name__, **plain}
+        return {"pipeline": self.unroll.name, "scheduler": told, **self.arguments()}
 
     def draw(self) -> Tensor:
         """Return the latents, float32 `[num_latents, ...]` on the CPU."""
@@ -225,42 +208,42 @@ class LatentSampler:
                 drawn.append(self.unroll.latents(mine, [self.seed + i for i in part]).float().cpu())
         return torch.cat(drawn)
 
-    @contextmanager
-    def _encoded_once(self, start: int) -> Iterator[None]:
-        if not hasattr(self.pipe, "encode_prompt"):
-            yield
-            return
-        encode, calls, known = self.pipe.encode_prompt, count(), self._texts.setdefault(start, [])
+    def _encoded_once(self, start: int) -> AbstractContextManager:
+        encode, calls, known = getattr(self.pipe, "encode_prompt", None), count(), self._texts.setdefault(start, [])
+        if encode is None:
+            return nullcontext()
 
+        @functools.wraps(encode)
         def remembered(*args, **kwargs):
             call = next(calls)
             if call == len(known):
                 known.append(encode(*args, **kwargs))
             return known[call]
 
-        with _replaced(self.pipe, "encode_prompt", remembered):
-            yield
+        return _replaced(self.pipe, "encode_prompt", remembered)
 
 
 @contextmanager
-def _replaced(owner: object, name: str, function: Callable) -> Iterator[None]:
-    setattr(owner, name, functools.wraps(getattr(owner, name))(function))
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Give an object an attribute of its own, and take it away again."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        delattr(owner, name)
+        setattr(owner, name, before) if had else delattr(owner, name)
 
 
 class _SamplingFinished(Exception):
     """Ends a pipeline's call after its last step; its argument is what that step returned."""
 
 
-@contextmanager
-def _stop_after_the_last_step(pipe: DiffusionPipeline, noise: list[torch.Generator]) -> Iterator[None]:
-    """Raise `_SamplingFinished` from the last step; steps that draw noise draw from the latents' own generators."""
-    scheduler, step, calls = pipe.scheduler, pipe.scheduler.step, count(1)
+def _last_step_stops(scheduler: SchedulerMixin, noise: list[torch.Generator]) -> Callable:
+    """Return `scheduler.step`, whose last call raises `_SamplingFinished`, and whose noise is that of the latents."""
+    step, calls = scheduler.step, count(1)
     takes_generator = "generator" in inspect.signature(step).parameters
 
+    @functools.wraps(step)
     def counted(*args, **kwargs):
         if takes_generator and kwargs.get("generator") is None:  # some pipelines hand none on
             sample = kwargs["sample"] if "sample" in kwargs else args[2]
@@ -270,21 +253,7 @@ def _stop_after_the_last_step(pipe: DiffusionPipeline, noise: list[torch.Generat
             raise _SamplingFinished(result[0] if isinstance(result, tuple) else result.prev_sample)
         return result
 
-    with _replaced(scheduler, "step", counted):
-        yield
-
-
-@contextmanager
-def _no_progress_bar(pipe: DiffusionPipeline) -> Iterator[None]:
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
+    return counted
 
 
 @contextmanager
@@ -296,8 +265,7 @@ def quietly() -> Iterator[None]:
     for logging in bars:
         logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            # the newest diffusers prefers `dtype`; the older ones we also support know only `torch_dtype`
+        with warnings.catch_warnings():  # older versions of diffusers that we also support do not know `dtype`
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             yield
     finally:

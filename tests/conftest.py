@@ -10,20 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The scripts and the book's extensions are programs, not a package; tests import them as they import each other.
-PROGRAMS = (
-    "scripts",
-    "tests",
-    "_ext",
-    "tests/site",
-    "tests/repo",
-    "tests/weights",
-    "tests/operators",
-    "tests/steps",
-    "tests/training",
-    "tests/book",
-    "tests/gpu",
-)
-sys.path[:0] = [str(ROOT / name) for name in PROGRAMS]
+ROOMS = ("site", "repo", "weights", "operators", "steps", "training", "book", "gpu")
+sys.path[:0] = [str(ROOT / name) for name in ("scripts", "tests", "_ext", *(f"tests/{room}" for room in ROOMS))]
 # No test may wait for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What `make quick` runs: quick to start, and between them they touch every room.
@@ -43,11 +31,11 @@ MARKS = {"site": pytest.mark.book, "notebooks": pytest.mark.book, "gpu": pytest.
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(ROOT / "tests").as_posix() in QUICK:
+        name = item.path.relative_to(ROOT / "tests")
+        if name.as_posix() in QUICK:
             item.add_marker(pytest.mark.quick)
-        for folder, mark in MARKS.items():
-            if ROOT / "tests" / folder in item.path.parents:
-                item.add_marker(mark)
+        if name.parts[0] in MARKS:
+            item.add_marker(MARKS[name.parts[0]])
 
 
 @pytest.fixture(scope="session")
@@ -68,19 +56,9 @@ def site(root: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline without prompts, so small that a call takes milliseconds."""
-    import torch
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers import DDPMPipeline, DDPMScheduler
+    from small_denoisers import build
 
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
     folder = tmp_path_factory.mktemp("tiny") / "pipe"
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+    DDPMPipeline(build("unconditional"), DDPMScheduler()).save_pretrained(folder)
     return folder

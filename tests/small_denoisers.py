@@ -6,13 +6,8 @@ import diffusers
 import torch
 from torch import nn
 
-UNET = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
+UNET = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1}
+UNET |= {"norm_num_groups": 4, "attention_head_dim": 4}
 TEXT_UNET = {
     **UNET,
     "cross_attention_dim": 12,
@@ -27,15 +22,8 @@ PLAIN_UNET = {
 EXTRA = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 34}
 TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 6, "num_layers": 2, "sample_size": 8}
 JOINT = {"joint_attention_dim": 10, "pooled_projection_dim": 7}
-FLUX = {
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "axes_dims_rope": (2, 2, 4),
-    "guidance_embeds": True,
-}
+FLUX = {"in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+FLUX |= {"axes_dims_rope": (2, 2, 4), "guidance_embeds": True}
 SMALL = {
     "unet": ("UNet2DConditionModel", TEXT_UNET),
     "sdxl": ("UNet2DConditionModel", {**TEXT_UNET, **EXTRA}),

@@ -20,13 +20,8 @@ def test_what_is_saved_is_loaded_and_others_may_read_it(tmp_path):
     tensors, told = load_tensors(paths[1], "scores")
     assert torch.equal(tensors["table"], table) and told == {"x": 1, "version": 1}
     assert sorted(paths[0].parent.iterdir()) == paths and all(path.stat().st_mode & 0o044 for path in paths)
-
-
-def test_files_that_say_their_version_only(tmp_path):
-    (tmp_path / "a.json").write_text('{"version": 1, "x": 3}')
-    assert load_json(tmp_path / "a.json", "plan") == {"version": 1, "x": 3}
-    save_file({"t": torch.ones(1)}, tmp_path / "a.safetensors", {"scores": '{"version": 1}'})
-    assert load_tensors(tmp_path / "a.safetensors", "scores")[1] == {"version": 1}
+    save_file({"t": torch.ones(1)}, paths[1], {"scores": '{"version": 1}'})  # as old ones say it
+    assert load_tensors(paths[1], "scores")[1] == {"version": 1}
 
 
 @pytest.mark.parametrize("inside", ["", "part"], ids=["file", "folder"])
@@ -51,35 +46,27 @@ def test_a_crash_while_writing_leaves_what_was_there(tmp_path, inside):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": "pruning_lib.plan/1"', "is not valid JSON"),
+        ('{"format": "pruning_lib.plan/1"', "is not valid JSON|is damaged"),
         ("[1]", "holds no plan, but list"),
-        ('{"x": 1}', "holds no plan: its format is None"),
         ('{"format": "pruning_lib.schedule/1"}', "holds no plan: its format is 'pruning_lib.schedule/1'"),
         ('{"format": "pruning_lib.plan/3"}', "is a plan of version 3; this pruning_lib reads 1, 2"),
     ],
 )
 def test_another_file_is_named(tmp_path, text, said):
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=said) as caught:
-        load_json(path, "plan", (1, 2))
-    assert str(path) in str(caught.value)
-    if "valid" not in said:
-        save_file({"t": torch.ones(1)}, tmp_path / "a.safetensors", {"plan": text})
-        with pytest.raises(ValueError, match=said):
-            load_tensors(tmp_path / "a.safetensors", "plan", (1, 2))
+    (tmp_path / "a.json").write_text(text)
+    save_file({"t": torch.ones(1)}, tmp_path / "a.safetensors", {"plan": text})
+    for load, name in ((load_json, "a.json"), (load_tensors, "a.safetensors")):
+        with pytest.raises(ValueError, match=rf"{name}.*({said})"):
+            load(tmp_path / name, "plan", (1, 2))
 
 
 def test_damage_is_named(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ValueError, match="holds no scores, or is damaged"):
         load_tensors(tmp_path / "a.safetensors", "scores")
-    with pytest.raises(FileNotFoundError, match="none.safetensors"):
-        load_tensors(tmp_path / "none.safetensors", "scores")
-    with (
-        pytest.raises(ValueError, match="x.json is a damaged plan: 'base' is missing. Save it anew"),
-        reading("plan", "x.json"),
-    ):
+    with pytest.raises(FileNotFoundError, match="There is no such file"):
+        load_tensors(tmp_path, "scores")
+    with pytest.raises(ValueError, match="x.json is a damaged plan: 'base' is missing"), reading("plan", "x.json"):
         json.loads("{}")["base"]
     with pytest.raises(ValueError, match="does not end in .safetensors"):
         save_tensors(tmp_path / "a.pt", "scores", 1, {}, {})

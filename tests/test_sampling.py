@@ -18,12 +18,8 @@ def how(name: str, steps: int = 2) -> dict:
     return {"steps": steps, **guidance, **EXTRA.get(name, {})}
 
 
-def sampler(name: str, pipe=None, **options) -> LatentSampler:
-    return LatentSampler(pipe or pipe_of(name), PROMPTS.get(name), **{"num_latents": 3, **how(name), **options})
-
-
-def noise(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def sampler(name: str, pipe, **options) -> LatentSampler:
+    return LatentSampler(pipe, PROMPTS.get(name), **{"num_latents": 3, **how(name), **options})
 
 
 SCHEDULERS = [None, EulerDiscreteScheduler(), HeunDiscreteScheduler(), PNDMScheduler(skip_prk_steps=True)]
@@ -33,11 +29,10 @@ SCHEDULERS = [None, EulerDiscreteScheduler(), HeunDiscreteScheduler(), PNDMSched
 def test_latents_end_where_the_pipeline_ends(scheduler) -> None:
     pipe = pipe_of("text")
     pipe.scheduler = scheduler or pipe.scheduler
+    noise = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
     options = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
-    wanted = pipe(PROMPTS["text"], generator=noise(5, 6, 7), **options).images
-    mine = sampler("text", pipe, steps=3, seed=5).draw()
-    assert torch.equal(mine, wanted) and len(mine.unique(dim=0)) == 3
-    assert torch.equal(Unroll(pipe, **how("text", 3)).latents(PROMPTS["text"], [5, 6, 7]), wanted)
+    wanted = pipe(PROMPTS["text"], generator=noise, **options).images
+    assert torch.equal(sampler("text", pipe, steps=3, seed=5).draw(), wanted) and len(wanted.unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("name", PIPES)
@@ -60,10 +55,9 @@ def test_neither_the_batch_nor_chance_changes_them_and_nothing_is_decoded(name: 
 def test_pictures_are_the_pipelines_own(name: str) -> None:
     pipe = pipe_of(name)
     pipe.scheduler = DDIMScheduler()
-    unroll = Unroll(pipe, **how(name))
-    prompts = PROMPTS.get(name, [0, 0, 0])
-    asked = unroll.asked(prompts, [4, 9, 2])
-    own = torch.from_numpy(pipe(**asked, output_type="np").images).permute(0, 3, 1, 2)
+    unroll, prompts = Unroll(pipe, **how(name)), PROMPTS.get(name, [0, 0, 0])
+    images = pipe(**unroll.asked(prompts, [4, 9, 2]), output_type="np").images
+    own = torch.from_numpy(images).permute(0, 3, 1, 2)
     found = pictures(pipe, prompts, [4, 9, 2], batch=2, **how(name))
     assert found.shape == own.shape and found.dtype == torch.float32 and torch.allclose(found, own, atol=1e-4)
     with torch.no_grad():
@@ -74,7 +68,7 @@ def test_pictures_are_the_pipelines_own(name: str) -> None:
 def test_gradients_reach_the_weights_through_all_steps() -> None:
     pipe = pipe_of("text")
     weight = pipe.unet.requires_grad_(False).conv_in.weight.requires_grad_()
-    unroll = Unroll(pipe, **how("text"))
+    unroll, ends = Unroll(pipe, **how("text")), []
 
     def loss() -> torch.Tensor:
         return unroll.pictures(unroll.latents(["lion"], [0])).double().square().mean()
@@ -82,30 +76,22 @@ def test_gradients_reach_the_weights_through_all_steps() -> None:
     loss().backward()
     with torch.no_grad():
         way = weight.grad / weight.grad.norm()
-        ends = []
         for step in (0.01, -0.02):
             weight += step * way
             ends.append(loss().item())
     assert (ends[0] - ends[1]) / 0.02 == pytest.approx(weight.grad.norm().item(), rel=0.05)
 
 
-def test_texts_are_encoded_once_and_taken_in_turn() -> None:
+def test_texts_are_encoded_once_and_taken_in_turn_and_the_pipeline_is_left_as_it_was() -> None:
     pipe, calls = pipe_of("text"), []
+    pipe.set_progress_bar_config(leave=False)
     pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     drawn = sampler("text", pipe, num_latents=5, batch=4)
     first, second = drawn.draw(), drawn.draw()
-    assert torch.equal(first, second)
-    assert len(calls) == 4, "text and empty text for each of two batches"
+    assert torch.equal(first, second) and len(calls) == 4, "text and empty text for each of two batches"
     same = LatentSampler(pipe, [PROMPTS["text"][1]], num_latents=5, **how("text")).draw()
     close = [torch.allclose(a, b, atol=1e-4) for a, b in zip(first, same, strict=True)]
     assert close == [False, True, False, False, True], "latent i has prompt i modulo 3"
-
-
-def test_the_pipeline_is_left_as_it_was() -> None:
-    pipe = pipe_of("text")
-    pipe.set_progress_bar_config(leave=False)
-    drawn = sampler("text", pipe)
-    drawn.draw()
     pipe.unet.forward = None
     with pytest.raises(TypeError):
         drawn.draw()
@@ -113,34 +99,22 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     assert "step" not in vars(pipe.scheduler) and "encode_prompt" not in vars(pipe)
 
 
-@pytest.mark.parametrize(
-    ("name", "prompts", "change", "says"),
-    [
-        ("text", [], {}, "at least one"),
-        ("text", None, {}, "draws from texts"),
+def test_what_cannot_be_asked_is_refused() -> None:
+    pipes = {name: pipe_of(name) for name in ("text", "classes", "unconditional")}
+    for name, prompts, change, says in [
         ("text", "lion", {}, "Give a list"),
         ("text", [3], {}, "holds 3"),
-        ("classes", ["lion"], {}, "numbers of classes"),
         ("classes", None, {}, r"\[207, 360\]"),
         ("unconditional", ["lion"], {}, "unconditional"),
         ("text", ["lion"], {"num_latents": 1}, "num_latents=1"),
-        ("text", ["lion"], {"steps": 0}, "steps=0"),
         ("text", ["lion"], {"batch": 0.5}, "batch=0.5"),
-        ("text", ["lion"], {"seed": -1}, "seed=-1"),
         ("unconditional", None, {"guidance_scale": 3.0}, "takes no 'guidance_scale'"),
         ("text", ["lion"], {"options": {"hight": 64}}, "Did you mean 'height'"),
-    ],
-)
-def test_wrong_arguments_are_refused(name, prompts, change, says) -> None:
-    with pytest.raises(ValueError, match=says):
-        LatentSampler(pipe_of(name), prompts, **change)
-
-
-def test_what_cannot_be_asked_is_refused() -> None:
-    pipe = pipe_of("unconditional")
+    ]:
+        with pytest.raises(ValueError, match=says):
+            LatentSampler(pipes[name], prompts, **change)
+    for prompts, seeds, says in [(["lion"], [0], "holds 'lion'.*range"), ([0], [0, 1], "2 seeds for 1 prompts")]:
+        with pytest.raises(ValueError, match=says):
+            pictures(pipes["unconditional"], prompts, seeds, steps=2)
     with pytest.raises(TypeError, match="looks like a denoiser"):
-        Unroll(pipe.unet, steps=2)
-    with pytest.raises(ValueError, match="holds 'lion'.*range"):
-        pictures(pipe, ["lion"], [0], steps=2)
-    with pytest.raises(ValueError, match="2 seeds for 1 prompts"):
-        pictures(pipe, [0], [0, 1], steps=2)
+        Unroll(pipes["text"].unet, steps=2)

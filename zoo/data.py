@@ -65,11 +65,8 @@ def fetch(folder: Path) -> Path:
     """Install the npm packages below `folder` and return their `node_modules` folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.which("npm") is None:
-        raise RuntimeError(
-            "npm was not found. Install Node.js with npm, or pass --npm-packages with a folder that holds "
-            + ", ".join(PACKAGES)
-            + "."
-        )
+        wanted = "npm was not found. Install Node.js with npm, or pass --npm-packages with a folder that holds"
+        raise RuntimeError(f"{wanted} {', '.join(PACKAGES)}.")
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
     command = ["npm", "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", *wanted]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -48,15 +48,8 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Return a mini CLIP: its text tower is the pipeline's text encoder, its image tower the book's judge."""
     shared = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512, "projection_dim": 64}
     shared["hidden_act"] = "quick_gelu"
-    text = {
-        **shared,
-        "num_hidden_layers": 3,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": MAX_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    text = {**shared, "num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
+    text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     vision = {**shared, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 

@@ -1,8 +1,7 @@
 """The command `python -m benchmarks gpu`: options, the worker's supervisor, the archive and the summary.
 
-The supervisor does not import torch, which takes a while twice. It starts a worker, shows and keeps what that says,
-ends it in time, and starts another one for the stages that are left when a worker dies. After every stage it renews the
-archive, because a machine that is only lent may go at any moment.
+The supervisor imports no torch. It starts a worker, keeps what that says, ends it in time, and starts another for what
+is left when one dies. After every stage it renews the archive: a machine that is lent may go at any moment.
 """
 
 from __future__ import annotations

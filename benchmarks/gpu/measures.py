@@ -107,24 +107,13 @@ def _by_t5(run: Run):
 # What is not as published in a dry run.
 SMALL = {
     "sdxl": {
-        "block_out_channels": [32, 64, 64],
-        "cross_attention_dim": 32,
-        "norm_num_groups": 8,
-        "sample_size": 8,
-        "attention_head_dim": [2, 4, 4],
-        "transformer_layers_per_block": [1, 1, 2],
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+        **{"block_out_channels": [32, 64, 64], "cross_attention_dim": 32, "norm_num_groups": 8, "sample_size": 8},
+        **{"attention_head_dim": [2, 4, 4], "transformer_layers_per_block": [1, 1, 2]},
+        **{"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 16 + 6 * 8},
     },
     "sd-3-medium": {
-        "num_layers": 3,
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "caption_projection_dim": 32,
-        "joint_attention_dim": 32,
-        "pooled_projection_dim": 16,
-        "pos_embed_max_size": 8,
-        "sample_size": 8,
+        **{"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 16, "caption_projection_dim": 32},
+        **{"joint_attention_dim": 32, "pooled_projection_dim": 16, "pos_embed_max_size": 8, "sample_size": 8},
     },
 }
 

@@ -85,14 +85,9 @@ def _compiled(run: Run, steps: int, batch: int) -> dict:
     counters.clear()
     pipe, eager = build(run), build(run)
     if run.dry:  # a CPU compiles a UNet of this depth for minutes
-        shallow = {
-            "_class_name": "UNet2DConditionModel",
-            "block_out_channels": [16, 32],
-            "layers_per_block": 1,
-            "attention_head_dim": 4,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        }
+        shallow = {"_class_name": "UNet2DConditionModel", "block_out_channels": [16, 32], "attention_head_dim": 4}
+        shallow |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "layers_per_block": 1}
+        shallow |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
         for one in (pipe, eager):
             one.unet = drawn({**one.unet.config, **shallow}, device=run.device, dtype=one.unet.dtype)
     grid, backend = grid_of(pipe, steps), run.at("inductor", "eager")
@@ -153,19 +148,11 @@ def _training(run: Run, pipe, how: dict) -> dict:
     run.tidy()
     before = torch.cuda.memory_allocated(run.device) / 2**20 if run.device.type == "cuda" else 0.0
     started = time.time()
-    pl.train_pruner(
-        pipe,
-        PROMPTS,
-        guidance_scale=GUIDANCE,
-        options={"height": side, "width": side},
-        iterations=3,
-        batch=1,
-        accumulation=1,
-        callback=lambda look: ended.append(time.time()),
-        on_collapse="go on",  # with random weights it may; what an iteration costs stays the same
-        **how,
-        **({"keep_macs": (0.5,)} if how["recipe"] == "best" else {}),
-    )
+    # With random weights it may collapse; what an iteration costs stays the same.
+    few = {"iterations": 3, "batch": 1, "accumulation": 1, "on_collapse": "go on", "guidance_scale": GUIDANCE, **how}
+    few |= {"keep_macs": (0.5,)} if how["recipe"] == "best" else {}
+    sides = {"height": side, "width": side}
+    pl.train_pruner(pipe, PROMPTS, options=sides, callback=lambda look: ended.append(time.time()), **few)
     seconds = [b - a for a, b in zip([started, *ended], ended, strict=False)]
     found = {"seconds_per_iteration": min(seconds[1:]), "seconds": seconds}
     return {**found, "before_mib": before, "peak_mib": peak_mib(run.device)}

@@ -1,7 +1,6 @@
 """What is measured on a GPU, in order of worth, and what the processes end with; reading this costs nothing.
 
-Compiled runs stand behind training and operators, although they belong to the stage of speeds: compiling takes long,
-and how long nobody knows before.
+Compiled runs stand behind: compiling takes long, and how long nobody knows before.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Runs stages one after the other and keeps every part the moment it is there.
+"""Runs stages, functions of a `Run`, one after the other, and keeps every part in a file the moment it is there.
 
-A stage is a function of a `Run`. It measures in parts; each part is a file in the work folder, so whatever stops the
-run costs one part. When a stage ends, its parts go into its record. One process runs them all, because importing and
-starting CUDA takes longer than some stages; a part that leaves the GPU unusable ends the process, and the supervisor in
-`command` starts another one for what is left.
+When a stage ends, its parts go into its record. One process runs them all, because starting CUDA takes long; a part
+that leaves the GPU unusable ends the process, and the supervisor in `command` starts another one for what is left.
 """
 
 from __future__ import annotations
@@ -42,11 +40,9 @@ class Run:
     """What a stage is given.
 
     Attributes:
-        device: where it measures.
         hardware: what the record calls this machine.
-        work: folder of its parts.
+        work, out: folders of its parts and of the records.
         running: a file that holds the name of the stage that is under way, for the supervisor.
-        out: folder of the records.
         deadline: when to be done, in seconds since 1970.
         dry: True for toy shapes.
         stage, failed: the stage that is under way, and its parts that failed.
@@ -72,14 +68,10 @@ class Run:
         """Measure one part, or read it if it was measured before.
 
         Args:
-            name: of the part, as the record has it.
-            seconds: what it takes on a data-centre GPU, roughly. It does not begin with less time left, and on a slower
-                GPU, as the part before it told, with so much less.
+            seconds: what it takes on a data-centre GPU, roughly; with less time left, at this GPU's pace, it is left
+                and `OutOfTime` raised.
             work: returns what was found, JSON types.
             facts: what is known beforehand; part of the result, also where memory ran out.
-
-        Raises:
-            OutOfTime: too little time is left.
         """
         path = self._path(name)
         if path.is_file() and "error" not in (kept := json.loads(path.read_text("utf-8"))):

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 class FewerSteps:
     """A sampler with fewer calls of the denoiser, with the interface of a `Schedule`.
 
-    Attributes:
-        grid: of the unpruned generation, whose MACs are the whole.
-        steps: `num_inference_steps` to call the pipeline with.
-        calls: calls of the denoiser.
-        scheduler: class of the sampler, built from the pipeline's configuration; None: the pipeline's own.
+    `grid` is of the unpruned generation, whose MACs are the whole; `steps` the `num_inference_steps` to call the
+    pipeline with, `calls` those of the denoiser; `scheduler` the class of the sampler, built from the pipeline's
+    configuration, or None: its own.
     """
 
     grid: Grid

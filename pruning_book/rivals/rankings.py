@@ -37,9 +37,8 @@ def spearman(a: Sequence[float] | Tensor, b: Sequence[float] | Tensor) -> float:
     """
     a, b = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2 or a.isnan().any() or b.isnan().any():
-        raise ValueError(
-            f"Expected two rows of at least 2 numbers, none NaN; got shapes {list(a.shape)}, {list(b.shape)}."
-        )
+        got = f"got shapes {list(a.shape)}, {list(b.shape)}"
+        raise ValueError(f"Expected two rows of at least 2 numbers, none NaN; {got}.")
     x, y = (_ranks(v) - (len(v) + 1) / 2 for v in (a, b))
     scale = (x.square().sum() * y.square().sum()).sqrt().item()
     if scale == 0:
@@ -47,13 +46,11 @@ def spearman(a: Sequence[float] | Tensor, b: Sequence[float] | Tensor) -> float:
     return (x @ y).item() / scale
 
 
-def rank_agreement(
-    a: Mapping[str, float], b: Mapping[str, float], *, n_boot: int = 1000, level: float = 0.95, seed: int = 0
-) -> Interval:
+def rank_agreement(a: Mapping[str, float], b: Mapping[str, float]) -> Interval:
     """Return the rank correlation of two scorings of the same operators, with a bootstrap interval over operators.
 
-    `a` and `b` are path -> score with the same three or more paths; the rest is as in `bootstrap_interval`. The
-    interval says how far the figure would move with other operators; not how it would move with other latents.
+    `a` and `b` are path -> score with the same three or more paths. The interval says how far the figure would move
+    with other operators; not how it would move with other latents.
 
     Example:
         >>> rank_agreement(few.values(), full.values())
@@ -74,7 +71,7 @@ def rank_agreement(
         except ValueError:  # a resample of a single operator, many times over
             return 0.0
 
-    return bootstrap_interval(ranks, correlation, n_boot=n_boot, level=level, seed=seed)
+    return bootstrap_interval(ranks, correlation)
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -88,10 +85,8 @@ def overlap(a: Mapping[str, float], b: Mapping[str, float], count: int) -> float
     Two choices by chance have count / n in common.
     """
     if a.keys() != b.keys() or not 1 <= count <= len(a):
-        raise ValueError(
-            f"count={count}, {len(a)} and {len(b)} operators; expected the same operators, and a count from 1 to their "
-            "number."
-        )
+        given = f"count={count}, {len(a)} and {len(b)} operators"
+        raise ValueError(f"{given}; expected the same operators, and a count from 1 to their number.")
     first, second = (set(sorted(s, key=s.__getitem__)[:count]) for s in (a, b))
     return len(first & second) / count
 
@@ -117,13 +112,12 @@ def contributions(
 ) -> dict[str, float]:
     """Measure what each operator adds to the stream while the unpruned pipeline, which is left as it was, generates.
 
-    At every call the operator's default modification gets the same input; the contribution is the mean of |output -
-    output of the modification| over elements, latents and steps.  For a residual branch that is the mean absolute value
-    of the branch.  One generation serves all operators, where a score needs one for each; what is not seen is how the
-    rest of the model reacts.
+    At every call the operator's default modification gets the same input; the contribution, path -> a number >= 0 in
+    the units of the stream there, is the mean of |output - output of the modification| over elements, latents and
+    steps.  For a residual branch that is the mean absolute value of the branch.  One generation serves all operators,
+    where a score needs one for each; what is not seen is how the rest of the model reacts.
 
-    `prompts` and `sampling` are as in `LatentSampler`; equal arguments mean equal latents. `operators` are by default
-    all of `find_operators`. Returns path -> contribution >= 0, in the units of the stream there.
+    `prompts` and `sampling` are as in `LatentSampler`; `operators` are by default all of `find_operators`.
     """
     _, denoiser = denoiser_of(pipe)
     sampler = LatentSampler(pipe, prompts, **sampling)
@@ -194,15 +188,13 @@ def greedy_plan(
     per_macs: bool = False,
     **options,
 ) -> Greedy:
-    """Choose operators one after another, each time the one with which the whole plan scores lowest.
+    """Choose `count` operators one after another, each time the one with which the whole plan scores lowest.
 
-    The score stays the distance to the unpruned model.  With nothing gone, the single scores are the scores of the
+    The score stays the distance to the unpruned model.  With nothing gone, the single `scores` are the scores of the
     plans, so the first round costs nothing; later ones cost a generation per candidate.
 
     Args:
-        pipe, scores: what was scored, and the scores of its operators, one at a time.
-        count: how many to change, those of `start` included, >= 1.
-        start: paths that go in any case, such as those whose single scores say that they do nothing.
+        start: paths that go in any case and count, such as those whose single scores say that they do nothing.
         pool: candidates beside `start`, the lowest by the single scores. Default: all whose score is finite.
         per_macs: take, and order the pool, by what is added to the score for each MAC; else small ones go first mostly.
         options: `folder`, `batch` and `progress`, as in `score_operators`.
@@ -264,14 +256,14 @@ def score_together(pipe: DiffusionPipeline, scores: Scores, sets: Sequence[Seque
     """Score sets of operators that are changed together, on the latents of the single scores.
 
     `scores` are those of the pipeline's operators, one at a time, with averages and standard deviations. Each of `sets`
-    is some paths, such as those of `pairs_of`; none inside another of its set. `options` are as in `greedy_plan`.
+    is some paths, none inside another of its set. `options` are as in `greedy_plan`.
     """
     for paths in sets:
         if len(plan_for(paths, scores.operators)) != len(paths):
             raise ValueError(f"{list(paths)}: one of these operators lies inside another.")
     singles = [[scores[path] for path in paths] for paths in sets]
     if any(s.avg is None for some in singles for s in (*some, scores.original)):
-        raise ValueError("These scores hold no averages and standard deviations. Save them with parts=True.")
+        raise ValueError("These scores hold no averages and standard deviations. Score the operators again.")
     found = []
     for paths, some, both in zip(sets, singles, _scored(pipe, scores, sets, options), strict=True):
         avg = torch.stack([s.avg - scores.original.avg for s in some]).sum(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -30,13 +32,11 @@ def random_search(grid: Grid, keep_macs: float, evaluator: Evaluator, *, images:
     """Draw schedules until the images are used up; arguments and result as in `search.local_search`."""
     budget, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
     idle = 0
-    try:
+    with suppress(BudgetExhausted):
         while idle < _DRAWS:
             before = budget.spent
             budget.ask(random_schedule(grid, keep_macs, generator))
             idle = idle + 1 if budget.spent == before else 0
-    except BudgetExhausted:
-        pass
     return budget.schedule("random search", seed)
 
 
@@ -51,26 +51,19 @@ def genetic_search(
     elite: int = 4,
     mutations: float = 2.0,
 ) -> Schedule:
-    """Breed schedules until the images are used up; return the best.
+    """Breed schedules until the images are used up; arguments and result as in `search.local_search`.
 
     The first generation is drawn by chance. A child takes each row from one of two parents, each the better of two
     drawn by chance. Then it mutates: a row changes places with another, or a few cells of a row are flipped. What is
-    over the budget is switched off again, and what is left of it goes to cells by chance.
-
-    Args:
-        grid, keep_macs, evaluator, images, seed: as in `search.local_search`, and so is the result.
-        population: schedules in a generation, >= 2.
-        elite: that live on unchanged, from 1 to population - 1.
-        mutations: of a child, on average, >= 0.
+    over the budget is switched off again, and what is left of it goes to cells by chance. Each generation has
+    `population` schedules, of which `elite` live on unchanged; a child has `mutations` on average.
     """
     if population < 2 or not 1 <= elite < population or mutations < 0:
-        raise ValueError(
-            f"population={population}, elite={elite}, mutations={mutations}; needed: population >= 2, elite from 1 "
-            "to population - 1, mutations >= 0."
-        )
+        needed = "population >= 2, elite from 1 to population - 1, mutations >= 0"
+        raise ValueError(f"population={population}, elite={elite}, mutations={mutations}; needed: {needed}.")
     budget, generator = SearchBudget(grid, keep_macs, evaluator, images), torch.Generator().manual_seed(seed)
     idle = 0
-    try:
+    with suppress(BudgetExhausted):
         alive = []
         for _ in range(population):
             on = random_schedule(grid, keep_macs, generator)
@@ -79,23 +72,18 @@ def genetic_search(
             alive = sorted(alive, key=lambda pair: pair[0])[:elite]
             parents, before = list(alive), budget.spent
             while len(alive) < population:
-                child = _cross(_pick(parents, generator), _pick(parents, generator), generator)
-                child = _within(_mutate(child, mutations, generator), grid, keep_macs, generator)
+                mother, father = _pick(parents, generator), _pick(parents, generator)
+                from_mother = torch.rand(len(mother), 1, generator=generator) < 0.5
+                child = _mutate(torch.where(from_mother, mother, father), mutations, generator)
+                child = _within(child, grid, keep_macs, generator)
                 alive.append((budget.ask(child), child))
             idle = idle + 1 if budget.spent == before else 0
-    except BudgetExhausted:
-        pass
     return budget.schedule("genetic search", seed)
 
 
 def _pick(alive: list[tuple[float, Tensor]], generator: torch.Generator) -> Tensor:
     pair = torch.randint(len(alive), (2,), generator=generator).tolist()
     return min((alive[i] for i in pair), key=lambda found: found[0])[1]
-
-
-def _cross(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
-    from_a = torch.rand(len(a), 1, generator=generator) < 0.5
-    return torch.where(from_a, a, b)
 
 
 def _mutate(on: Tensor, mutations: float, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from .base import number, refuse
 
@@ -17,8 +17,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """One measured value with the ends of its interval and its sample count; None where there is none."""
 
     value: float | None
@@ -31,13 +30,10 @@ class Reading:
 class Axis:
     """One thing that a sweep varies.
 
-    Args:
-        name: identifier, used in links and given to `on_change`.
-        stops: the measured values, numbers in ascending order or names; at least one, none twice.
-        label: what readers see; by default the name.
-        unit: of numeric stops.
-        kind: "ordered" (a slider) or "choice" (radio buttons, a select above eight); by default "ordered" for numbers.
-        labels: one text per stop; by default the stop itself.
+    `name` is an identifier, used in links and given to `on_change`; `stops` the measured values, numbers in ascending
+    order or names, at least one, none twice; `label` what readers see, by default the name; `unit` of numeric stops. A
+    `kind` is "ordered" (a slider) or "choice" (radio buttons, a select above eight), by default "ordered" for numbers;
+    `labels` has one text per stop, by default the stop itself.
     """
 
     name: str
@@ -83,17 +79,11 @@ class Axis:
 
 @dataclass
 class Metric:
-    """One measured quantity, for every combination of stops; the last axis varies fastest.
+    """One measured quantity: `values` has a number for every combination of stops, the last axis varying fastest.
 
-    Args:
-        name: identifier.
-        values: one number per combination; None where nothing was measured.
-        label: what readers see; by default the name.
-        unit: such as "ms".
-        low, high: ends of the intervals, one per combination, or None for no intervals.
-        interval: what low and high are, such as "95 % interval" or "p10 to p90"; wanted where they are given.
-        n: sample count, one number for all or one per combination.
-        digits: decimals shown.
+    None stands where nothing was measured. `label` is what readers see, by default the name; `low` and `high` are the
+    ends of intervals, and `interval` says what they are, as "95 % interval" or "p10 to p90"; `n` is the sample count,
+    for all or one per combination; `digits` are decimals shown.
     """
 
     name: str

@@ -1,9 +1,8 @@
 """Widgets with two lives: an anywidget where a kernel answers, plain HTML with the same ES module everywhere else.
 
-A `TwinWidget` gives a notebook or a page a static picture and table, its data as JSON, and the module's text itself.
-The module replaces the static part by the moving one; with JavaScript off, in print, or after an error, the static part
-is what one sees. Nothing is fetched, so the same output works on a site under any path, from a file on disk (where a
-browser refuses to import modules), in Colab's output frames and in exported notebooks.
+A `TwinWidget` gives a page a static picture and table, its data as JSON, and the module's text, which replaces the
+static part by the moving one; with JavaScript off, in print, or after an error, the static part is what one sees.
+Nothing is fetched, so it works under any path, from a file on disk, in Colab's frames and in exported notebooks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from importlib import resources
 from typing import Any, ClassVar
 
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
-_NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 
 
 def static_text(file: str) -> str:
@@ -60,8 +58,7 @@ def json_for_html(data: Any) -> str:
 def number(value: float | None, digits: int, unit: str = "") -> str:
     """Return a value as the widgets write it: fixed decimals, commas between thousands; "not measured" for None.
 
-    Halves of the shortest decimal form are rounded up, as browsers do (1.005 becomes 1.01), so that the static table
-    and the moving one show the same digits.
+    Halves of the shortest decimal form are rounded up, as browsers do (1.005 becomes 1.01).
     """
     if value is None:
         return "not measured"
@@ -86,21 +83,27 @@ def sentences(*texts: str) -> str:
     return escape(" ".join(text if text[-1] in ".?!" else text + "." for text in texts if text))
 
 
-def scrolling(label: str, caption: str, head: Sequence[str], rows: Sequence[str], passport: str = "") -> str:
-    """Return a table in a box that scrolls sideways and can be reached by keyboard, and a line on where it is from."""
+def scrolling(label: str, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], passport: str = "") -> str:
+    """Return a table in a box that scrolls sideways and can be reached by keyboard, and a line on where it is from.
+
+    `head` is HTML, and so are cells behind a row's first that bring their own element; others are plain text.
+    """
     cells = "".join(f'<th scope="col">{text}</th>' if text else "<td></td>" for text in head)
+    body = ""
+    for first, *others in rows:
+        others = [cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in others]
+        body += f'<tr><th scope="row">{escape(first)}</th>{"".join(others)}</tr>'
     return (
         f'<div class="pl-scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
-        f"<caption>{caption}</caption><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<caption>{caption}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
         + (f'<p class="pl-passport">{escape(passport)}</p>' if passport else "")
     )
 
 
 def passport_line(passport: Mapping | str | None) -> str:
-    """Return where, when and with what something was measured, as one line; "" for None.
+    """Return where, when and with what something was measured, as `passport()` says it, as one line; "" for None.
 
-    Args:
-        passport: as `passport()` makes it, or a finished sentence. Fields that are missing are left out.
+    Fields that are missing are left out; a finished sentence stays as it is.
     """
     if passport is None or isinstance(passport, str):
         return passport or ""
@@ -123,19 +126,17 @@ def passport_line(passport: Mapping | str | None) -> str:
 class TwinWidget:
     """Base of the interactive figures. Subclasses name their ES module and give data and a static fallback.
 
-    Args:
-        name: identifies the widget in its page and in links (`#name:axis=stop`): lower-case letters, digits, hyphens.
-        on_change: called with the chosen state; recomputes and returns what the subclass documents. Giving it makes
-            the widget live where a kernel is connected.
+    `name` identifies the widget in its page and in links (`#name:axis=stop`): lower-case letters, digits, hyphens.
+    `on_change` is called with the chosen state, recomputes and returns what the subclass documents; giving it makes the
+    widget live where a kernel is connected.
     """
 
     module: ClassVar[str] = ""
 
     def __init__(self, name: str, *, on_change: Callable[[dict], Mapping] | None = None) -> None:
-        if not isinstance(name, str) or not _NAME.match(name):
-            raise ValueError(
-                f"name is {name!r}; it must be like 'steps-1': a lower-case letter, then letters, digits, hyphens"
-            )
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            like = "it must be like 'steps-1': a lower-case letter, then letters, digits, hyphens"
+            raise ValueError(f"name is {name!r}; {like}")
         if on_change is not None and not callable(on_change):
             raise ValueError(f"on_change is {on_change!r}; give a function that takes the state as a dict, or None")
         self.name, self.on_change = name, on_change
@@ -158,12 +159,12 @@ class TwinWidget:
             f'<script type="module">\n{module_source(self.module)}\nmountAll("{self.module}", mount);\n</script>'
         )
 
-    def to_page(self, title: str | None = None) -> str:
+    def to_page(self) -> str:
         """Return a whole HTML page with only this widget, to be saved and opened anywhere."""
         return (
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title or self.name)}</title></head>"
+            f"<title>{self.name}</title></head>"
             f'<body style="font-family:system-ui,sans-serif;margin:1rem">{self.to_html()}</body></html>'
         )
 
@@ -193,8 +194,8 @@ def _live(twin: TwinWidget) -> Any:
     """Return an anywidget with the same module, answered by the widget's Python function.
 
     The browser writes the trait `request` (`view`, `number`, and `want: "data"` or `state`); Python writes `data` or
-    `response` (same `view` and `number`). Until a browser asks, `data` stays empty: a page that is built by executing
-    a notebook stores the traits of every widget, and would hold pictures and numbers a second time.
+    `response` (same `view` and `number`). Until a browser asks, `data` stays empty: a page that is built by executing a
+    notebook stores the traits of every widget, and would hold pictures and numbers a second time.
     """
     import anywidget
     import traitlets

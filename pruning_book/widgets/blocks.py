@@ -15,10 +15,7 @@ from .base import TwinWidget, number, passport_line, refuse, scrolling, sentence
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of a block: name, what readers see, the unit shown, and what one unit is.
-
-    `additive` says whether the blocks add up to the model; peaks of memory do not.
-    """
+    """What is measured of a block, as readers see it; `one` of its unit; peaks of memory are not `additive`."""
 
     name: str
     label: str
@@ -43,14 +40,10 @@ MEASURES = {
 class BlockModel:
     """One model of a `BlockExplorer`.
 
-    Args:
-        label: its name, as in "emoji-sd".
-        blocks: names of the blocks, in the order in which data flows.
-        values: measure (a key of `MEASURES`) -> one value per block, in single parameters, single MACs, ms or MiB;
-            None for a block or for a whole measure that was not measured.
-        spread: measure -> (low, high) per block, in the units of `values`.
-        notes: measure -> a sentence shown with it: what the spread is, or why it was not measured.
-
+    `blocks` are named in the order in which data flows; `values` is measure (a key of `MEASURES`) -> one value per
+    block, in single parameters, single MACs, ms or MiB, None for a block or for a whole measure that was not measured;
+    `spread` measure -> (low, high) per block; `notes` measure -> a sentence shown with it: what the spread is, or why
+    it was not measured.
     """
 
     label: str
@@ -99,29 +92,22 @@ class BlockModel:
 
     def to_dict(self) -> dict:
         """Return what the module draws, in the units that are shown."""
-        one = {key: MEASURES[key].one for key in self.values}
-        return {
-            "label": self.label,
-            "blocks": self.blocks,
-            "notes": dict(self.notes),
-            "spread": {
-                key: [e and [e[0] / one[key], e[1] / one[key]] for e in ends] for key, ends in self.spread.items()
-            },
-            "values": {key: self.scaled(key) for key in self.values},
-            "sums": {key: self.sum(key) for key in self.values},
-            "digits": {key: self.digits(key) for key in self.values},
-        }
+        spread = {}
+        for key, ends in self.spread.items():
+            one = MEASURES[key].one
+            spread[key] = [end and [end[0] / one, end[1] / one] for end in ends]
+        told = {"label": self.label, "blocks": self.blocks, "notes": dict(self.notes), "spread": spread}
+        shown = {"values": self.scaled, "sums": self.sum, "digits": self.digits}
+        return {**told, **{name: {key: read(key) for key in self.values} for name, read in shown.items()}}
 
 
 class BlockExplorer(TwinWidget):
     """Where parameters, multiplications, time and memory are, block by block.
 
-    Args:
-        name: identifies the figure in its page; an address ending in `#name:model=sd-1.5&measure=macs` sets it.
-        models: at least one, each with a label of its own.
-        title: one line above the controls.
-        start: label of the model and name of the measure shown first; by default the first of each.
-        passport: of the record with the measured values, or a sentence; shown below.
+    `name` identifies the figure; an address ending in `#name:model=sd-1.5&measure=macs` sets it. Each of `models` has a
+    label of its own; `title` stands above the controls, `passport`, of the record with the measured values or a
+    sentence, below. `start` are the label of the model and the name of the measure shown first, by default the first of
+    each.
     """
 
     module: ClassVar[str] = "block_explorer"
@@ -157,11 +143,8 @@ class BlockExplorer(TwinWidget):
     ) -> BlockExplorer:
         """Make an explorer from counted models, and a record of their blocks' times.
 
-        Args:
-            name, title, options: as for the class; `passport` comes from the record.
-            reports: label -> `MacsReport`, as `count_macs` returns it.
-            latency: the record `block_latency`, as `load_record` returns it, with the blocks of the models; None leaves
-                the time out.
+        `reports` is label -> `MacsReport`; `latency` the record `block_latency`, as `load_record` returns it, with the
+        blocks of the models, and gives the `passport`; None leaves the time out. The rest is as for the class.
         """
         timed = {}
         if latency:
@@ -172,18 +155,9 @@ class BlockExplorer(TwinWidget):
 
     def data(self) -> dict:
         """Return what the module draws."""
-        measures = [asdict(measure) for measure in self.measures]
-        for measure in measures:
-            del measure["one"]
-        return {
-            "version": 2,
-            "name": self.name,
-            "title": self.title,
-            "passport": self.passport,
-            "start": self.start,
-            "models": [model.to_dict() for model in self.models],
-            "measures": measures,
-        }
+        measures = [{key: v for key, v in asdict(m).items() if key != "one"} for m in self.measures]
+        told = {"version": 2, "name": self.name, "title": self.title, "passport": self.passport, "start": self.start}
+        return {**told, "models": [model.to_dict() for model in self.models], "measures": measures}
 
     def fallback_html(self) -> str:
         """Return a table with every measure of the model shown first, and bars for the measure shown first."""
@@ -193,7 +167,7 @@ class BlockExplorer(TwinWidget):
         for measure in self.measures:
             values = model.scaled(measure.name) or [None] * len(model.blocks)
             digits = model.digits(measure.name) if measure.name in model.values else 0
-            columns.append([f"<td>{number(value, digits)}</td>" for value in values])
+            columns.append([number(value, digits) for value in values])
             head.append(escape(f"{measure.label}, {measure.unit}"))
             if measure is first:
                 most = max(value or 0 for value in values) or 1
@@ -201,11 +175,7 @@ class BlockExplorer(TwinWidget):
                 bar = '<td aria-hidden="true" style="min-width:6rem"><i style="width:{}%"></i></td>'
                 columns.append([bar.format(width) for width in widths])
                 head.append("")
-        cells = zip(*columns, strict=True)
-        rows = [
-            f'<tr><th scope="row">{escape(block)}</th>{"".join(row)}</tr>'
-            for block, row in zip(model.blocks, cells, strict=True)
-        ]
+        rows = list(zip(model.blocks, *columns, strict=True))
         table = scrolling(self.title, sentences(self.title, f"{model.label}, block by block"), head, rows)
         totals = []
         for model in self.models:

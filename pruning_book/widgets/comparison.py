@@ -18,12 +18,7 @@ from .sweep import SweepExplorer
 
 
 def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | FewerSteps:
-    """Return what a cell of the record `schedule_comparison` was: a schedule, or fewer steps.
-
-    Args:
-        cell: of the record.
-        grid: of the unpruned generation with the cell's number of steps.
-    """
+    """Return the schedule, or the fewer steps, of a cell of `schedule_comparison`, on the unpruned grid."""
     if "rows" not in cell:
         steps = cell["num_inference_steps"]
         return FewerSteps(grid, steps, steps, DPMSolverMultistepScheduler if cell["row"] == "dpm" else None)
@@ -31,21 +26,15 @@ def rival_of(cell: Mapping[str, Any], grid: Grid) -> Schedule | FewerSteps:
     return grid.schedule(decode_table(cell["rows"]), hold=hold, method=cell["row"])
 
 
-def draws(pipe: Any, cells: Cells, grid: Grid, guidance_scale: float = 3.0) -> Callable[[dict], dict[str, Any]]:
-    """Return what draws the explorer's picture anew where a kernel is there.
-
-    Args:
-        pipe: emoji-sd.
-        cells, guidance_scale: of the record.
-        grid: of the unpruned generation.
-    """
+def draws(pipe: Any, cells: Cells, grid: Grid) -> Callable[[dict], dict[str, Any]]:
+    """Return what draws the explorer's picture anew, by emoji-sd on the grid of the unpruned generation."""
 
     def on_change(state: dict) -> dict[str, Any]:
         prompt, kept = state["thing"], round(1 - state["removed"] / 100, 4)
         rival = grid.full() if kept == 1 else rival_of(cells.at(grid.steps, state["method"], kept), grid)
         noise = torch.Generator().manual_seed(cells.data["prompts"].index(prompt))
         with rival.applied(pipe):
-            drawn = pipe(prompt, num_inference_steps=rival.steps, guidance_scale=guidance_scale, generator=noise)
+            drawn = pipe(prompt, num_inference_steps=rival.steps, guidance_scale=3.0, generator=noise)
         return {"image": drawn.images[0]}
 
     return on_change
@@ -54,22 +43,16 @@ def draws(pipe: Any, cells: Cells, grid: Grid, guidance_scale: float = 3.0) -> C
 def comparison_explorer(
     name: str, record: Mapping[str, Any], *, steps: int = 20, source: str = "schedule_comparison", **options: Any
 ) -> SweepExplorer:
-    """Return the explorer.
+    """Return the explorer of the record `schedule_comparison`, as `load_record` returns it.
 
-    Args:
-        name: identifies the figure in its page.
-        record: `schedule_comparison`, as `load_record` returns it.
-        steps: denoising steps of the unpruned model.
-        source: name or file of the record, whose sheet of pictures lies beside it.
-        options: of `SweepExplorer`.
+    `steps` are those of the unpruned model; `source` is the record's name or file, whose sheet of pictures lies beside
+    it; `name` and `options` are of `SweepExplorer`.
     """
     data, cells = record["data"], Cells(record["data"])
     tiles, things = recorded_tiles(source), data["shown"]
     rows, unpruned = cells.methods(steps), data["unpruned"][str(steps)]
-    budgets = sorted(data["budgets"], reverse=True)
-    same = {"value": 1.0, "low": 1.0, "high": 1.0}
-    whole = {**unpruned, "macs_ratio": 1.0, "ssim": same}
-    stops = [cell for row in rows for cell in (whole, *(cells.at(steps, row, budget) for budget in budgets))]
+    whole = {**unpruned, "macs_ratio": 1.0, "ssim": dict.fromkeys(("value", "low", "high"), 1.0)}
+    stops = [cell for row in rows for cell in (whole, *(cells.at(steps, row, budget) for budget in cells.budgets))]
     found = stops * len(things)
     images = [tiles[cell["sheet_row"] * len(things) + i] for i in range(len(things)) for cell in stops]
     times = (data.get("speed") or {}).get("times", {})
@@ -94,7 +77,7 @@ def comparison_explorer(
     axes = [
         Axis("thing", things, label="Prompt"),
         Axis("method", rows, label="Method", labels=[cells.names[row] for row in rows]),
-        Axis("removed", [0, *(round(100 * (1 - b)) for b in budgets)], label="MACs removed", unit="%"),
+        Axis("removed", [0, *(round(100 * (1 - b)) for b in cells.budgets)], label="MACs removed", unit="%"),
     ]
     told = {"title": "Schedules and their rivals", "picture": f"picture from emoji-sd, {steps} steps"}
     told |= {"baseline": {"removed": 0}, "passport": record["passport"]}

@@ -21,10 +21,7 @@ SEED = 7
 
 
 def redraw(pipe: Any, prompt: str, steps: int, guidance: float, seed: int = SEED) -> Image.Image:
-    """Return the picture of one stop; a guidance of 1 is none.
-
-    The starting noise is drawn on the CPU, so that every device starts from the same.
-    """
+    """Return the picture of one stop, from noise that the CPU draws for every device; a guidance of 1 is none."""
     noise = torch.Generator().manual_seed(seed)
     return pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images[0]
 
@@ -40,12 +37,10 @@ def first_explorer(
     load: Callable[[str], Any] | None = None,
     load_clip: Callable[[str], Any] | None = None,
 ) -> SweepExplorer:
-    """Return the explorer of chapter 1.
+    """Return the explorer of chapter 1, from the record that `benchmarks/first_explorer.py` writes.
 
-    Args:
-        record: name or file of the record, as `benchmarks/first_explorer.py` writes it.
-        load: `pruning_lib.load`. With it, where a kernel is there, each stop is drawn and timed anew.
-        load_clip: `pruning_book.load_clip`, to score the new pictures too.
+    With `load`, as `pruning_lib.load`, each stop is drawn and timed anew where a kernel is there; `load_clip`, as
+    `pruning_book.load_clip`, scores the new pictures too.
     """
 
     @cache

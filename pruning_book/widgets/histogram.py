@@ -19,11 +19,7 @@ WIDTH, HEIGHT = 640, 150
 
 @dataclass(frozen=True)
 class WeightBins:
-    """Equal bins around zero for the weights of many tensors; what lies beyond is counted in the first and last.
-
-    Args:
-        edges: increasing, one more than there are bins.
-    """
+    """Bins, one fewer than increasing `edges`; the first and the last count what lies beyond too."""
 
     edges: tuple[float, ...]
 
@@ -36,12 +32,7 @@ class WeightBins:
 
     @torch.no_grad()
     def count(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> list[int]:
-        """Return how many weights each bin holds; with masks, how many of them are removed.
-
-        Args:
-            weights: name -> tensor, unpruned.
-            masks: name -> bool tensor, True = kept.
-        """
+        """Return how many weights, name -> tensor, each bin holds; with masks, True = kept, how many are removed."""
         inner = torch.tensor(self.edges[1:-1])
         total = torch.zeros(len(self.edges) - 1, dtype=torch.int64)
         for name, weight in weights.items():
@@ -55,15 +46,11 @@ class WeightBins:
 class Histogram:
     """A histogram and what each combination of stops removes of it.
 
-    Args:
-        edges: of the bins, increasing, one more than there are counts.
-        counts: weights in each bin, unpruned.
-        axes: names of the sweep's axes on which the removal depends.
-        removed: for every combination of their stops, the last axis varying fastest: removed weights of each bin.
-        cuts: for every combination: smallest and largest threshold among the layers, or None where nothing is cut by
-            size. A weight between -threshold and threshold is removed.
-        label: of the values, as in "weight".
-        title: above the panel.
+    `edges` of the bins are increasing, one more than there are `counts`, of unpruned weights. The removal depends on
+    the sweep's `axes` of these names. For every combination of their stops, the last axis varying fastest, `removed`
+    has the removed weights of each bin, and `cuts` the smallest and largest threshold among the layers, or None where
+    nothing is cut by size: a weight between -threshold and threshold is removed. `label` is of the values, `title`
+    stands above.
     """
 
     edges: Sequence[float]

@@ -1,8 +1,8 @@
 """Where the operators of a denoiser stand in its drawing: a U for a UNet, two columns for a chain of blocks.
 
-Made from nothing but paths, kinds and the order in which operators run, so it draws any denoiser whose operators
-`find_operators` lists. Operators lie inside one another, so there are several *grains*: whole blocks, what lies inside
-them, and so on down to single layers; each grain fills the same places.
+Made from paths, kinds and the order in which operators run alone. Operators lie inside one another, so there are
+several *grains*: whole blocks, what lies inside them, and so on down to single layers; each grain fills the same
+places.
 """
 
 from __future__ import annotations
@@ -45,12 +45,10 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class OperatorMap:
-    """The drawing.
+    """The drawing, with its width and height in its own units.
 
-    Attributes:
-        width, height: in its own units.
-        grains: for each, all its cells in the order in which the operators run; the first holds the largest operators.
-        levels: (y, height, text) of the levels of a U, the text being the size of the stream; empty for a chain.
+    `grains` has for each all its cells in the order in which the operators run, the largest operators first; `levels`
+    are (y, height, text) of those of a U, the text being the size of the stream, and empty for a chain.
     """
 
     width: float
@@ -66,12 +64,7 @@ class OperatorMap:
 
 
 def draw_map(operators: Sequence) -> OperatorMap:
-    """Place operators in a drawing.
-
-    Args:
-        operators: at least one, each with its own path, in the order in which they run; with `path`, `kind` and
-            `in_shape`, as an `Operator` has.
-    """
+    """Place operators (`path`, `kind`, `in_shape`), each path once, in the order in which they run."""
     paths = [op.path for op in operators]
     if not paths or len(set(paths)) < len(paths):
         raise ValueError(f"{len(paths)} operators with {len(set(paths))} paths; give at least one, each with its own.")

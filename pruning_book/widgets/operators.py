@@ -1,39 +1,48 @@
-"""The operator explorer: take one operator of a drawn denoiser away, or the lowest-scored together, and see."""
+"""The operator explorer of chapter 7: one operator of a drawn denoiser taken away, or the lowest-scored together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
+from torch import Tensor
 
 from pruning_lib.checks import nearest, place
+from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.remove import change_operators
 from pruning_lib.operators.replace import MODIFICATIONS
+from pruning_lib.quality import ssim
+from pruning_lib.records import load_record
 
 from .base import mean_text, number, scrolling, sentences
 from .operator_map import draw_map
 from .pictured import Prompted
+from .sheet import to_pil
+from .sparsity import MODEL, draw, quiet
 
 DECADES = 4  # below the highest score, over which cells fill; what is lower is drawn as nearly empty
 EXTREMES = 8  # scores shown at each end of the list, where the page does not move
-# Names of the grains by how many there are; the explorer of a denoiser with more numbers those in the middle.
-_GRAINS = {1: ("operators",), 2: ("whole blocks", "single layers"), 3: ("whole blocks", "inside", "single layers")}
+# Names of the grains by how many there are; where there are more, those in the middle are numbered.
+_GRAINS = {1: ["operators"], 3: ["whole blocks", "inside", "single layers"]}
+PROMPTS = ("lion", "pizza", "red heart", "rocket")
+# Shares of the MACs to remove, the lowest-scored operators first.
+STOPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 
 
 @dataclass(frozen=True)
 class OperatorResult:
-    """What was measured of one operator.
+    """What was measured of one operator, with its `path`, `kind` and shapes, as of an `Operator`.
 
-    Attributes:
-        path, kind, in_shape, out_shape: as of an `Operator`.
-        how: what was done to it, one of `MODIFICATIONS`.
-        avg_dist, std_dist: the two parts of its score, >= 0, or None where the changed model gave no finite latents.
-        saved_params, saved_macs: what the change saves, for one call at batch 1, with attention products.
-        ssim: of each shown picture to the unpruned one.
-        mean_ssim: over more pictures: "value", "low", "high".
+    `how` is what was done to it, one of `MODIFICATIONS`; `avg_dist` and `std_dist` the two parts of its score, >= 0, or
+    None where the changed model gave no finite latents; `saved_params` and `saved_macs` what the change saves, for one
+    call at batch 1, with attention products; `ssim` of each shown picture to the unpruned one; `mean_ssim` over more
+    pictures: "value", "low", "high".
     """
 
     path: str
@@ -58,11 +67,9 @@ class OperatorResult:
 class PruningStop:
     """What was measured with the lowest-scored operators removed together.
 
-    Attributes:
-        ratio: share of the MACs that was asked for, in [0, 1); at least as much is gone.
-        changes: (path, modification) of each.
-        params, macs: of what is left; of one call, batch 1, with attention products.
-        ssim, mean_ssim: as of `OperatorResult`.
+    `ratio` is the share of the MACs that was asked for, in [0, 1); at least as much is gone. `changes` are the (path,
+    modification) of each; `params` and `macs` of what is left, of one call at batch 1, with attention products; `ssim`
+    and `mean_ssim` as of `OperatorResult`.
     """
 
     ratio: float
@@ -79,11 +86,9 @@ def score_text(score: float | None) -> str:
 
 
 def fills(operators: Sequence[OperatorResult]) -> list[dict]:
-    """Return what the cells of a drawing can be filled by.
+    """Return what cells can be filled by: "name", "label", and for each operator a "fill" in [0, 1] and "texts".
 
-    Returns:
-        For each measure its "name", its "label", and for each operator a "fill" in [0, 1] and "texts". Scores are on a
-        logarithmic scale over `DECADES`, the others in proportion to the largest.
+    Scores are on a logarithmic scale over `DECADES`, the others in proportion to the largest.
     """
     scores = [op.score for op in operators]
     top = max(filter(None, scores), default=1.0)
@@ -103,9 +108,8 @@ def fills(operators: Sequence[OperatorResult]) -> list[dict]:
     found = []
     for name, label, texts, values in measures:
         most = max(values) or 1
-        found.append(
-            {"name": name, "label": label, "texts": texts, "fill": [round(value / most, 4) for value in values]}
-        )
+        fill = [round(value / most, 4) for value in values]
+        found.append({"name": name, "label": label, "texts": texts, "fill": fill})
     return found
 
 
@@ -113,8 +117,8 @@ class OperatorExplorer(Prompted):
     """What each operator is worth: the picture without it, its score and its cost; and many removed at once.
 
     Args:
-        name: identifies the figure in its page; an address ending in `#name:operator=mid_block.resnets.0` or
-            `#name:ratio=0.2` sets it.
+        name: identifies the figure; an address ending in `#name:operator=mid_block.resnets.0` or `#name:ratio=0.2` sets
+            it.
         model: the denoiser's name, for readers.
         operators: every operator, in the order in which they run.
         stops: of the ratio slider, ascending; the first removes nothing and so is the unpruned model.
@@ -160,17 +164,10 @@ class OperatorExplorer(Prompted):
         super().__init__(name, images, model=model, prompts=prompts, n=n, changes=changes, counted=counted, **options)
         # The lowest score first; equal ones in the order in which they run, those that are not finite last.
         self.ranked = sorted(self.operators, key=lambda op: math.inf if op.score is None else op.score)
-        given = {
-            "prompt": self.prompts[0],
-            "operator": self.ranked[len(self.ranked) // 2].path,
-            "ratio": self.ratios[len(self.ratios) // 2],
-            **(start or {}),
-        }
-        self.start = {
-            "prompt": place(given["prompt"], self.prompts, "prompt"),
-            "operator": place(given["operator"], self.paths, "operator"),
-            "stop": place(given["ratio"], self.ratios, "ratio"),
-        }
+        shown = {"operator": self.ranked[len(self.ranked) // 2].path, "ratio": self.ratios[len(self.ratios) // 2]}
+        shown = {"prompt": self.prompts[0], **shown, **(start or {})}
+        among = {"prompt": self.prompts, "operator": self.paths, "ratio": self.ratios}
+        self.start = {key.replace("ratio", "stop"): place(shown[key], known, key) for key, known in among.items()}
 
     @staticmethod
     def count(data: Mapping[str, Any]) -> int:
@@ -182,45 +179,31 @@ class OperatorExplorer(Prompted):
 
     def data(self) -> dict:
         """Return what the module draws."""
-        whole, shown = self.stops[0], self.map.to_dict()
-        count = len(shown["grains"])
-        grains = _GRAINS.get(count) or ("whole blocks", *(f"level {k}" for k in range(2, count)), "single layers")
+        whole, drawn = self.stops[0], self.map.to_dict()
+        count = len(drawn["grains"])
+        grains = _GRAINS.get(count) or ["whole blocks", *(f"level {k}" for k in range(2, count)), "single layers"]
         ranks = {op.path: rank for rank, op in enumerate(self.ranked, 1)}
+        operators, stops = [], []
+        for op in self.operators:
+            shapes = ["\u00d7".join(map(str, shape[1:])) for shape in (op.in_shape, op.out_shape)]
+            told = {"path": op.path, "kind": op.kind, "how": op.how, "score": op.score}
+            told |= {"avg": op.avg_dist, "std": op.std_dist, "rank": ranks[op.path], "ssim": list(op.ssim)}
+            saved = {"params": op.saved_params, "macs": op.saved_macs}
+            operators.append({**told, "mean": dict(op.mean_ssim), "shapes": shapes, "saved": saved})
+        for stop in self.stops:
+            removed = [self.paths.index(path) for path, _ in stop.changes]
+            told = {"ratio": stop.ratio, "count": len(removed), "removed": removed}
+            told |= {"params": stop.params, "macs": stop.macs}
+            stops.append({**told, "ssim": list(stop.ssim), "mean": dict(stop.mean_ssim)})
         return {
             **super().data(),
             "whole": {"params": whole.params, "macs": whole.macs},
-            "map": shown,
-            "grains": list(grains),
+            "map": drawn,
+            "grains": grains,
             "measures": fills(self.operators),
             "modifications": dict(MODIFICATIONS),
-            "operators": [
-                {
-                    "path": op.path,
-                    "kind": op.kind,
-                    "how": op.how,
-                    "score": op.score,
-                    "avg": op.avg_dist,
-                    "std": op.std_dist,
-                    "rank": ranks[op.path],
-                    "ssim": list(op.ssim),
-                    "mean": dict(op.mean_ssim),
-                    "shapes": ["\u00d7".join(map(str, shape[1:])) for shape in (op.in_shape, op.out_shape)],
-                    "saved": {"params": op.saved_params, "macs": op.saved_macs},
-                }
-                for op in self.operators
-            ],
-            "stops": [
-                {
-                    "ratio": stop.ratio,
-                    "count": len(stop.changes),
-                    "removed": [self.paths.index(path) for path, _ in stop.changes],
-                    "params": stop.params,
-                    "macs": stop.macs,
-                    "ssim": list(stop.ssim),
-                    "mean": dict(stop.mean_ssim),
-                }
-                for stop in self.stops
-            ],
+            "operators": operators,
+            "stops": stops,
             "sheet": self.tiles(self.sheet.url()),
         }
 
@@ -234,23 +217,18 @@ class OperatorExplorer(Prompted):
         """Return the drawing filled by scores, pictures at the start, and tables of the stops and extreme scores."""
         prompt, chosen = self.prompts[self.start["prompt"]], self.paths[self.start["operator"]]
         stop, whole = self.stops[self.start["stop"]], self.stops[0]
-        shown = (
-            ("unpruned", self.tile(prompt)),
-            (f"without {chosen}", self.tile(prompt, operator=chosen)),
-            (f"without the {len(stop.changes)} lowest-scored", self.tile(prompt, ratio=stop.ratio)),
-        )
+        shown = [("unpruned", self.tile(prompt)), (f"without {chosen}", self.tile(prompt, operator=chosen))]
+        shown.append((f"without the {len(stop.changes)} lowest-scored", self.tile(prompt, ratio=stop.ratio)))
         rows = []
         for found in self.stops:
             gone = [1 - found.macs / whole.macs, 1 - found.params / whole.params]
-            cells = "".join(f"<td>{number(100 * share, 1)} %</td>" for share in gone)
-            cells += f"<td>{mean_text(found.mean_ssim)}</td>"
-            rows.append(f'<tr><th scope="row">{len(found.changes)}</th>{cells}</tr>')
+            cells = [f"{number(100 * share, 1)} %" for share in gone]
+            rows.append([str(len(found.changes)), *cells, mean_text(found.mean_ssim)])
         caption = sentences(self.title, f"The lowest-scored operators of {self.model} removed together")
         head = ["operators removed", "MACs removed", "parameters removed", f"mean SSIM, n = {self.n}"]
         stops = scrolling("The stops of the slider", caption, head, rows)
         rows = [
-            f'<tr><th scope="row">{escape(op.path)}</th><td>{rank}</td><td>{score_text(op.score)}</td>'
-            f"<td>{mean_text(op.mean_ssim)}</td><td>{number(op.saved_macs / 1e6, 2)}</td></tr>"
+            [op.path, str(rank), score_text(op.score), mean_text(op.mean_ssim), number(op.saved_macs / 1e6, 2)]
             for rank, op in enumerate(self.ranked, 1)
         ]
         caption = "All scores."
@@ -287,3 +265,43 @@ class OperatorExplorer(Prompted):
     def __repr__(self) -> str:
         parts = f"{len(self.operators)} operators of {self.model}, {len(self.stops)} stops"
         return f"OperatorExplorer({self.name!r}: {parts})"
+
+
+def changed_pictures(pipe: Any, changes: Plan | Mapping[str, str], prompts: Sequence[str], *, first: int = 0) -> Tensor:
+    """Draw, as `draw` does, with operators changed (a plan, or path -> modification), and put them back."""
+    with change_operators(pipe.unet, changes):
+        return draw(pipe, prompts, first=first)[0]
+
+
+def operator_explorer(
+    record: str | Path = "operator_explorer", *, load: Callable[[str], Any] | None = None
+) -> OperatorExplorer:
+    """Return the explorer of chapter 7, from the record that `benchmarks/operator_explorer.py` writes.
+
+    With `load`, as `pruning_lib.load`, each choice changes the loaded model where a kernel is there, draws, and puts
+    everything back.
+    """
+    data = load_record(record)["data"]
+    # A picture that is visibly changed and still known again is a good one to begin with.
+    first = min(data["operators"], key=lambda op: abs(op["mean_ssim"]["value"] - 0.75))["path"]
+    how = {op["path"]: {op["path"]: op["how"]} for op in data["operators"]}
+    stops = {stop["ratio"]: dict(stop["changes"]) for stop in data["stops"]}
+    pipeline = cache(lambda: quiet(load(MODEL)))
+
+    @cache
+    def picture(prompt: str, operator: str | None = None, ratio: float | None = None) -> Tensor:
+        changes = how[operator] if operator else stops[ratio or 0.0]
+        return changed_pictures(pipeline(), changes, [prompt], first=data["prompts"].index(prompt))
+
+    def on_change(state: dict) -> dict:
+        image = picture(**state)
+        return {"image": to_pil(image)[0], "ssim": ssim(picture(state["prompt"]), image).item()}
+
+    return OperatorExplorer.from_record(
+        record,
+        "operator-explorer",
+        title="What is each operator worth?",
+        picture="64 x 64 image from emoji-sd",
+        start={"operator": first},
+        on_change=on_change if load else None,
+    )

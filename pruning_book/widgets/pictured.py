@@ -25,8 +25,7 @@ class Pictured(TwinWidget):
     Args:
         name, on_change: as of a `TwinWidget`.
         images: PIL images, uint8 `[n, h, w, 3]`, a tensor `[n, 3, h, w]`, or a `Sheet`.
-        count: how many there must be.
-        counted: what makes them so many, for the message.
+        count, counted: how many there must be, and what makes them so many, for the message.
         title: one line above the controls.
         picture: what the pictures are, for those who do not see them, as in "image from emoji-sd".
         passport: of the record, or a sentence; shown below.
@@ -63,14 +62,10 @@ class Pictured(TwinWidget):
 
     @classmethod
     def from_record(cls, record: str | Path, name: str, **options: Any) -> Any:
-        """Make a widget from a record that `save` wrote.
+        """Make a widget from a record that `save` wrote, given by name or file.
 
-        Args:
-            record: its name or file, as `load_record` takes it.
-            name, options: as for the class; `passport` comes from the record.
-
-        Raises:
-            RecordError: the record cannot be read or is of another kind, or its sheet is missing or another one.
+        `name` and `options` are as for the class; `passport` comes from the record. A RecordError says that the record
+        cannot be read or is of another kind, or that its sheet is missing or another one.
         """
         found, path = load_record(record), record_path(record)
         data = found["data"]
@@ -80,10 +75,8 @@ class Pictured(TwinWidget):
         if not file.is_file():
             raise RecordError(f"{file}, the sheet of {path.name}, is missing. Restore it from version control.")
         if _checksum(file) != data["sheet"]["sha256"]:
-            raise RecordError(
-                f"{file} is not the sheet that {path.name} was written with (its SHA-256 differs). "
-                "Restore both from version control, or measure again."
-            )
+            told = f"{file} is not the sheet that {path.name} was written with (its SHA-256 differs)."
+            raise RecordError(f"{told} Restore both from version control, or measure again.")
         try:
             arguments = cls.arguments(data)
         except (KeyError, TypeError, ValueError) as error:
@@ -94,17 +87,10 @@ class Pictured(TwinWidget):
     def save(
         self, path: str | Path, experiment: str, passport: Mapping, *, quality: int | None = None, **more: Any
     ) -> Path:
-        """Write the figures as a record, `<path>.json`, and the pictures as a sheet beside it, `<path>.webp`.
+        """Write the figures as a record, `path`, ending in .json, and the pictures as a sheet beside it, with .webp.
 
-        Args:
-            path: the record's file, ending in .json.
-            experiment: its name.
-            passport: as `passport()` returns it.
-            quality: of the sheet, 1 to 100; None stores it without loss.
-            more: further data, JSON-ready.
-
-        Raises:
-            RecordError: the place cannot be written to.
+        `experiment` is its name, `passport` as `passport()` returns it, `quality` that of the sheet, 1 to 100, or None
+        for no loss; `more` are further data, JSON-ready. A place that cannot be written to is a RecordError.
         """
         path = check_writable(path)
         file = path.with_suffix(".webp")
@@ -132,16 +118,11 @@ class Pictured(TwinWidget):
 
 
 class Prompted(Pictured):
-    """A widget that shows the same prompts for each of several changes to a model.
+    """A widget that shows the same `prompts`, of a `model`, for each of several changes to it.
 
-    Args:
-        name, options: as of a `Pictured`.
-        images: for each prompt one picture of every change.
-        model: its name, for readers.
-        prompts: of the shown pictures.
-        n: pictures behind each mean SSIM.
-        changes: what each change is called in messages, and the SSIM of its pictures, one for each prompt.
-        counted: how many changes of what kinds.
+    `images` are for each prompt one picture of every change, `n` the pictures behind each mean SSIM; `changes` has what
+    each change is called in messages, and the SSIM of its pictures, one for each prompt; `counted` says how many
+    changes there are of what kinds. The rest is as of a `Pictured`.
     """
 
     answers: ClassVar[tuple[str, ...]] = ("ssim",)  # numbers that `on_change` returns beside the image

@@ -1,34 +1,42 @@
-"""The schedule painter: switch units off at single steps, and see dead work, MACs and the picture follow."""
+"""The schedule painter of chapter 12: units switched off at single steps; dead work, MACs and pictures follow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from pruning_lib.checks import place
-from pruning_lib.steps.schedule import Grid, decode_table
+from pruning_lib.quality import ssim
+from pruning_lib.steps.budget import deepcache, every
+from pruning_lib.steps.schedule import Grid, Schedule, decode_table
 
 from .base import mean_text, number, scrolling, sentences
 from .pictured import Prompted
+from .sheet import to_pil
+from .sparsity import FIRST_SEED, MODEL, STEPS, draw, quiet
 
 CELL, GAP, LABEL, HEAD = 16, 2, 70, 18
+# None of them is among every fourth caption, with which pruners are trained and schedules searched.
+PROMPTS = ("lion", "rocket", "sunflower", "octopus")
 
 
 @dataclass(frozen=True)
 class PaintedStop:
     """A schedule whose pictures were recorded.
 
-    Attributes:
-        name: as it is chosen from the list; no two alike.
-        group: heading under which it stands there.
-        on: one string per step, one digit per unit: "1" computed, "0" used again.
-        ssim: of each shown picture to the unpruned one.
-        mean: mean SSIM over more pictures: "value", "low", "high".
-        note: one sentence on what to see.
+    `name` and `group` are how and under which heading it is chosen from the list, no two names alike; `on` one string
+    per step, one digit per unit: "1" computed, "0" used again; `ssim` of each shown picture to the unpruned one; `mean`
+    the mean SSIM over more pictures: "value", "low", "high"; `note` one sentence on what to see.
     """
 
     name: str
@@ -43,7 +51,7 @@ class SchedulePainter(Prompted):
     """A table of units by steps to paint, with exact MACs, and pictures where recorded or drawn by a kernel.
 
     Args:
-        name: identifies the figure in its page; an address ending in `#name:schedule=every 2nd step` sets it.
+        name: identifies the figure; an address ending in `#name:schedule=every 2nd step` sets it.
         grid: of the units and steps that are painted.
         stops: recorded schedules; the first computes everything.
         prompts: of the shown pictures.
@@ -52,8 +60,8 @@ class SchedulePainter(Prompted):
         n: pictures behind each mean SSIM.
         start: "prompt" and "schedule" (a stop's name) shown first; by default the first prompt and the second stop.
         options: `title`, `picture`, `passport` and `on_change`, which is called with `{"prompt", "on"}`, `on` being
-            live cells as `encode_table` writes them, where a kernel is there; it returns `{"image": picture of the
-            same size, "ssim", "ms", "whole_ms": time with this schedule and without any}`.
+            live cells as `encode_table` writes them, where a kernel is there; it returns `{"image": picture of the same
+            size, "ssim", "ms", "whole_ms": time with this schedule and without any}`.
     """
 
     module: ClassVar[str] = "schedule_painter"
@@ -90,11 +98,9 @@ class SchedulePainter(Prompted):
         changes = [(repr(stop.name), stop.ssim) for stop in self.stops]
         counted = f"{len(self.stops)} schedules"
         super().__init__(name, images, model=model, prompts=prompts, n=n, changes=changes, counted=counted, **options)
-        given = {"prompt": self.prompts[0], "schedule": self.names[min(1, len(self.names) - 1)], **(start or {})}
-        self.start = {
-            "prompt": place(given["prompt"], self.prompts, "prompt"),
-            "stop": place(given["schedule"], self.names, "schedule"),
-        }
+        shown = {"prompt": self.prompts[0], "schedule": self.names[min(1, len(self.names) - 1)], **(start or {})}
+        prompt, stop = place(shown["prompt"], self.prompts, "prompt"), place(shown["schedule"], self.names, "schedule")
+        self.start = {"prompt": prompt, "stop": stop}
 
     @staticmethod
     def count(data: Mapping[str, Any]) -> int:
@@ -125,8 +131,7 @@ class SchedulePainter(Prompted):
         name, prompt = self.names[self.start["stop"]], self.prompts[self.start["prompt"]]
         shown = (("unpruned", self.tile(prompt, self.names[0])), (name, self.tile(prompt, name)))
         rows = [
-            f'<tr><th scope="row">{escape(stop.name)}</th><td>{number(100 * self.grid.macs_ratio(table), 1)} %</td>'
-            f"<td>{mean_text(stop.mean)}</td></tr>"
+            [stop.name, f"{number(100 * self.grid.macs_ratio(table), 1)} %", mean_text(stop.mean)]
             for stop, table in zip(self.stops, self.tables, strict=True)
         ]
         head = ["schedule", "MACs kept", f"mean SSIM, n = {self.n}"]
@@ -200,3 +205,101 @@ def short_name(name: str) -> str:
         first = {"resnets": "r", "attentions": "a"}.get(parts[2], "")
         words[1] = f"{parts[1]} {last}" if last else f"{parts[1]}.{first}{parts[3]}"
     return " ".join(filter(None, words))
+
+
+def scheduled_pictures(pipe: Any, schedule: Schedule | None, prompts: Sequence[str], *, first: int = 0) -> Tensor:
+    """Draw, as `draw` does, by a schedule, None for everything; picture i is from the noise of seed `first` + i."""
+    at = first - FIRST_SEED
+    if schedule is None:
+        return draw(pipe, prompts, first=at, steps=STEPS)[0]
+    with schedule.applied(pipe):
+        return draw(pipe, prompts, first=at, steps=schedule.steps)[0]
+
+
+def presets(grid: Grid) -> dict[str, tuple[str, Tensor, str]]:
+    """Return name -> (group, table `[T, N]`, what to see) of the recorded schedules, for a UNet's grid of layers.
+
+    The first computes everything. Besides the patterns there is one for every unit that is computed at the first step
+    only, and one for every step that is left out.
+    """
+    steps, units = grid.shape
+    names, half = grid.names, steps // 2
+    full = torch.ones(grid.shape, dtype=torch.bool)
+    found: dict[str, tuple[str, Tensor, str]] = {"everything": ("whole steps", full, "The unpruned model.")}
+
+    def add(group: str, name: str, table: Tensor, note: str) -> None:
+        found[name] = (group, table, note)
+
+    def without(rows: slice | int, columns: Sequence[int] | slice = slice(None)) -> Tensor:
+        table = full.clone()
+        table[rows, columns] = False
+        return table
+
+    for k, word in ((2, "2nd"), (3, "3rd"), (5, "5th")):
+        note = f"The output of the whole denoiser is used again; it is called at every {word} step only."
+        add("whole steps", f"every {word} step", every(grid, k).on, note)
+    note = "Either half of the steps costs the same, and both are not worth the same."
+    add("whole steps", "the first half", without(slice(half, None)), note)
+    # The step in the middle goes too: as many calls as the other one.
+    add("whole steps", "the second half", without(slice(1, half + 1)), note)
+    for k, word in ((2, "2nd"), (3, "3rd"), (5, "5th")):
+        note = f"The deep layers run at every {word} step, the last layer at all steps: DeepCache's pattern."
+        add("some layers", f"DeepCache, every {word}", deepcache(grid, k).on, note)
+    odd = slice(1, None, 2)
+    down = [i for i, name in enumerate(names) if name.startswith("down_blocks")]
+    note = "The way up runs at every step. In its skip connections old values meet new ones."
+    add("some layers", "the way down, every 2nd", without(odd, down), note)
+    top = max(int(name.split(".")[1]) for name in names if name.startswith("up_blocks"))
+    deep = [i for i, name in enumerate(names) if not re.match(rf"(down_blocks\.0|up_blocks\.{top})\.layers", name)]
+    note = "At the other steps only the layers at full resolution run."
+    once = without(slice(1, None), deep)
+    twice = once.clone()
+    twice[half, deep] = True
+    add("some layers", "the deep levels once", once, note)
+    add("some layers", "the deep levels twice", twice, note)
+    note = "All others were computed once, at the first step, and grow older from step to step."
+    add("some layers", "the last three layers", without(slice(1, None), slice(units - 3)), note)
+    note = "Only the last layer is off, at every 2nd step. What runs before it there is read by nobody."
+    add("some layers", "a picture full of dead work", without(odd, sorted(grid.wiring.output)), note)
+    for i, name in enumerate(names):
+        add("one unit, once", f"{name} once", without(slice(1, None), [i]), "Computed at the first step only.")
+    for t in range(1, steps):
+        add("one step less", f"without step {t + 1}", without(t), "The output of the step before is used again.")
+    return found
+
+
+def schedule_painter(
+    record: str | Path = "schedule_painter", *, load: Callable[[str], Any] | None = None
+) -> SchedulePainter:
+    """Return the painter of chapter 12, from the record that `benchmarks/schedule_painter.py` writes.
+
+    With `load`, as `pruning_lib.load`, every painted table is run where a kernel is there and its picture shown.
+    """
+
+    @cache
+    def pipeline() -> Any:
+        pipe = quiet(load(MODEL))
+        scheduled_pictures(pipe, None, PROMPTS[:1])  # a first run is slower
+        return pipe
+
+    def timed(schedule: Schedule | None, prompt: str) -> tuple[Tensor, float]:
+        pipe, began = pipeline(), time.perf_counter()
+        pictures = scheduled_pictures(pipe, schedule, [prompt], first=painter.prompts.index(prompt))
+        return pictures, 1000 * (time.perf_counter() - began)
+
+    unpruned = cache(lambda prompt: timed(None, prompt))
+
+    def on_change(state: Mapping[str, Any]) -> dict:
+        whole, whole_ms = unpruned(state["prompt"])
+        image, ms = timed(painter.grid.schedule(decode_table(state["on"]), method="painted"), state["prompt"])
+        return {"image": to_pil(image)[0], "ssim": ssim(whole, image).item(), "ms": ms, "whole_ms": whole_ms}
+
+    painter = SchedulePainter.from_record(
+        record,
+        "schedule-painter",
+        title="Which work can be left out?",
+        picture="64 x 64 image from emoji-sd",
+        start={"schedule": "a picture full of dead work"},
+        on_change=on_change if load else None,
+    )
+    return painter

@@ -19,9 +19,8 @@ LOSSLESS_BYTES = 500_000
 def to_pil(images: Any) -> list[Image.Image]:
     """Return RGB PIL images.
 
-    Args:
-        images: PIL images, uint8 `[n, h, w, 3]`, or a tensor `[n, 3, h, w]` (uint8, or float in [0, 1]). A ValueError
-            refuses another shape or type.
+    They are given as such, as uint8 `[n, h, w, 3]`, or as a tensor `[n, 3, h, w]`, uint8 or float in [0, 1]; another
+    shape or type is a ValueError.
     """
     if hasattr(images, "detach"):
         array = images.detach().cpu().float().numpy() * (1 if not images.is_floating_point() else 255)
@@ -53,27 +52,19 @@ def _url(webp: bytes) -> str:
 
 
 class Sheet:
-    """Equal tiles in rows, the first at the top left.
-
-    Args:
-        image: the whole sheet.
-        width, height: of one tile, in pixels.
-        count: how many tiles it holds; the last row may have empty places.
-    """
+    """`count` tiles of `width` x `height` pixels as one image, row by row; the last row may have empty places."""
 
     def __init__(self, image: Image.Image, width: int, height: int, count: int) -> None:
         if width < 1 or height < 1 or image.width % width or image.height % height:
-            raise ValueError(
-                f"the sheet is {image.width} x {image.height} px, which no tiles of {width} x {height} px fill"
-            )
+            size = f"{image.width} x {image.height} px"
+            raise ValueError(f"the sheet is {size}, which no tiles of {width} x {height} px fill")
         self.image, self.width, self.height, self.count = image.convert("RGB"), width, height, count
         self._file: bytes | None = None  # that was read; it needs no second encoding
         self.columns, rows = image.width // width, image.height // height
         if not self.columns * (rows - 1) < count <= self.columns * rows:
-            raise ValueError(
-                f"the sheet has room for {self.columns} x {rows} tiles, and {count} pictures are wanted (one for each "
-                "combination of stops). Record the missing ones, or remove empty rows."
-            )
+            wanted = f"{count} pictures are wanted (one for each combination of stops)"
+            room = f"the sheet has room for {self.columns} x {rows} tiles"
+            raise ValueError(f"{room}, and {wanted}. Record the missing ones, or remove empty rows.")
 
     @classmethod
     def pack(cls, images: Sequence) -> Sheet:

@@ -48,16 +48,10 @@ def spread_captions(captions: Sequence[str], n: int) -> list[str]:
 def draw(
     pipe: Any, prompts: Sequence[str], *, first: int = 0, steps: int = STEPS, guidance: float = GUIDANCE
 ) -> tuple[Tensor, Tensor]:
-    """Return pictures and their latents; picture i always starts from the noise of seed 1000 + first + i.
+    """Return pictures and their latents; picture i always starts from the noise of seed 1000 + `first` + i.
 
-    Args:
-        pipe: a StableDiffusionPipeline, pruned or not.
-        prompts: n captions.
-        first: place of the first one in the whole list.
-        steps, guidance: of the sampler.
-
-    Returns:
-        Floats in [0, 1], `[n, 3, h, w]`, and latents `[n, 4, h, w]` before decoding, both on the CPU.
+    `first` is the place of the first of n prompts in the whole list. The pictures are floats in [0, 1], `[n, 3, h, w]`,
+    the latents, before decoding, `[n, 4, h, w]`, both on the CPU.
     """
     found = []
     for start in range(0, len(prompts), BATCH):
@@ -110,14 +104,11 @@ def sparsity_explorer(
     load_clip: Callable[[str], Any] | None = None,
     curve: str | Path = "sparsity_curve",
 ) -> SweepExplorer:
-    """Return the explorer of chapter 4.
+    """Return the explorer of chapter 4, from the record that `benchmarks/sparsity_explorer.py` writes.
 
-    Args:
-        record: name or file of the record, as `benchmarks/sparsity_explorer.py` writes it.
-        load: `pruning_lib.load`. With it, where a kernel is there, each stop prunes the loaded model, draws, and puts
-            its weights back.
-        load_clip: `pruning_book.load_clip`, to score the new pictures too.
-        curve: the record with the measured sensitivities, read only where a kernel asks.
+    With `load`, as `pruning_lib.load`, each stop prunes the loaded model where a kernel is there, draws, and puts its
+    weights back; `load_clip`, as `pruning_book.load_clip`, scores the new pictures too. `curve` is the record with the
+    measured sensitivities, read only then.
     """
     panel = Histogram(**load_record(record)["data"]["histogram"])
     bins = WeightBins(tuple(panel.edges))

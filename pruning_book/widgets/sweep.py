@@ -22,27 +22,22 @@ from .sheet import data_url
 class SweepExplorer(Pictured):
     """Pictures and measurements over a lattice of settings.
 
-    Every combination of stops has one picture and one value per metric, in the order of
-    `itertools.product(*stops)`: the last axis varies fastest. Nothing is interpolated.
+    Every combination of stops has one picture and one value per metric, in the order of `itertools.product(*stops)`:
+    the last axis varies fastest. Nothing is interpolated.
 
     Args:
-        name: identifies the figure in its page; an address ending in `#name:steps=8` sets it, to the nearest
-            measured stop.
-        axes: the settings, as `Axis` or as mappings with its fields.
+        name: identifies the figure; an address ending in `#name:steps=8` sets it, to the nearest measured stop.
+        axes, metrics: settings and quantities, as `Axis` and `Metric` or as mappings with their fields.
         images: one per combination, as `Pictured` takes them.
-        metrics: the quantities, as `Metric` or as mappings with its fields.
         start: axis name -> stop shown first; by default the first choice and the middle of each slider.
-        baseline: axis name -> stop of the picture on the left; the other settings follow the controls.
-            `{"steps": 50}` compares with 50 steps of the same prompt. None leaves the left picture out.
+        baseline: axis name -> stop of the picture on the left; the other settings follow the controls. `{"steps": 50}`
+            compares with 50 steps of the same prompt. None leaves the left picture out.
         chart: names of the metrics (or of an axis, for x) on the chart's x and y; by default the first two metrics.
             With one metric, the first slider is x. `()` leaves the chart out.
         histogram: a panel of weights below the pictures, as `Histogram` or as a mapping with its fields.
-        options: `title`, `picture`, `passport` and `on_change`, which is called with `{axis name: stop}` where a
-            kernel is there; it returns `{"image": PIL image of the same size, "metrics": {name: value}}`, either may
-            be left out; with a histogram also `"histogram": {"removed": counts, "cut": (smallest, largest) or None}`.
-
-    Example:
-        >>> SweepExplorer("s", [Axis("steps", [2, 4])], images, [Metric("ms", [30, 61], unit="ms")], title="Steps")
+        options: `title`, `picture`, `passport` and `on_change`, which is called with `{axis name: stop}` where a kernel
+            is there; it returns `{"image": PIL image of the same size, "metrics": {name: value}}`, either may be left
+            out; with a histogram also `"histogram": {"removed": counts, "cut": (smallest, largest) or None}`.
     """
 
     module: ClassVar[str] = "sweep_explorer"
@@ -65,9 +60,8 @@ class SweepExplorer(Pictured):
         self.axes = [axis if isinstance(axis, Axis) else Axis(**axis) for axis in axes]
         self.metrics = [metric if isinstance(metric, Metric) else Metric(**metric) for metric in metrics]
         if not self.axes or not self.metrics:
-            raise ValueError(
-                f"{len(self.axes)} axes and {len(self.metrics)} metrics were given; one of each is the least"
-            )
+            given = f"{len(self.axes)} axes and {len(self.metrics)} metrics were given"
+            raise ValueError(f"{given}; one of each is the least")
         for kind, parts in (("axes", self.axes), ("metrics", self.metrics)):
             names = [part.name for part in parts]
             if len(set(names)) < len(names):
@@ -94,12 +88,7 @@ class SweepExplorer(Pictured):
     def from_record(
         cls, record: str | Path, name: str, *, digits: Mapping[str, int] | None = None, **options: Any
     ) -> SweepExplorer:
-        """Make an explorer from a record that `save` wrote, as `Pictured.from_record` does.
-
-        Args:
-            record, name, options: as there.
-            digits: metric -> decimals to show, where they are not to be the recorded ones.
-        """
+        """Make an explorer as `Pictured.from_record` does; `digits`: metric -> decimals, if not the recorded ones."""
         made = super().from_record(record, name, **options)
         for key, count in (digits or {}).items():
             made.metric(key).digits = count
@@ -199,8 +188,7 @@ class SweepExplorer(Pictured):
         rows = []
         for stop, label in enumerate(self.axes[along].labels):
             index = self.combinations.index((*start[:along], stop, *start[along + 1 :]))
-            cells = "".join(f"<td>{escape(metric.text(index))}</td>" for metric in self.metrics)
-            rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
+            rows.append([label, *(metric.text(index) for metric in self.metrics)])
         others = self.phrase(start, skip=along)
         intervals = "; ".join(f"{metric.label}: {metric.interval}" for metric in self.metrics if metric.interval)
         caption = sentences(self.title, others and f"Measured for {others}", intervals)

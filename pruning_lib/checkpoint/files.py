@@ -1,8 +1,7 @@
 """Read a checkpoint file tensor by tensor, whatever its format, without holding more than a piece of it.
 
-`open_file` looks at the content and not at the name. Safetensors and the two formats of `torch.save` (a zip of raw
-storages, and the one before torch 1.6) all become a `Source`, a list of `Entry` that say where each tensor's bytes lie.
-Every claim of the file (offsets, sizes, shapes) is checked against its length before anything is read or allocated.
+`open_file` looks at the content and not at the name: safetensors, or either format of `torch.save` (a zip, and the one
+before torch 1.6). Every claim of the file is checked against its length before anything is read or allocated.
 """
 
 from __future__ import annotations
@@ -102,11 +101,6 @@ class Source:
                 raise CheckpointError(f"{self.path} became shorter while it was read: {'.'.join(entry.path)}.")
             got += more
         return torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype)
-
-    def read(self, entry: Entry) -> Tensor:
-        """Return one tensor, contiguous."""
-        pieces = list(self.pieces(entry))
-        return torch.cat(pieces).reshape(entry.shape) if pieces else torch.empty(entry.shape, dtype=entry.dtype)
 
 
 def open_file(path: str | Path, allow: Iterable[str] = ()) -> Source:

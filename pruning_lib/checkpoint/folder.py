@@ -1,8 +1,7 @@
 """Which file of a diffusers folder is for what: weights, second copies of them, training state, configurations.
 
-A pipeline has `model_index.json` and a folder for each component; a training script of diffusers leaves `unet/`,
-perhaps `unet_ema/`, and training state beside them. A component may hold the same weights several times, as safetensors
-and as .bin, and in variants such as `.fp16.` and `.non_ema.`; a loader takes one of them.
+A component of a pipeline may hold the same weights several times, as safetensors and as .bin, and in variants such as
+`.fp16.` and `.non_ema.`; a loader takes one. Training scripts leave `unet/`, perhaps `unet_ema/`, and training state.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What is in a checkpoint: parts, parameters, types, bytes, zeros and broken numbers.
 
-`inspect_checkpoint` reads a file, or every weights file of a diffusers folder, piece by piece, and sorts the tensors
-into parts by their names. Every byte of the file is on one line of the report: a part, bytes of storages that no tensor
-uses, or the container (names, shapes, headers). Nothing of the file is executed; see `pickle.py`.
+Every byte of a file, or folder, is on one line of the report: a part, known by the names of its tensors, bytes of
+storages that no tensor uses, or the container (names, shapes, headers). Nothing is executed; see `pickle.py`.
 """
 
 from __future__ import annotations

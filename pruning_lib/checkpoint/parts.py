@@ -1,7 +1,7 @@
 """What a tensor of a checkpoint is for, told by its name.
 
-The names are those of three layouts: the single file of the original Stable Diffusion code and all that followed it
-(`model.diffusion_model.*`), the state dicts of diffusers and transformers, and what trainers wrap around either.
+The names are those of the single file of the original Stable Diffusion code and all that followed it
+(`model.diffusion_model.*`), of diffusers and transformers, and what trainers wrap around either.
 """
 
 from __future__ import annotations

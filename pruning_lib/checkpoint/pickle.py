@@ -1,9 +1,8 @@
 """Read a pickle as data: nothing in it is imported, looked up or called.
 
-A .ckpt, .pt or .bin file holds a pickle, which is a program: GLOBAL fetches any function by name, REDUCE calls it. Here
-the standard library's `pickletools` decodes the instructions, and they are played on a stack of plain values.
-`torch.load(weights_only=True)` calls a list of trusted functions instead. It was broken twice (CVE-2025-32434 below
-torch 2.6, CVE-2026-24747 below 2.10), and it refuses the training leftovers that real files carry.
+A pickle is a program: GLOBAL fetches any function by name, REDUCE calls it. Here `pickletools` decodes it, and it is
+played on a stack of plain values. `torch.load(weights_only=True)` calls a list of trusted functions instead; it was
+broken twice (CVE-2025-32434, CVE-2026-24747), and it refuses the training leftovers that real files carry.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """Make a checkpoint smaller without pruning anything: drop what inference does not need, cast, convert to safetensors.
 
-`slim` reads the input tensor by tensor, writes a new file or folder, reads that back, compares every kept tensor, and
-only then moves it into place. The input is never changed. What is kept, and the cause of every byte that is not, are
-decided before the first byte is written; the causes add up exactly to the difference.
+`slim` writes a new file or folder tensor by tensor, reads it back, compares every tensor, and only then moves it into
+place. What is kept, and the cause of every byte that is not, are decided before; the causes add up to the difference.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
-from torch import Tensor
 
 from ..checks import nearest
 from ..files import check_place, write_whole
@@ -24,16 +24,11 @@ from .files import Source, open_file
 from .folder import File, list_folder
 from .inspect import Row, charge, rows_of
 from .parts import DROPPED, KEPT, PARTS, ema_name, part_of_file
-from .write import TensorHeader, check_room, file_bytes, write_safetensors
+from .write import NewTensor, check_room, file_bytes, write_checked
 
 CASTS = {"keep": None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 CASTS |= {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-ALIASES = "one tensor under two names, or two that overlap"
 CONTAINER = "container: names, shapes, pickle"
-
-
-class CastError(ValueError):
-    """A number that the wanted type cannot hold."""
 
 
 @dataclass
@@ -159,12 +154,12 @@ def _slim_file(source: Path, target: Path, weights, cast, remove, aliases, allow
     notes = list(opened.notes)
     if weights == "default" and plan.dropped["ema"]:
         notes.append("An EMA copy was dropped; weights='ema' would keep it instead of the live weights.")
-        if not any(one.row.part == "unet" for one in plan.kept):
+        if not any(row.part == "unet" for row in rows):
             notes.append("The file held no live denoiser, so none is left.")
     check_place(target)
     check_room(target.parent, plan.nbytes)
     with write_whole(target) as temporary:
-        write_checked(temporary, plan)
+        write_checked(temporary, plan.kept, plan.metadata)
     return _report(source, target, opened.nbytes, target.stat().st_size, [plan], opened.names, notes)
 
 
@@ -199,7 +194,7 @@ def _slim_folder(source: Path, target: Path, weights, cast, remove, aliases, all
     with write_whole(target) as temporary:
         for name, plan in plans.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            write_checked(temporary / name, plan)
+            write_checked(temporary / name, plan.kept, plan.metadata)
         for name in configs:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, temporary / name)
@@ -232,36 +227,10 @@ def _strike(index: Path, components: set[str]) -> None:
 
 
 @dataclass
-class KeptTensor:
-    """A tensor that is kept: where it comes from, what it becomes, and what became of its elements."""
-
-    row: Row
-    header: TensorHeader
-    flushed: int = 0
-
-    def pieces(self) -> Iterator[Tensor]:
-        """Yield its elements, cast; raise CastError where one becomes infinite."""
-        dtype, self.flushed = self.header.dtype, 0
-        for piece in self.row.source.pieces(self.row.entry):
-            cast = piece.to(dtype)
-            if dtype != piece.dtype and dtype.is_floating_point:
-                piece = piece.float() if piece.dtype.itemsize == 1 else piece  # 8-bit types can hardly be compared
-                lost = torch.isinf(cast) & torch.isfinite(piece)
-                if lost.any():
-                    raise CastError(
-                        f"{self.header.name} holds {float(piece[lost][0]):,.6g}, and {str(dtype)[6:]} ends at "
-                        f"{torch.finfo(dtype).max:,.6g}. Nothing was written. Use bfloat16, which reaches as far as "
-                        "float32, or keep the type."
-                    )
-                self.flushed += int(((cast == 0) & (piece != 0)).sum())
-            yield cast
-
-
-@dataclass
 class SlimPlan:
     """What one new file will hold, and causes -> bytes saved; a cause that costs bytes is negative."""
 
-    kept: list[KeptTensor] = field(default_factory=list)
+    kept: list[NewTensor] = field(default_factory=list)
     causes: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)  # part -> tensors
     metadata: dict[str, str] = field(default_factory=dict)
@@ -269,7 +238,7 @@ class SlimPlan:
     @property
     def nbytes(self) -> int:
         """Of the new file."""
-        return file_bytes([one.header for one in self.kept], self.metadata)
+        return file_bytes(self.kept, self.metadata)
 
 
 def take_ema(rows: Sequence[Row]) -> list[Row]:
@@ -308,11 +277,7 @@ def take_ema(rows: Sequence[Row]) -> list[Row]:
 
 
 def make_plan(
-    sources: Sequence[Source],
-    rows: Sequence[Row],
-    dtype: torch.dtype | None,
-    remove: Sequence[str] = (),
-    aliases: str = "each",
+    sources: Sequence[Source], rows: Sequence[Row], dtype: torch.dtype | None, remove: Sequence[str], aliases: str
 ) -> SlimPlan:
     """Decide for every tensor of `sources`, which become one file, whether it is kept and as what; count what is saved.
 
@@ -332,14 +297,14 @@ def make_plan(
             first.setdefault(row.view, row.name)
             old = row.entry
             cast = dtype is not None and old.dtype.is_floating_point and row.part != "schedule"
-            header = TensorHeader(row.name, dtype if cast else old.dtype, old.shape)
-            plan.kept.append(KeptTensor(row, header))
-            plan.causes[ALIASES] += row.charged - old.nbytes
-            if header.dtype != old.dtype:
-                plan.causes[f"cast {str(old.dtype)[6:]} to {str(dtype)[6:]}"] += old.nbytes - header.nbytes
+            kept = NewTensor(row.name, dtype if cast else old.dtype, old.shape, partial(row.source.pieces, old))
+            plan.kept.append(kept)
+            plan.causes["one tensor under two names, or two that overlap"] += row.charged - old.nbytes
+            if kept.dtype != old.dtype:
+                plan.causes[f"cast {str(old.dtype)[6:]} to {str(dtype)[6:]}"] += old.nbytes - kept.nbytes
     if not plan.kept:
         raise ValueError("Nothing would be left. Remove fewer parts; `inspect` says which there are.")
-    twice = [name for name, count in Counter(one.header.name for one in plan.kept).items() if count > 1]
+    twice = [name for name, count in Counter(one.name for one in plan.kept).items() if count > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} names stand in the file twice, as {twice[0]}, once inside a wrapper such as state_dict and "
@@ -347,7 +312,7 @@ def make_plan(
         )
     plan.metadata["format"] = "pt"
     old_container = sum(source.nbytes - sum(source.storages.values()) for source in sources)
-    plan.causes[CONTAINER] = old_container - (plan.nbytes - sum(one.header.nbytes for one in plan.kept))
+    plan.causes[CONTAINER] = old_container - (plan.nbytes - sum(one.nbytes for one in plan.kept))
     return plan
 
 
@@ -357,25 +322,12 @@ def _cause(part: str, remove: Sequence[str]) -> str:
     return f"removed as asked: {PARTS[part]}" if part in remove else PARTS[part]
 
 
-def write_checked(path: Path, plan: SlimPlan) -> None:
-    """Write tensors, read the file back, and compare each with its source, bit for bit."""
-    write_safetensors(path, [one.header for one in plan.kept], [one.pieces() for one in plan.kept], plan.metadata)
-    written = open_file(path)
-    by_name = {entry.path[0]: entry for entry in written.entries}
-    for one in plan.kept:
-        entry = by_name[one.header.name]
-        same = entry.shape == one.header.shape and entry.dtype == one.header.dtype
-        pairs = zip(one.pieces(), written.pieces(entry), strict=True)
-        if not same or not all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs):
-            raise OSError(f"{one.header.name} came back from the disk different from what was written. Check the disk.")
-
-
 def _report(source, target, before: int, after: int, plans: list[SlimPlan], names, notes) -> SlimReport:
     causes, dropped = Counter(), Counter()
     for plan in plans:
         causes.update(plan.causes)  # not "+", which loses what is negative
         dropped.update(plan.dropped)
     kept = [one for plan in plans for one in plan.kept]
-    params, flushed = sum(one.row.entry.numel for one in kept), sum(one.flushed for one in kept)
+    params, flushed = sum(math.prod(one.shape) for one in kept), sum(one.flushed for one in kept)
     saved = {cause: saved for cause, saved in causes.items() if saved}
     return SlimReport(source, target, before, after, saved, len(kept), params, dict(dropped), flushed, names, notes)

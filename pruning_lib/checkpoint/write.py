@@ -1,8 +1,4 @@
-"""Write a safetensors file piece by piece.
-
-The library's own `save_file` wants all tensors in memory at once; the format itself is a header and the bytes in a row.
-The tests compare the bytes with the library's.
-"""
+"""Write a safetensors file piece by piece, and check it; the library's own `save_file` wants all of it in memory."""
 
 from __future__ import annotations
 
@@ -11,73 +7,99 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .files import DTYPE_NAMES, DTYPES
+from .files import DTYPE_NAMES, open_file
 
 
-class TensorHeader(NamedTuple):
-    """A tensor that is going to be written."""
+class CastError(ValueError):
+    """A number that the wanted type cannot hold."""
+
+
+@dataclass
+class NewTensor:
+    """A tensor to be written; `read` yields its elements in order, flat, of any type; `flushed` of them became 0."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    read: Callable[[], Iterable[Tensor]]
+    flushed: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Bytes in the new file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield its elements, cast; raise CastError where one becomes infinite."""
+        self.flushed = 0
+        for piece in self.read():
+            cast = piece.to(self.dtype)
+            if self.dtype != piece.dtype and self.dtype.is_floating_point:
+                piece = piece.float() if piece.dtype.itemsize == 1 else piece  # 8-bit types can hardly be compared
+                lost = torch.isinf(cast) & torch.isfinite(piece)
+                if lost.any():
+                    raise CastError(
+                        f"{self.name} holds {float(piece[lost][0]):,.6g}, and {str(self.dtype)[6:]} ends at "
+                        f"{torch.finfo(self.dtype).max:,.6g}. Nothing was written. Use bfloat16, which reaches as far "
+                        "as float32, or keep the type."
+                    )
+                self.flushed += int(((cast == 0) & (piece != 0)).sum())
+            yield cast
 
-def _header(tensors: Sequence[TensorHeader], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
-    """Return the first bytes of the file, and the order in which the tensors follow: by type, then by name."""
-    for tensor in tensors:
-        if tensor.dtype not in DTYPE_NAMES:
-            raise ValueError(f"{tensor.name} is {tensor.dtype}, which safetensors cannot hold. Cast or remove it.")
-    codes = [DTYPE_NAMES[tensor.dtype] for tensor in tensors]
-    order = sorted(range(len(tensors)), key=lambda i: (list(DTYPES).index(codes[i]), tensors[i].name))
-    rows: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+
+def _header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> tuple[bytes, list[NewTensor]]:
+    """Return the first bytes of the file, and the tensors in the order in which they follow: by type, then by name."""
+    for one in tensors:
+        if one.dtype not in DTYPE_NAMES:
+            raise ValueError(f"{one.name} is {one.dtype}, which safetensors cannot hold. Cast or remove it.")
+    types = list(DTYPE_NAMES)
+    order = sorted(tensors, key=lambda one: (types.index(one.dtype), one.name))
+    rows: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     at = 0
-    for i in order:
-        end = at + tensors[i].nbytes
-        rows[tensors[i].name] = {"dtype": codes[i], "shape": list(tensors[i].shape), "data_offsets": [at, end]}
+    for one in order:
+        end = at + one.nbytes
+        rows[one.name] = {"dtype": DTYPE_NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, order
 
 
-def file_bytes(tensors: Sequence[TensorHeader], metadata: Mapping[str, str]) -> int:
+def file_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> int:
     """Return the length of the file that `write_safetensors` would write."""
-    return len(_header(tensors, metadata)[0]) + sum(tensor.nbytes for tensor in tensors)
+    return len(_header(tensors, metadata)[0]) + sum(one.nbytes for one in tensors)
 
 
-def write_safetensors(
-    path: Path, tensors: Sequence[TensorHeader], pieces: Sequence[Iterable[Tensor]], metadata: Mapping[str, str]
-) -> None:
-    """Write tensors to a new file; it is on the disk when this returns.
-
-    `pieces` are the elements of each tensor, in order, flat and in its type; `metadata` are text entries of the header,
-    of which loaders of transformers want {"format": "pt"}.
-    """
+def write_safetensors(path: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> None:
+    """Write a new file, on the disk when this returns; of `metadata`, loaders of transformers want {"format": "pt"}."""
     header, order = _header(tensors, metadata)
     with path.open("xb") as file:
         file.write(header)
-        for i in order:
-            written = 0
-            for piece in pieces[i]:
-                if piece.dtype != tensors[i].dtype:
-                    raise ValueError(f"{tensors[i].name} was planned as {tensors[i].dtype}, but is {piece.dtype}.")
-                written += file.write(memoryview(piece.contiguous().view(torch.uint8).numpy()))
-            if written != tensors[i].nbytes:
-                raise ValueError(f"{tensors[i].name} has {written:,} bytes instead of {tensors[i].nbytes:,}.")
+        for one in order:
+            for piece in one.pieces():
+                file.write(memoryview(piece.contiguous().view(torch.uint8).numpy()))
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_checked(path: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, read the file back, and compare each with its source, bit for bit."""
+    write_safetensors(path, tensors, metadata)
+    written = open_file(path)
+    by_name = {entry.path[0]: entry for entry in written.entries}
+    for one in tensors:
+        entry = by_name[one.name]
+        same = entry.shape == one.shape and entry.dtype == one.dtype
+        pairs = zip(one.pieces(), written.pieces(entry), strict=True)
+        if not same or not all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs):
+            raise OSError(f"{one.name} came back from the disk different from what was written. Check the disk.")
 
 
 def check_room(folder: Path, nbytes: int) -> None:

@@ -1,13 +1,12 @@
 """The denoising objective, and what it is computed from: latents of images and text states of captions.
 
-Ho et al. 2020, Eq. 14: noise a clean latent to a random level, ask the denoiser, compare.  What it is compared with
-depends on what the denoiser predicts: the noise ("epsilon"), the clean latent ("sample"), or v = alpha noise - sigma
-clean (Salimans and Ho 2022, appendix D).
+Ho et al. 2020, Eq. 14: noise a clean latent to a random level, ask the denoiser, and compare with what it predicts: the
+noise ("epsilon"), the clean latent ("sample"), or v = alpha noise - sigma clean (Salimans and Ho 2022, appendix D).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..quality import as_bytes
+from ..quality import with_texts
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline
@@ -45,13 +44,16 @@ def encode_captions(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
     """Return the noise levels of `scheduler` in the form that training needs, whatever the sampler is."""
+    name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
-            f"{type(scheduler).__name__} has no alphas_cumprod, so it is no schedule of noise levels. "
+            f"{name} has no alphas_cumprod, so it is no schedule of noise levels. "
             "Give the pipeline one that has, such as DDIMScheduler or DPMSolverMultistepScheduler."
         )
     schedule = DDPMScheduler.from_config(scheduler.config)
-    _target_rule(schedule)
+    kind = schedule.config.prediction_type
+    if kind not in _TARGETS:
+        raise ValueError(f"prediction_type={kind!r} of {name}; known: {', '.join(map(repr, _TARGETS))}.")
     return schedule
 
 
@@ -60,13 +62,6 @@ _TARGETS = {
     "sample": lambda schedule, clean, noise, t: clean,
     "v_prediction": lambda schedule, clean, noise, t: schedule.get_velocity(clean, noise, t),
 }
-
-
-def _target_rule(schedule: SchedulerMixin) -> Callable[..., Tensor]:
-    kind, known = schedule.config.prediction_type, ", ".join(map(repr, _TARGETS))
-    if kind not in _TARGETS:
-        raise ValueError(f"prediction_type={kind!r} of {type(schedule).__name__}; known: {known}.")
-    return _TARGETS[kind]
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,7 @@ class NoisyBatch:
 
     def share(self, rank: int, count: int) -> NoisyBatch:
         """Return every `count`-th sample, from number `rank` on: the shares of all ranks make up the batch."""
-        parts = (self.noisy, self.timesteps, self.text, self.target)
-        return NoisyBatch(*(part[rank::count] for part in parts))
+        return NoisyBatch(*(part[rank::count] for part in vars(self).values()))
 
     def predict(self, denoiser: nn.Module) -> Tensor:
         """Return what `denoiser` answers, float32 `[b, c, h, w]`; it is called in the type of its weights."""
@@ -118,12 +112,10 @@ def noisy_batch(
         text: text states `[b, tokens, d]`.
         nothing: the states of the empty caption, `[1, tokens, d]`.
         generator: on the CPU; draws the dropped captions, the timesteps and the noise, in this order. One timestep
-            comes from each of b equal slices of the levels: every level is as likely as with independent draws, but a
-            batch covers all of them, and the gradient varies less.
+            comes from each of b equal slices of the levels, so the gradient varies less than with independent draws.
         caption_dropout: share of captions replaced by `nothing`, in [0, 1], for guidance (Ho and Salimans 2022).
         timesteps: int64 `[b]`, replaces the drawn ones.
     """
-    target_of = _target_rule(schedule)
     batch, device = len(clean), clean.device
     drop = torch.rand(batch, generator=generator) < caption_dropout
     slices = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
@@ -131,7 +123,8 @@ def noisy_batch(
     t = (drawn if timesteps is None else timesteps).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
     text = torch.where(drop[:, None, None].to(device), nothing, text)
-    return NoisyBatch(schedule.add_noise(clean, noise, t), t, text, target_of(schedule, clean, noise, t))
+    target = _TARGETS[schedule.config.prediction_type](schedule, clean, noise, t)
+    return NoisyBatch(schedule.add_noise(clean, noise, t), t, text, target)
 
 
 @dataclass(frozen=True)
@@ -168,17 +161,12 @@ class DenoisingTask:
                 "Expected a Stable Diffusion pipeline with one text encoder, such as pl.load('emoji-sd'); got "
                 f"{type(pipe).__name__}{', which lacks ' + ', '.join(missing) if missing else ''}."
             )
-        pixels = as_bytes(images)
-        if isinstance(captions, str) or len(captions) != len(pixels):
-            given = "one string" if isinstance(captions, str) else f"{len(captions)} captions"
-            raise ValueError(f"{len(pixels)} images and {given} were given; expected one caption per image.")
+        pixels = with_texts(images, captions, "caption")
         side = pipe.unet.config.sample_size * pipe.vae_scale_factor
         if tuple(pixels.shape[-2:]) != (side, side):
-            raise ValueError(
-                f"The images are {pixels.shape[-1]} x {pixels.shape[-2]} pixels; this pipeline draws {side} x {side}. "
-                "Resize them first."
-            )
-        schedule = noise_schedule(pipe.scheduler)
+            size = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
+            raise ValueError(f"The images are {size} pixels; this pipeline draws {side} x {side}. Resize them first.")
+        schedule = noise_schedule(pipe.scheduler)  # refuses before the encoding
         latents = encode_images(pipe.vae, pixels).float()
         states = encode_captions(pipe.text_encoder, pipe.tokenizer, [*captions, ""]).float()
         return cls(latents, states[:-1], states[-1:], schedule)

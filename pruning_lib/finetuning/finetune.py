@@ -1,8 +1,7 @@
 """Train a pipeline's denoiser further on images with captions: a new concept, or what pruning has cost.
 
-The data teach, and where a teacher is given, the model before it was pruned teaches too (`distill`).  Latents and text
-states are computed once, before the first step.  Nothing here knows how a denoiser was pruned: where zeros must stay
-zeros, pass what holds them as `after_step`.
+The data teach, and if it is given, the model before pruning teaches too, on the same noise, timesteps and captions, as
+in BK-SDM (Kim et al. 2023).  Where zeros must stay zeros, pass what holds them as `after_step`.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..checks import check_number, check_whole
 from ..processes import Processes
-from .denoising import DenoisingTask, noise_schedule
-from .distill import Distillation, frozen
+from .denoising import DenoisingTask, NoisyBatch, noise_schedule
 from .loop import AfterStep, FitConfig, Validate, fit, note_run, read_log
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _DIFFERS = "other captions, batch or dropout, another teacher's weight or number of processes"
+# Where diffusers keeps the blocks of a denoiser, beside one block on its own.
+_LISTS = ("down_blocks", "up_blocks", "transformer_blocks", "single_transformer_blocks")
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,13 @@ def finetune(
     """Train `pipe.unet` in place on the denoising loss, with the noise levels and target of the pipeline's scheduler.
 
     Args:
-        pipe: a Stable Diffusion pipeline with one text encoder.
-        images: n PIL images, uint8 `[n, 3, h, w]` or floats in [0, 1], of the size the pipeline draws.
-        captions: n texts, one per image.
-        steps: of the optimiser, >= 1.
-        lr: peak learning rate of AdamW.
+        pipe, images, captions: as in `DenoisingTask.of`.
+        steps, lr, seed: as in `FitConfig`.
         batch: images per step and process, drawn with replacement, >= 1.
-        seed: of the order of images, dropped captions, timesteps and noise.
         caption_dropout: share of captions replaced by the empty one, in [0, 1], so that guidance keeps working.
         folder: where checkpoints and the log go; the same call goes on from there. Default: a temporary one.
         teacher: the pipeline (or its denoiser) before pruning; it is asked and never changed.
-        distill_output: weight of the mean square between the two answers, >= 0.
-        distill_features: weight of the same between the outputs of the blocks that both have, summed, >= 0.
+        distill_output, distill_features: weights of the teacher's losses, see `Distillation`.
         checkpointing: True to compute activations again in the backward pass instead of keeping them.
         accelerator: of accelerate, to share the run between processes. Found by itself under `accelerate launch`.
             Gradients are averaged, so n processes with `batch` each take the step of one with n * `batch`; the main
@@ -124,8 +121,7 @@ def finetune(
     if kind in (torch.float16, torch.bfloat16) and not half_weights:
         raise ValueError(
             f"The denoiser's weights are {str(kind).removeprefix('torch.')}: most updates would round to nothing. "
-            "Call pipe.unet.float() first (bf16=True still computes in half precision), or pass half_weights=True "
-            "to see it happen."
+            "Call pipe.unet.float() first (bf16=True still computes in half precision), or pass half_weights=True."
         )
     distillation = Distillation(_denoiser(teacher, pipe), distill_output, distill_features)
     if processes.device:
@@ -136,21 +132,112 @@ def finetune(
         drawn = task.draw(generator, batch * processes.count, caption_dropout)
         return distillation.loss(pipe.unet, drawn.share(processes.rank, processes.count))
 
-    def run(place: Path) -> FinetuneLog:
+    with tempfile.TemporaryDirectory() as place:
+        if folder is not None:
+            note = {"captions": list(captions), "batch": batch, "caption_dropout": caption_dropout}
+            if distillation.on:
+                note |= {"distill_output": distill_output, "distill_features": distill_features}
+            if processes.count > 1:
+                note["processes"] = processes.count
+            place = note_run(Path(folder) / "finetune.json", note, _DIFFERS, processes)
         more = {"after_step": after_step, "validate": validate, "progress": progress, "processes": processes}
-        with frozen(distillation.teacher, pipe.unet, device), checkpointed(pipe.unet, checkpointing):
+        with _frozen(distillation.teacher, pipe.unet, device), _checkpointed(pipe.unet, checkpointing):
             fit(pipe.unet, loss, config, place, "finetune", **more)
-        return FinetuneLog(processes.from_main(read_log(place) if processes.is_main else None))
+        return FinetuneLog(processes.gather(read_log(place) if processes.is_main else None)[0])
 
-    if folder is None:
-        with tempfile.TemporaryDirectory() as place:
-            return run(Path(place))
-    note = {"captions": list(captions), "batch": batch, "caption_dropout": caption_dropout}
-    if distillation.on:
-        note |= {"distill_output": distill_output, "distill_features": distill_features}
-    if processes.count > 1:
-        note["processes"] = processes.count
-    return run(note_run(Path(folder) / "finetune.json", note, _DIFFERS, processes))
+
+@dataclass(frozen=True)
+class Distillation:
+    """How much a student listens to its teacher, beside the data.
+
+    Attributes:
+        teacher: the denoiser before pruning; called without gradients. None: only the data teach.
+        output: weight of the mean square of (student's answer - teacher's answer), >= 0.
+        features: weight of the same for the outputs of blocks, summed over the blocks that both have under the same
+            path and in the same shape, >= 0; the student may lack any number of layers inside them.
+    """
+
+    teacher: nn.Module | None = None
+    output: float = 0.0
+    features: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("distill_output", self.output, "[0, inf)")
+        check_number("distill_features", self.features, "[0, inf)")
+        if self.teacher is None and self.on:
+            raise ValueError(
+                "distill_output and distill_features need a teacher: pass teacher=, the pipeline before pruning."
+            )
+        if self.teacher is not None and not self.on:
+            raise ValueError(
+                "A teacher was given, but distill_output and distill_features are 0, so it would never be asked. "
+                "Pass distill_output=1, say, or leave the teacher out."
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether a teacher is asked at all."""
+        return bool(self.output or self.features)
+
+    def loss(self, student: nn.Module, batch: NoisyBatch) -> tuple[Tensor, dict[str, float]]:
+        """Return the sum of the losses of a batch, with gradients, and each part for the log."""
+        if not self.on:
+            return batch.loss(student), {}
+        known = set(_block_paths(self.teacher)) if self.features else ()
+        paths = [path for path in _block_paths(student) if path in known]
+        with torch.no_grad(), _block_outputs(self.teacher, paths) as theirs:
+            wanted = batch.predict(self.teacher)
+        with _block_outputs(student, paths) as ours:
+            answer = batch.predict(student)
+        if answer.shape != wanted.shape:
+            raise ValueError(
+                f"The teacher answers {list(wanted.shape)} where the model answers {list(answer.shape)}. "
+                "Pass the pipeline that was pruned as teacher=."
+            )
+        parts = {"denoising": F.mse_loss(answer, batch.target)}
+        total = parts["denoising"]
+        if self.output:
+            parts["output"] = F.mse_loss(answer, wanted)
+            total = total + self.output * parts["output"]
+        if self.features:
+            parts["features"] = _feature_loss(ours, theirs)
+            total = total + self.features * parts["features"]
+        return total, {f"{name}_loss": part.item() for name, part in parts.items()}
+
+
+def _feature_loss(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+    common = [p for p in ours if p in theirs and ours[p].shape == theirs[p].shape]
+    if not common:
+        raise ValueError(
+            "distill_features: the model and its teacher have no block with the same path and output shape "
+            f"(model: {', '.join(ours) or 'none'}; teacher: {', '.join(theirs) or 'none'}). Use distill_output alone."
+        )
+    # In float32: features may exceed what half precision can square.
+    return torch.stack([F.mse_loss(ours[p].float(), theirs[p].float()) for p in common]).sum()
+
+
+def _block_paths(denoiser: nn.Module) -> list[str]:
+    """Return the paths of a denoiser's blocks: down, up and mid blocks of a UNet, blocks of a transformer."""
+    found = [f"{name}.{i}" for name in _LISTS for i in range(len(getattr(denoiser, name, None) or ()))]
+    return [*found, "mid_block"] if isinstance(getattr(denoiser, "mid_block", None), nn.Module) else found
+
+
+@contextmanager
+def _block_outputs(denoiser: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Yield path -> what the module there returned in the last call (of several tensors the first), as it runs."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str, module: nn.Module, args: object, output: object) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) else getattr(output, "sample", output)
+        if isinstance(first, Tensor):
+            found[path] = first
+
+    handles = [denoiser.get_submodule(path).register_forward_hook(partial(keep, path)) for path in paths]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | None:
@@ -158,9 +245,8 @@ def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | Non
     if teacher is None or isinstance(teacher, nn.Module):
         return teacher
     if not isinstance(getattr(teacher, "unet", None), nn.Module):
-        raise TypeError(
-            f"teacher is a {type(teacher).__name__}; expected the pipeline before pruning, or its denoiser."
-        )
+        name = type(teacher).__name__
+        raise TypeError(f"teacher is a {name}; expected the pipeline before pruning, or its denoiser.")
     if hasattr(teacher, "scheduler"):
         kinds = [noise_schedule(p.scheduler).config.prediction_type for p in (teacher, pipe)]
         if kinds[0] != kinds[1]:
@@ -169,24 +255,40 @@ def _denoiser(teacher: object, pipe: StableDiffusionPipeline) -> nn.Module | Non
 
 
 @contextmanager
-def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
+def _frozen(teacher: nn.Module | None, student: nn.Module, device: str | torch.device) -> Iterator[None]:
+    """Hold a teacher ready on `device` in evaluation mode, and leave it as it was found."""
+    if teacher is None:
+        yield
+        return
+    own = {id(parameter) for parameter in student.parameters()}
+    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in own]
+    if shared:
+        raise ValueError(
+            f"The teacher shares {len(shared)} weights with the model that is trained, such as {shared[0]}: it would "
+            "change with it. Prune a copy, as pl.remove_operators does, or copy.deepcopy the pipeline first."
+        )
+    place, modes = next(teacher.parameters()).device, {m: m.training for m in teacher.modules()}
+    try:
+        teacher.to(device).eval()
+        yield
+    finally:
+        teacher.to(place)
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
     """Switch on diffusers' gradient checkpointing (Chen et al. 2016), and restore what was set before."""
     if not on:
         yield
         return
     if not hasattr(model, "enable_gradient_checkpointing"):
-        raise TypeError(
-            f"{type(model).__name__} has no enable_gradient_checkpointing, as the models of diffusers do. "
-            "Leave checkpointing=True out."
-        )
-    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    modules = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    before = [{name: value for name, value in vars(module).items() if name in names} for module in modules]
+        raise TypeError(f"{type(model).__name__} has no enable_gradient_checkpointing. Leave checkpointing=True out.")
+    before = {m: m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")}
     try:
         model.enable_gradient_checkpointing()
         yield
     finally:
-        for module, values in zip(modules, before, strict=True):
-            for name in names:
-                vars(module).pop(name, None)
-            vars(module).update(values)
+        for module, was in before.items():
+            module.gradient_checkpointing = was

@@ -1,8 +1,7 @@
 """One resumable training loop for every model.
 
-Each step draws its batch from a generator seeded by (seed, step), so a run that was interrupted and resumed sees the
-same data as one that never stopped.  Its folder holds a checkpoint to go on from, and a log with one line of JSON per
-logged step.
+Each step draws its batch from a generator seeded by (seed, step), so a resumed run sees the same data as one that never
+stopped.  Its folder holds a checkpoint to go on from, and a log with one line of JSON per logged step.
 """
 
 from __future__ import annotations
@@ -73,22 +72,17 @@ class FitConfig:
 
 
 def lr_factor(step: int, config: FitConfig) -> float:
-    """Return what the peak rate is multiplied by at `step`, from 0: warm-up, stable, decay.
-
-    A run can be made longer later without having decayed too early.
-    """
+    """Return what the peak rate is multiplied by at `step`, from 0: warm-up, stable, decay."""
     up = min(1.0, (step + 1) / max(1, config.warmup))
     down = (config.steps - step) / max(1.0, config.decay * config.steps)
     return up * min(1.0, down)
 
 
 def note_run(path: Path, told: dict[str, object], differs: str, processes: Processes) -> Path:
-    """Note in a file what a run is about, in a folder that is made and returned; each process has to call this.
+    """Note in the file `path` what a run is about, and return its folder, made when absent; each process calls this.
 
-    Args:
-        path: the note.
-        told: what makes it this run; plain values. A folder that holds another run is a ValueError in every process.
-        differs: what a run with another note was about, for the message: "other captions, or another teacher".
+    Where the note there says something else than `told`, plain values, a ValueError in every process names what
+    `differs`: "other captions, or another teacher".
     """
     note, folder = json.dumps(told, ensure_ascii=False), path.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +177,8 @@ def fit(
         name: label of the progress bar.
         after_step: called after each step of the optimiser, before the weights enter their average: the place to
             hold zeros at zero.
-        validate: called with the number of steps done, while the model holds its averaged weights and is in
-            evaluation mode; what it returns goes into the log.
+        validate: called with the number of steps done, while the model holds its averaged weights in evaluation mode;
+            what it returns goes into the log.
         progress: False for no bar.
         processes: those that share the run; default: this one alone. Every one calls this, with a folder that all can
             read, and with the loss of its own share. The main one alone validates and writes.
@@ -210,15 +204,13 @@ def fit(
 
     def note(figures: dict) -> None:
         """Validate where that is due, and write a line of the log."""
-        if not processes.is_main:
-            return
         if validate and is_due(config.validate_every):
             with _averaged(model, ema):
                 figures = {**figures, **validate(step)}
         if figures:
             add_line(folder, {"step": step, "seconds": round(time.time() - started, 1), **figures})
 
-    if step == 0:
+    if step == 0 and processes.is_main:
         note({})
     bar = tqdm(total=config.steps, initial=step, desc=name, disable=not (progress and processes.is_main))
     with _interrupts() as interrupts, bar:
@@ -244,7 +236,9 @@ def fit(
             bar.update()
             halt, last = processes.any(interrupts), step == config.steps
             if last or is_due(config.log_every) or (validate and is_due(config.validate_every)):
-                note({"loss": shown.item(), **processes.mean_figures(figures)})
+                figures = {"loss": shown.item(), **processes.mean_figures(figures)}
+                if processes.is_main:
+                    note(figures)
                 bar.set_postfix(loss=f"{shown.item():.4f}")
             if processes.is_main and (last or halt or is_due(config.checkpoint_every)):
                 save_checkpoint(folder, model, optimizer, ema, config, step, time.time() - started)

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..checks import check_whole, nearest
+from ..checks import check_number, check_whole, nearest
 from ..denoisers import example_inputs, meta_copy
 from ..latency import measure_latency, ratio
 from ..macs import MacsReport, count_macs
 from .find import Operators
 from .plan import Plan, plan_for
 from .remove import change_operators, pruned_copy
-
-_ROUNDS = 15  # timed calls of each model per plan that is tried
 
 
 def choose(
@@ -35,7 +33,7 @@ def choose(
 ) -> Plan:
     """Return the shortest plan that takes the first operators of a ranking and meets one budget.
 
-    An operator inside one that was already taken is skipped; an outer one that comes later replaces those inside it.
+    An operator inside one that was taken is skipped; an outer one that comes later replaces those inside it.
 
     Args:
         ranking: paths among those of `operators`, the first to go first.
@@ -58,23 +56,28 @@ def choose(
     if name == "count":
         check_whole("count", count, 0)
         # An outer operator takes the place of inner ones, so a later step may hold fewer; the first that fits is taken.
-        fits = [taken for taken in steps if len(taken) == count]
-        if not fits:
-            most = max(map(len, steps))
-            raise ValueError(
-                f"count={count}, but the ranking offers at most {most} operators that do not lie inside one another."
-            )
-        return plan_for(fits[0], operators)
-    if not 0 < value < 1:
-        raise ValueError(f"{name}={value}; it is the share to remove and must lie between 0 and 1.")
+        for taken in steps:
+            if len(taken) == count:
+                return plan_for(taken, operators)
+        most = max(map(len, steps))
+        raise ValueError(
+            f"count={count}, but the ranking offers at most {most} operators that do not lie inside one another."
+        )
 
+    check_number(name, value, "(0, 1)")
     whole = count_macs(denoiser, sample_size=sample_size)
 
     def removed(paths: list[str]) -> float:
         plan = plan_for(paths, operators)
-        if name == "latency_ratio":
-            return _time_saved(denoiser, plan, sample_size, batch)
-        return reductions(denoiser, plan, sample_size, whole)[name == "params_ratio"]
+        if name != "latency_ratio":
+            return reductions(denoiser, plan, sample_size, whole)[name == "params_ratio"]
+        weight, pruned = next(denoiser.parameters()), pruned_copy(denoiser, plan)
+        kind = {"batch": batch, "device": weight.device, "dtype": weight.dtype}
+        inputs = example_inputs(denoiser, sample_size=sample_size, **kind)
+        calls = {"whole": lambda: denoiser(**inputs), "pruned": lambda: pruned(**inputs)}
+        with torch.no_grad():  # both take turns, so that a slow moment hits both
+            times = measure_latency(calls, repeats=15, device=weight.device)
+        return 1 - 1 / ratio(times["whole"], times["pruned"]).value
 
     low, high = 0, len(steps) - 1
     most = removed(steps[high])
@@ -112,14 +115,3 @@ def _steps(ranking: Sequence[str], operators: Operators) -> list[list[str]]:
             taken = [other for other in taken if not other.startswith(f"{path}.")] + [path]
             steps.append(taken)
     return steps
-
-
-def _time_saved(denoiser: nn.Module, plan: Plan, sample_size, batch: int) -> float:
-    """Return the share of the time of a call that a plan saves; both take turns, so that a slow moment hits both."""
-    weight = next(denoiser.parameters())
-    inputs = example_inputs(denoiser, sample_size=sample_size, batch=batch, device=weight.device, dtype=weight.dtype)
-    pruned = pruned_copy(denoiser, plan)
-    calls = {"whole": lambda: denoiser(**inputs), "pruned": lambda: pruned(**inputs)}
-    with torch.no_grad():
-        times = measure_latency(calls, repeats=_ROUNDS, device=weight.device)
-    return 1 - 1 / ratio(times["whole"], times["pruned"]).value

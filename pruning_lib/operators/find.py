@@ -1,19 +1,19 @@
-"""Every operator of a denoiser that can be changed alone.
+"""Every operator of a denoiser that can be changed alone, found in one forward call on the meta device.
 
 An operator is a module with one stream in and one out: a residual block, a transformer, an attention, a single layer.
-Operators lie inside one another, so a plan never holds both a block and a layer of it.  The list is made from one
-forward call on the meta device, without weights.
+Operators lie inside one another, so a plan never holds both a block and a layer of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import nearest, text_table
+from ..checks import nearest, place
 from ..denoisers import Fingerprint, example_inputs, meta_copy
 from ..macs import count_macs
 from .replace import allowed
@@ -92,11 +92,11 @@ class Operators(Sequence[Operator]):
     def __getitem__(self, key: int | str | slice) -> Operator | Operators:
         if isinstance(key, slice):
             return Operators(self._items[key], self.base)
-        if isinstance(key, str):
-            if key not in self._by_path:
-                raise KeyError(f"No operator {key!r} among these {len(self)}. {nearest(key, self._by_path)}")
-            return self._by_path[key]
-        return self._items[key]
+        if not isinstance(key, str):
+            return self._items[key]
+        if key not in self._by_path:
+            raise KeyError(f"No operator {key!r} among these {len(self)}. {nearest(key, self._by_path)}")
+        return self._by_path[key]
 
     def __repr__(self) -> str:
         return f"<{len(self)} operators of a {self.base}>"
@@ -108,17 +108,9 @@ class Operators(Sequence[Operator]):
 
     def of(self, *kinds: str) -> Operators:
         """Return those of these kinds; ValueError for an unknown one."""
-        _check_kinds(kinds)
+        for kind in kinds:
+            place(kind, list(KINDS), "kind of operator")
         return Operators([op for op in self if op.kind in kinds], self.base)
-
-    def table(self) -> str:
-        """Return one line per operator: path, kind, shapes, parameters, MACs, default modification."""
-        head = ["operator", "kind", "in", "out", "params", "MMACs", "modification"]
-        rows = []
-        for op in self:
-            shapes = ["x".join(map(str, shape)) for shape in (op.in_shape, op.out_shape)]
-            rows.append([op.path, op.kind, *shapes, f"{op.params:,}", f"{op.macs / 1e6:,.2f}", op.modifications[0]])
-        return text_table(head, rows, left=2)
 
 
 def find_operators(
@@ -129,17 +121,24 @@ def find_operators(
     Args:
         denoiser: of one of `FAMILIES`, else a TypeError; only read, and its weights may be absent (meta).
         kinds: which ones, of `KINDS`. Default: `DEFAULT_KINDS`, all but single linear layers and norms.
-        sample_size: side of the latent or (height, width), by default the configuration's. Shapes and MACs depend on
-            it.
+        sample_size: side of the latent or (height, width), for shapes and MACs; by default the configuration's.
 
     Example:
-        >>> print(find_operators(pipe.unet, ["resnet"]).table())
+        >>> find_operators(pipe.unet, ["resnet"]).paths
     """
     kinds = DEFAULT_KINDS if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    _check_kinds(kinds)
-    family, base = _family_of(denoiser), Fingerprint.of(denoiser)
-    names = FAMILIES[family]
-    costs = count_macs(denoiser, sample_size=sample_size).modules
+    for kind in kinds:
+        place(kind, list(KINDS), "kind of operator")
+    family = next((cls.__name__ for cls in type(denoiser).__mro__ if cls.__name__ in FAMILIES), None)
+    if family is None:
+        name = type(denoiser).__name__
+        raise TypeError(
+            f"{name} is not of a known family. {nearest(name, FAMILIES)} Of a pipeline pass the denoiser, pipe.unet or "
+            "pipe.transformer. A family needs two things: a table from the class names of its modules to kinds of "
+            "operators (FAMILIES in pruning_lib/operators/find.py), and a function that builds the inputs of its "
+            "forward from its configuration (_FAMILIES in pruning_lib/denoisers.py)."
+        )
+    names, costs = FAMILIES[family], count_macs(denoiser, sample_size=sample_size).modules
     found, order = [], 0
     for path, (module, *shapes) in _streams(denoiser, sample_size, names).items():
         kind = names[type(module).__name__]
@@ -152,56 +151,30 @@ def find_operators(
             sizes = costs[path].params, costs[path].macs
             found.append(Operator(path, kind, type(module).__name__, *shapes, *sizes, order, how))
         order += bool(how)
-    return Operators(found, base)
-
-
-def _family_of(denoiser: nn.Module) -> str:
-    """Return which of `FAMILIES` a denoiser is of; subclasses count as their parent."""
-    if not isinstance(denoiser, nn.Module):
-        hint = " Pass its denoiser: pipe.unet or pipe.transformer." if hasattr(denoiser, "components") else ""
-        raise TypeError(f"Expected a diffusers denoiser (an nn.Module), got {type(denoiser).__name__}.{hint}")
-    for cls in type(denoiser).__mro__:
-        if cls.__name__ in FAMILIES:
-            return cls.__name__
-    name = type(denoiser).__name__
-    raise TypeError(
-        f"{name} is not of a known family. {nearest(name, FAMILIES)} A family needs two things: a table from the class "
-        "names of its modules to kinds of operators (FAMILIES in pruning_lib/operators/find.py), and a function "
-        "that builds the inputs of its forward from its configuration (_FAMILIES in pruning_lib/denoisers.py)."
-    )
+    return Operators(found, Fingerprint.of(denoiser))
 
 
 def _streams(denoiser: nn.Module, sample_size, names: dict[str, str]) -> dict[str, list]:
     """Return path -> [module, in shape, out shape] of all candidates, in the order of their first calls."""
     copy, seen = meta_copy(denoiser), {}
 
-    def watch(path: str, module: nn.Module) -> None:
-        def enter(module, args, kwargs):
-            stream = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_tensor"))
-            if isinstance(stream, Tensor):
-                seen.setdefault(path, [module, tuple(stream.shape)])
+    def enter(path, module, args, kwargs):
+        stream = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_tensor"))
+        if isinstance(stream, Tensor):
+            seen.setdefault(path, [module, tuple(stream.shape)])
 
-        def leave(module, args, output):
-            output = output[0] if isinstance(output, tuple) else output
-            if len(seen.get(path, ())) == 2 and isinstance(output, Tensor):
-                seen[path].append(tuple(output.shape))
-
-        module.register_forward_pre_hook(enter, with_kwargs=True)
-        module.register_forward_hook(leave)
+    def leave(path, module, args, output):
+        output = output[0] if isinstance(output, tuple) else output
+        if len(seen.get(path, ())) == 2 and isinstance(output, Tensor):
+            seen[path].append(tuple(output.shape))
 
     whole = ()  # samplers, whose inner layers are no operators of their own
     for path, module in copy.named_modules():
         kind = names.get(type(module).__name__)
         if kind and not path.startswith(whole):
-            watch(path, module)
-            if kind in ("downsampler", "upsampler"):
-                whole += (f"{path}.",)
+            module.register_forward_pre_hook(partial(enter, path), with_kwargs=True)
+            module.register_forward_hook(partial(leave, path))
+            whole += (f"{path}.",) * (kind in ("downsampler", "upsampler"))
     with torch.no_grad():
         copy(**example_inputs(copy, sample_size=sample_size))
     return {path: entry for path, entry in seen.items() if len(entry) == 3}
-
-
-def _check_kinds(kinds: Iterable[str]) -> None:
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"kind {kind!r} is unknown. {nearest(str(kind), KINDS)}")

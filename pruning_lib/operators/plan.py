@@ -13,8 +13,6 @@ from ..denoisers import Fingerprint
 from ..files import check_format, load_json, reading, save_json
 from .find import Operators
 
-_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,8 +30,8 @@ class Plan:
         return len(self.changes)
 
     def __str__(self) -> str:
-        lines = [f"{len(self)} operators of a {self.base}"]
-        return "\n".join([*lines, *(f"  {path}: {how}" for path, how in self.changes)])
+        lines = (f"  {path}: {how}" for path, how in self.changes)
+        return "\n".join([f"{len(self)} operators of a {self.base}", *lines])
 
     @property
     def paths(self) -> list[str]:
@@ -43,42 +41,39 @@ class Plan:
     def check(self, denoiser: nn.Module) -> None:
         """Raise ValueError unless the plan was made for a denoiser of this structure."""
         here = Fingerprint.of(denoiser)
-        if here == self.base:
-            return
-        changed = "; it was pruned before" if getattr(denoiser, "config", {}).get("pruning_lib") else ""
-        raise ValueError(
-            f"This plan was made for a {self.base}; this denoiser is a {here}{changed}. Plans fit one structure: take "
-            "the model it was made for, or score this one and plan again."
-        )
+        if here != self.base:
+            changed = "; it was pruned before" if getattr(denoiser, "config", {}).get("pruning_lib") else ""
+            raise ValueError(
+                f"This plan was made for a {self.base}; this denoiser is a {here}{changed}. Plans fit one structure: "
+                "take the model it was made for, or score this one and plan again."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, from which `from_dict` makes the plan again."""
-        return {"version": _VERSION, "base": self.base.to_dict(), "changes": [list(pair) for pair in self.changes]}
+        return {"version": 1, "base": self.base.to_dict(), "changes": [list(pair) for pair in self.changes]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object], source: str = "this") -> Plan:
         """Make a plan from what `to_dict` gave; ValueError if it is not that, or of a newer version."""
-        data = check_format(data, "plan", (_VERSION,), source=source)
+        data = check_format(data, "plan", source=source)
         with reading("plan", source):
             changes = tuple((str(path), str(how)) for path, how in data["changes"])
             return cls(changes, Fingerprint(**data["base"]))
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON."""
-        return save_json(path, "plan", _VERSION, self.to_dict())
+        return save_json(path, "plan", 1, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan; OSError where there is no file, ValueError where it holds no plan."""
-        return cls.from_dict(load_json(path, "plan", (_VERSION,)), str(path))
+        return cls.from_dict(load_json(path, "plan"), str(path))
 
 
 def plan_for(changes: Iterable[str] | Mapping[str, str], operators: Operators) -> Plan:
     """Return a plan for the denoiser of `operators`; an operator inside another one that is changed is dropped.
 
-    Args:
-        changes: paths, each to get its default modification; or path -> modification, None for the default.
-        operators: among which they are.
+    `changes` are paths of operators, each to get its default modification; or path -> modification, None the default.
     """
     changes = [changes] if isinstance(changes, str) else changes
     asked = dict(changes) if isinstance(changes, Mapping) else dict.fromkeys(changes)

@@ -1,9 +1,6 @@
 """Carry out a plan: on a live denoiser, reversibly; or on a copy, which becomes the pruned pipeline.
 
 What is replaced leaves the module tree, so all that counts, saves, moves or trains the model sees the smaller one.
-Saving is diffusers' own `save_pretrained`; the plans lie in the denoiser's config.json. diffusers alone cannot load
-that folder: it fills missing weights with random numbers. Here the base is built without weights, its plans are carried
-out, and the weights are read.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,9 +35,16 @@ class Replacement:
     def __init__(self, denoiser: nn.Module, plan: Plan):
         self.plan, self._denoiser = plan, denoiser
         self._config = getattr(denoiser, "_internal_dict", None)
-        # Made before anything is swapped, so that an error changes nothing.
-        made = {path: _stand_in(denoiser, path, how) for path, how in plan.changes}
+        made = {}  # all of it before anything is swapped, so that an error changes nothing
         for path, how in plan.changes:
+            module = denoiser.get_submodule(path)
+            gone = any(weight.is_meta for weight in module.parameters()) and hasattr(module, "_hf_hook")
+            if gone and how not in ("identity", "zero"):
+                raise ValueError(
+                    f"The weights of {path} are offloaded at the moment, so {how!r} cannot be made from them. Call "
+                    "pipe.remove_all_hooks() first, and enable offloading afterwards."
+                )
+            made[path] = replacement(module, how)
             parent, _, name = path.rpartition(".")
             norm = getattr(denoiser.get_submodule(parent), _NORM_OF.get(name, ""), None)
             if how == "zero" and type(norm) is nn.LayerNorm:
@@ -71,27 +76,13 @@ class Replacement:
             self._denoiser.get_submodule(parent)._modules[name] = module
 
 
-def _stand_in(denoiser: nn.Module, path: str, how: str) -> nn.Module:
-    module = denoiser.get_submodule(path)
-    gone = any(weight.is_meta for weight in module.parameters()) and hasattr(module, "_hf_hook")
-    if gone and how not in ("identity", "zero"):
-        raise ValueError(
-            f"The weights of {path} are offloaded at the moment, so {how!r} cannot be made from them. Call "
-            "pipe.remove_all_hooks() first, and enable offloading afterwards."
-        )
-    return replacement(module, how)
-
-
 def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[str, str]) -> Replacement:
     """Change operators of a live denoiser of a known family in place.
 
     `plan` is a plan for it, paths (each operator's default modification), or path -> modification. Returns a handle;
     `restore()`, or leaving it as a context, puts everything back. Parameters that an optimiser or a hook already holds
-    are not replaced there.
-
-    Raises:
-        KeyError: no such operator.
-        ValueError: a plan for another denoiser, a modification that is not allowed, or weights that are not there.
+    are not replaced there. No such operator is a KeyError; a plan for another denoiser, a modification that is not
+    allowed, or weights that are not there, a ValueError.
 
     Example:
         >>> with change_operators(pipe.unet, ["mid_block.attentions.0"]):
@@ -111,12 +102,9 @@ def change_operators(denoiser: nn.Module, plan: Plan | Iterable[str] | Mapping[s
 def remove_operators(pipe: DiffusionPipeline, plan: Plan | Iterable[str] | Mapping[str, str]) -> DiffusionPipeline:
     """Return a pipeline of the same class without some operators; the given one stays as it is.
 
-    The denoiser is a copy, in which the operators are gone; the other components are shared. `save_pretrained` of the
-    result writes what was done beside the weights, so that it can be loaded again.
-
-    Args:
-        pipe: a diffusers pipeline whose denoiser is of a known family, else a TypeError.
-        plan: such as `scores.lowest(12)`, paths, or path -> modification; errors as in `change_operators`.
+    The denoiser, of a known family, is a copy in which the operators are gone; the other components are shared. `plan`
+    and errors are as in `change_operators`. `save_pretrained` of the result writes what was done beside the weights,
+    for `pl.load` and `load_pruned`; diffusers alone would fill the missing weights with random numbers.
 
     Example:
         >>> small = remove_operators(pipe, ["mid_block.resnets.0", "down_blocks.3.resnets.1"])
@@ -153,6 +141,7 @@ def load_pruned(folder: str | Path, *, dtype: torch.dtype = torch.float32, **opt
 
 
 def _load_denoiser(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Build the base without weights, carry out its plans, and read the weights that are left."""
     import diffusers
     from accelerate import init_empty_weights
 
@@ -173,15 +162,11 @@ def _load_denoiser(folder: Path, dtype: torch.dtype) -> nn.Module:
         raise OSError(f"{folder} has no diffusion_pytorch_model*.safetensors. Save with safe_serialization=True.")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
-        unknown = denoiser.load_state_dict(weights, strict=False, assign=True).unexpected_keys
-        missing = [name for name, weight in denoiser.named_parameters() if weight.is_meta]
-        wrong = [f"{what}: {', '.join(n[:3])}" for what, n in (("unknown", unknown), ("missing", missing)) if n]
-    except RuntimeError as error:  # weights of another shape
-        wrong = [str(error)]
-    if wrong:
+        denoiser.load_state_dict(weights, assign=True)
+    except RuntimeError as error:  # missing, unknown, or of another shape
         raise ValueError(
-            f"The weights in {folder} do not fit the plan in its config.json: {'; '.join(wrong)}. Take both from the "
-            "same save_pretrained."
-        )
+            f"The weights in {folder} do not fit the plan in its config.json: {shorten(str(error), 400)} Take both "
+            "from the same save_pretrained."
+        ) from error
     denoiser.register_to_config(_name_or_path=str(folder))
     return nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns about half precision on a CPU

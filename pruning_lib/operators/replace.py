@@ -1,8 +1,7 @@
 """What can be done to an operator while all shapes stay valid (LD-Pruner, arXiv 2404.11936: remove, or make cheaper).
 
-Whole blocks and branches are removed; bare layers, which nothing leads around, are made cheaper.  Both choices are
-defaults: each operator lists what it allows, and any entry may be asked for.  The modules here stand where an operator
-stood: they take its arguments, and give its shapes.
+Whole blocks and branches are removed; bare layers, which nothing leads around, are made cheaper.  The modules here
+stand where an operator stood: they take its arguments, and give its shapes.
 """
 
 from __future__ import annotations
@@ -93,17 +92,6 @@ class Shortcut(nn.Module):
         return stream / self.scale if self.scale != 1 else stream
 
 
-class Pool(nn.Module):
-    """Halve height and width by the mean of 2 x 2 positions; `ceil` rounds odd sizes up."""
-
-    def __init__(self, ceil: bool):
-        super().__init__()
-        self.ceil = ceil
-
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
-        return F.avg_pool2d(hidden_states, 2, ceil_mode=self.ceil)
-
-
 class Stretch(nn.Module):
     """Double height and width, or go to `output_size`, by repeating each position."""
 
@@ -114,14 +102,14 @@ class Stretch(nn.Module):
 
 def _resample(module: nn.Module) -> nn.Module:
     # A convolution that pads on all sides rounds odd sizes up.
-    return Pool(ceil=module.padding != 0) if "Down" in type(module).__name__ else Stretch()
+    return nn.AvgPool2d(2, ceil_mode=module.padding != 0) if "Down" in type(module).__name__ else Stretch()
 
 
 def _pointwise(module: nn.Module) -> nn.Module:
+    """Return the 1x1 convolution whose weights are the sums over the window: the same where the input is flat."""
     if isinstance(module, nn.Conv2d):
-        return _summed(module)
-    small = copy.copy(module)  # a down- or upsampler: the same module around a smaller convolution
-    conv = _summed(module.conv)
+        return _layer(module, module.weight.sum((2, 3)))
+    small, conv = copy.copy(module), _pointwise(module.conv)  # a sampler: the same around a smaller convolution
     # Some hold the same convolution under two names.
     small._modules = {name: conv if child is module.conv else child for name, child in module._modules.items()}
     if "Down" in type(module).__name__ and module.padding == 0:
@@ -130,36 +118,27 @@ def _pointwise(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _summed(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return the 1x1 convolution whose weights are the sums over the window: the same where the input is flat."""
-    weight, bias = conv.weight, conv.bias is not None
-    kind = {"groups": conv.groups, "bias": bias, "device": weight.device, "dtype": weight.dtype}
-    small = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, **kind)
-    if not weight.is_meta:
-        small.weight.copy_(weight.sum((2, 3), keepdim=True))
-        if bias:
-            small.bias.copy_(conv.bias)
-    return small.requires_grad_(weight.requires_grad)
+def _low_rank(layer: nn.Linear | nn.Conv2d) -> nn.Sequential:
+    """Return two layers, together the best approximation of `layer` with half its weights (Eckart and Young 1936)."""
+    rank = _half_rank(layer.weight)
+    u, s, v = torch.linalg.svd(layer.weight.flatten(1).float(), full_matrices=False)
+    root = s[:rank].sqrt()
+    return nn.Sequential(_layer(layer, root[:, None] * v[:rank], first=True), _layer(layer, u[:, :rank] * root))
 
 
 @torch.no_grad()
-def _low_rank(layer: nn.Linear | nn.Conv2d) -> nn.Sequential:
-    """Return two layers, together the best approximation of `layer` with half its weights (Eckart and Young 1936)."""
-    weight, rank, bias = layer.weight, _half_rank(layer.weight), layer.bias is not None
-    out, inner = weight.shape[:2]
-    kind = {"device": weight.device, "dtype": weight.dtype}
-    if isinstance(layer, nn.Conv2d):
-        pair = (nn.Conv2d(inner, rank, 1, bias=False, **kind), nn.Conv2d(rank, out, 1, layer.stride, bias=bias, **kind))
+def _layer(like: nn.Linear | nn.Conv2d, weight: Tensor, *, first: bool = False) -> nn.Linear | nn.Conv2d:
+    """Return a layer of the kind of another, of this matrix; the first of two has neither bias nor stride."""
+    bias, (out, inner) = like.bias is not None and not first, weight.shape
+    kind = {"bias": bias, "device": weight.device, "dtype": like.weight.dtype}
+    if isinstance(like, nn.Linear):
+        small = nn.Linear(inner, out, **kind)
     else:
-        pair = nn.Linear(inner, rank, bias=False, **kind), nn.Linear(rank, out, bias=bias, **kind)
-    if not weight.is_meta:
-        u, s, v = torch.linalg.svd(weight.reshape(out, inner).float(), full_matrices=False)
-        root = s[:rank].sqrt()
-        pair[0].weight.copy_((root[:, None] * v[:rank]).reshape(pair[0].weight.shape))
-        pair[1].weight.copy_((u[:, :rank] * root).reshape(pair[1].weight.shape))
-        if bias:
-            pair[1].bias.copy_(layer.bias)
-    return nn.Sequential(*pair).requires_grad_(weight.requires_grad)
+        small = nn.Conv2d(inner * like.groups, out, 1, 1 if first else like.stride, groups=like.groups, **kind)
+    small.weight.copy_(weight.reshape(small.weight.shape))
+    if bias:
+        small.bias.copy_(like.bias)
+    return small.requires_grad_(like.weight.requires_grad)
 
 
 def _half_rank(weight: Tensor) -> int:

@@ -6,20 +6,18 @@ For k operators that takes k + 1 generations, of which no picture is decoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..checks import nearest
 from ..denoisers import denoiser_of
 from ..processes import Processes, is_out_of_memory
 from ..sampling import LatentSampler
-from .find import KINDS, Operator, Operators, find_operators
-from .plan import Plan, plan_for
+from .find import KINDS, Operators, find_operators
+from .plan import Plan
 from .remove import Replacement
 from .scores import OperatorScore, ScoreCache, Scores, checksum, latent_shift
 
@@ -33,9 +31,6 @@ def score_operators(
     *,
     operators: Operators | Iterable[str] | None = None,
     kinds: Sequence[str] | None = None,
-    how: Mapping[str, str] | None = None,
-    sample_size: int | tuple[int, int] | None = None,
-    folder=None,
     **sampling,
 ) -> Scores:
     """Score every operator alone, by LD-Pruner's score: low means that little would be lost with it.
@@ -44,21 +39,19 @@ def score_operators(
     infinite where they are not finite. Under `accelerate launch` each process scores its share, all return the whole.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser is of a known family; left as it was.
+        pipe: a diffusers pipeline whose denoiser is of a known family, else a TypeError; left as it was.
         prompts: texts or numbers of classes, taken in turn; None for an unconditional pipeline.
-        operators: which ones: as `find_operators` lists them, or their paths. Default: all of `kinds`.
-        kinds, sample_size: as in `find_operators`; of the size, only MACs and shapes in the result depend.
-        how: path or kind -> modification, where it is not to be the default one; a path goes before its kind.
-        folder: keeps what is finished, so that an interrupted run goes on; safe to share between processes. Default: a
-            temporary one, which is kept, and named, only if the run is interrupted or lacks memory.
+        operators: which ones: as `find_operators` lists them, or their paths. Default: all of `kinds`, as there.
         sampling: `num_latents` (default 16), `steps` (10), `guidance_scale` (the pipeline's), `seed` (0), `batch` (16)
             and `options`, as in `LatentSampler`; `keep_latents` (False) to keep them for `Scores.of_latents`;
-            `progress` (True).
+            `progress` (True); and `folder`, which keeps what is finished, so that an interrupted run goes on, and may
+            be shared between processes. Default: a temporary one, kept and named only if the run is interrupted or
+            lacks memory.
 
     Raises:
-        TypeError, KeyError: not a pipeline of a known family; no such operator.
-        ValueError: numbers out of range, an unknown kind or modification, a folder with other scores, or an original
-            that gives latents that are not finite.
+        KeyError: no such operator.
+        ValueError: numbers out of range, an unknown kind, a folder with other scores, or an original that gives latents
+            that are not finite.
         MemoryError: out of memory; the message says which batch to try, and where the finished scores are.
 
     Example:
@@ -66,62 +59,35 @@ def score_operators(
         >>> small = remove_operators(pipe, scores.lowest(12))
     """
     _, denoiser = denoiser_of(pipe)
-    found = _chosen(denoiser, operators, kinds, how or {}, sample_size)
-    plans = [Plan(((op.path, op.modifications[0]),), found.base) for op in found]
-    original, scored, settings = _score(pipe, prompts, plans, folder=folder, **sampling)
-    return Scores(found, scored, original, settings, denoiser)
-
-
-def score_plans(
-    pipe: DiffusionPipeline,
-    prompts: Sequence[str] | Sequence[int] | None,
-    plans: Sequence[Plan | Iterable[str] | Mapping[str, str]],
-    *,
-    folder=None,
-    **sampling,
-) -> list[OperatorScore]:
-    """Score sets of changes made together, with the same latents and the other arguments of `score_operators`.
-
-    Each of `plans` is a plan for the denoiser, or paths, or path -> modification.
-    """
-    _, denoiser = denoiser_of(pipe)
-    every = None if all(isinstance(plan, Plan) for plan in plans) else find_operators(denoiser, tuple(KINDS))
-    made = [plan if isinstance(plan, Plan) else plan_for(plan, every) for plan in plans]
-    for plan in {plan.base: plan for plan in made}.values():  # once for each base: a check reads the whole structure
-        plan.check(denoiser)
-    return list(_score(pipe, prompts, made, folder=folder, **sampling)[1])
-
-
-def _chosen(denoiser: nn.Module, operators, kinds, how: Mapping[str, str], sample_size) -> Operators:
-    """Return the operators that were asked for, each with the modification that was asked for at the front."""
     if isinstance(operators, Operators):
         found = operators
         Plan((), found.base).check(denoiser)
     elif operators is None:
-        found = find_operators(denoiser, kinds, sample_size=sample_size)
+        found = find_operators(denoiser, kinds)
     else:
-        every = find_operators(denoiser, tuple(KINDS), sample_size=sample_size)
+        every = find_operators(denoiser, tuple(KINDS))
         chosen = {every[path] for path in ([operators] if isinstance(operators, str) else operators)}
         found = Operators(sorted(chosen, key=lambda op: op.order), every.base)
-    known = {*found.paths, *KINDS}
-    for key in how:
-        if key not in known:
-            raise KeyError(f"how names {key!r}, which is neither an operator here nor a kind. {nearest(key, known)}")
+    plans = [Plan(((op.path, op.modifications[0]),), found.base) for op in found]
+    original, scored, settings = _score(pipe, prompts, plans, **sampling)
+    return Scores(found, scored, original, settings, denoiser)
 
-    def with_first(op: Operator) -> Operator:
-        name = how.get(op.path, how.get(op.kind, op.modifications[0]))
-        if name not in op.modifications:
-            raise ValueError(f"{op.path} does not allow {name!r}. {nearest(str(name), op.modifications)}")
-        return replace(op, modifications=(name, *(m for m in op.modifications if m != name)))
 
-    return Operators(map(with_first, found), found.base)
+def score_plans(
+    pipe: DiffusionPipeline, prompts: Sequence[str] | Sequence[int] | None, plans: Sequence[Plan], **sampling
+) -> list[OperatorScore]:
+    """Score sets of changes made together, with the same latents and the other arguments of `score_operators`."""
+    _, denoiser = denoiser_of(pipe)
+    for plan in {plan.base: plan for plan in plans}.values():  # once for each base: a check reads the whole structure
+        plan.check(denoiser)
+    return list(_score(pipe, prompts, plans, **sampling)[1])
 
 
 def _score(
     pipe, prompts, plans: Sequence[Plan], *, folder=None, keep_latents: bool = False, progress: bool = True, **sampling
 ) -> tuple[OperatorScore, tuple[OperatorScore, ...], dict[str, object]]:
     """Return the original, one score per plan, and the arguments that decide the latents."""
-    _, denoiser = denoiser_of(pipe)
+    name, denoiser = denoiser_of(pipe)
     sampler = LatentSampler(pipe, prompts, **sampling)
     processes, failure = Processes.of(device=pipe._execution_device), ""
     # All that decides a score, so that a folder is never continued with something else.
@@ -131,9 +97,10 @@ def _score(
     known = _union(processes, cache.load())
     todo = [plan for plan in dict.fromkeys(plans) if plan.changes and plan.changes not in known]
     mine = todo[processes.rank :: processes.count]
-    bar = tqdm(total=len(todo), desc="score operators", disable=not (progress and processes.is_main))
+    wrapper, training = getattr(pipe, name), denoiser.training
+    setattr(pipe, name, denoiser.eval())  # with the wrapper of torch.compile, every change would be compiled anew
     try:
-        with _ready(pipe, denoiser), bar:
+        with tqdm(total=len(todo), desc="score operators", disable=not (progress and processes.is_main)) as bar:
             for scored in _generate(denoiser, sampler, mine, keep_latents) if mine or () not in known else ():
                 known[scored.changes] = scored
                 cache.add(scored)
@@ -145,6 +112,9 @@ def _score(
             cache.close()
             raise
         failure = str(error).partition("\n")[0] or type(error).__name__
+    finally:
+        setattr(pipe, name, wrapper)
+        denoiser.train(training)
     here, known = known, _union(processes, known)
     failure = next(filter(None, processes.gather(failure)), "")
     if failure:
@@ -179,19 +149,6 @@ def _union(processes: Processes, found: dict) -> dict:
     return {key: value for other in reversed(processes.gather(found)) for key, value in other.items()}
 
 
-def _kept(known: Mapping, cache: ScoreCache) -> str:
+def _kept(known: dict, cache: ScoreCache) -> str:
     done = sum(bool(changes) for changes in known)
     return f"{done} finished scores are kept; the same call with folder={str(cache.folder)!r} goes on."
-
-
-@contextmanager
-def _ready(pipe: DiffusionPipeline, denoiser: nn.Module) -> Iterator[None]:
-    """Put the denoiser into evaluation mode, and where `torch.compile` wraps it, itself into the pipeline."""
-    name, _ = denoiser_of(pipe)
-    wrapper, training = getattr(pipe, name), denoiser.training
-    setattr(pipe, name, denoiser.eval())  # with the wrapper, every change would be compiled anew
-    try:
-        yield
-    finally:
-        setattr(pipe, name, wrapper)
-        denoiser.train(training)

@@ -2,8 +2,7 @@
 
     score = || avg_orig - avg_mod ||_2  +  || std_orig - std_mod ||_2
 
-Average and standard deviation are taken over the generated latents, one number per element of a latent; the norm runs
-over all elements.  The parts are kept, so that other formulas can be tried without generating again.
+Average and standard deviation run over the latents, the norms over the elements of one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 Changes = tuple[tuple[str, str], ...]
 _NUMBERS = ("avg_dist", "std_dist", "mse", "seconds")
+_TENSORS = ("avg", "std", "latents")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +98,8 @@ def latent_shift(
     return OperatorScore(changes, avg.float(), std.float(), *distances, seconds, latents if keep else None)
 
 
-# (original, modified) -> worth of a change. High: much depends on what was changed.
-Formula = Callable[[OperatorScore, OperatorScore], float]
-FORMULAS: dict[str, Formula] = {
-    "paper": lambda original, modified: modified.score,
-    "mean": lambda original, modified: modified.avg_dist,
-    "std": lambda original, modified: modified.std_dist,
-    "mse": lambda original, modified: modified.mse,
-}
+# Formula -> attribute of an `OperatorScore`. High: much depends on what was changed.
+FORMULAS = {"paper": "score", "mean": "avg_dist", "std": "std_dist", "mse": "mse"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,39 +142,20 @@ class Scores:
         """Paths of operators without which the denoiser gave infinities or NaN; their scores are infinite."""
         return [op.path for op, scored in zip(self.operators, self.scored, strict=True) if not scored.is_finite]
 
-    def values(self, formula: str | Formula = "paper") -> dict[str, float]:
-        """Return path -> score, in the order of `operators`.
-
-        `formula` is "paper", "mean", "std" or "mse" (`FORMULAS`); or a function of (original, modified), two
-        `OperatorScore` with `avg` and `std`, that returns a number: high where much depends on the operator. An unknown
-        formula is a ValueError, and so is a function where the parts were not kept.
-        """
-        if not callable(formula) and formula not in FORMULAS:
-            raise ValueError(
-                f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)} Or give a function of (original, "
-                "modified), both with avg and std, that returns a number."
-            )
-        if callable(formula) and any(s.avg is None for s in (self.original, *self.scored)):
-            raise ValueError(
-                "These scores were saved without the averages and standard deviations, so no other formula can be "
-                "tried on them. Save with parts=True."
-            )
-        worth = formula if callable(formula) else FORMULAS[formula]
+    def values(self, formula: str = "paper") -> dict[str, float]:
+        """Return path -> score by one of `FORMULAS`, else a ValueError; in the order of `operators`."""
+        if formula not in FORMULAS:
+            raise ValueError(f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)}")
         pairs = zip(self.operators, self.scored, strict=True)
-        return {op.path: worth(self.original, s) if s.is_finite else math.inf for op, s in pairs}
+        return {op.path: getattr(s, FORMULAS[formula]) if s.is_finite else math.inf for op, s in pairs}
 
-    def ranked(self, formula: str | Formula = "paper") -> list[str]:
+    def ranked(self, formula: str = "paper") -> list[str]:
         """Return the paths, lowest score first; equal ones in the order in which they run."""
         values = self.values(formula)
         return sorted(values, key=values.__getitem__)
 
     def lowest(
-        self,
-        count: int | None = None,
-        *,
-        formula: str | Formula = "paper",
-        pipe: DiffusionPipeline | None = None,
-        **budget,
+        self, count: int | None = None, *, formula: str = "paper", pipe: DiffusionPipeline | None = None, **budget
     ) -> Plan:
         """Plan to change the operators of lowest score; never those whose score is infinite.
 
@@ -209,7 +184,7 @@ class Scores:
         sampling = {**self.sampling, "num_latents": len(rows)}
         return replace(self, scored=tuple(scored), original=original, sampling=sampling)
 
-    def table(self, formula: str | Formula = "paper", count: int | None = None) -> str:
+    def table(self, formula: str = "paper", count: int | None = None) -> str:
         """Return one line per operator, lowest score first: path, kind, modification, score, its two parts, MACs."""
         values, rows = self.values(formula), []
         for path in self.ranked(formula)[:count]:
@@ -227,14 +202,13 @@ class Scores:
             found.append({**asdict(op), "how": op.modifications[0], **finite})
         return found
 
-    def save(self, path: str | Path, *, parts: bool = True) -> Path:
-        """Write one safetensors file, small without `parts` (averages and spreads); latents are left out."""
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, with the averages and spreads and without the latents."""
         tensors, every = {}, (self.original, *self.scored)
-        if parts and all(s.avg is not None for s in every):
-            for name in ("avg", "std"):
-                start = tensors[name] = getattr(self.original, name)
-                # Differences are small, so half precision is enough for them.
-                tensors[f"{name}_shift"] = torch.stack([getattr(s, name) - start for s in every]).half()
+        for name in ("avg", "std") if self.original.avg is not None else ():
+            start = tensors[name] = getattr(self.original, name)
+            # Differences are small, so half precision is enough for them.
+            tensors[f"{name}_shift"] = torch.stack([getattr(s, name) - start for s in every]).half()
         data = {
             "base": self.operators.base.to_dict(),
             "operators": [asdict(op) for op in self.operators],
@@ -249,23 +223,18 @@ class Scores:
         tensors, note = load_tensors(path, "scores")
         with reading("scores", path):
             rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in note["operators"]]
-            operators = Operators([Operator(**row) for row in rows], Fingerprint(**note["base"]))
-            original, *scored = (
-                OperatorScore._of_note(row, avg=_part(tensors, "avg", i), std=_part(tensors, "std", i))
-                for i, row in enumerate(note["scored"])
-            )
-            return cls(operators, tuple(scored), original, note["sampling"])
-
-
-def _part(tensors: Mapping[str, Tensor], name: str, row: int) -> Tensor | None:
-    return tensors[name] + tensors[f"{name}_shift"][row].float() if tensors else None
+            operators, every = Operators([Operator(**row) for row in rows], Fingerprint(**note["base"])), []
+            for i, row in enumerate(note["scored"]):
+                kept = {n: tensors[n] + tensors[f"{n}_shift"][i].float() if tensors else None for n in ("avg", "std")}
+                every.append(OperatorScore._of_note(row, **kept))
+            return cls(operators, tuple(every[1:]), every[0], note["sampling"])
 
 
 class ScoreCache:
     """A folder of finished scores, one small file for each, so that an interrupted run loses only the running one.
 
     `folder` is made when absent; None is a temporary one, which `close` removes. `settings` are JSON values that decide
-    the scores: a folder with others, or of another model, is refused.
+    the scores: a folder with others is a ValueError.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, object]):
@@ -277,14 +246,11 @@ class ScoreCache:
             with write_whole(path) as part:
                 part.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
         saved = json.loads(path.read_text("utf-8"))
-        wrong = [key for key in {**saved, **mine} if saved.get(key) != mine.get(key)]
+        wrong = [k for k in {**saved, **mine} if saved.get(k) != mine.get(k)]
         if wrong:
-            there, now = ({k: json.dumps(values.get(k))[:60] for k in wrong} for values in (saved, mine))
-            told = "; ".join(f"{k}: {there[k]} there, {now[k]} now" for k in wrong)
-            raise ValueError(
-                f"{self.folder} holds scores of another model or other settings ({told}). Give another folder, or call "
-                "as before to go on."
-            )
+            told = [f"{k}: {json.dumps(saved.get(k))[:60]} there, {json.dumps(mine.get(k))[:60]} now" for k in wrong]
+            what = f"{self.folder} holds scores of another model or other settings ({'; '.join(told)})"
+            raise ValueError(f"{what}. Give another folder, or call as before to go on.")
 
     def load(self) -> dict[Changes, OperatorScore]:
         """Return what is finished: changes -> score. A file that is damaged counts as not there."""
@@ -293,8 +259,7 @@ class ScoreCache:
             try:
                 tensors, note = load_tensors(path, "scored")
                 with reading("scored", path):
-                    kept = {name: tensors.get(name) for name in ("avg", "std", "latents")}
-                    scored = OperatorScore._of_note(note, **kept)
+                    scored = OperatorScore._of_note(note, **{name: tensors.get(name) for name in _TENSORS})
             except (OSError, ValueError):
                 continue
             found[scored.changes] = scored
@@ -306,8 +271,7 @@ class ScoreCache:
         if scored.changes:
             code = hashlib.sha256(json.dumps(scored.changes).encode()).hexdigest()[:12]
             name = f"{scored.changes[0][0][:100]}-{code}"
-        tensors = {"avg": scored.avg, "std": scored.std, "latents": scored.latents}
-        kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        kept = {key: tensor for key in _TENSORS if (tensor := getattr(scored, key)) is not None}
         save_tensors(self.folder / f"{name}.safetensors", "scored", 1, kept, scored._note())
 
     def close(self) -> None:

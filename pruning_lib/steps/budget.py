@@ -6,8 +6,6 @@ the threshold is searched, dead work is never counted, and the budget is never e
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ def check_budget(grid: Grid, keep_macs: float) -> int:
     allowed = int(keep_macs * grid.total_macs)
     if (allowed + 1) / grid.total_macs <= keep_macs:  # 0.15 of 20 calls are three, not 2.9999999996
         allowed += 1
-    least = grid.macs_of(_whole_calls(grid, [0]))
+    least = grid.macs_of(whole_calls(grid, [0]))
     if allowed < least:
         raise ValueError(
             f"keep_macs={keep_macs:g} is less than the first of {grid.shape[0]} calls, which is always computed "
@@ -30,7 +28,8 @@ def check_budget(grid: Grid, keep_macs: float) -> int:
     return allowed
 
 
-def _whole_calls(grid: Grid, rows: list[int] | slice) -> Tensor:
+def whole_calls(grid: Grid, rows: list[int] | slice) -> Tensor:
+    """Return the table, bool `[T, N]`, with these rows open."""
     on = torch.zeros(grid.shape, dtype=torch.bool)
     on[rows] = True
     return on
@@ -39,31 +38,22 @@ def _whole_calls(grid: Grid, rows: list[int] | slice) -> Tensor:
 def evenly(grid: Grid, keep_macs: float) -> Tensor:
     """Open whole calls at equal distances, as many as a budget allows: with k of T, floor(i T / k) for i < k.
 
-    The budget, `keep_macs`, is the largest share of the MACs to keep, in (0, 1], and not below one call.
-
-    Returns:
-        bool `[T, N]`; the first row is open.
+    The budget is the largest share of the MACs to keep, in (0, 1], and not below one call. Returns bool `[T, N]`.
     """
     calls, allowed = grid.shape[0], check_budget(grid, keep_macs)
-    tables = (_whole_calls(grid, [i * calls // k for i in range(k)]) for k in range(calls, 0, -1))
+    tables = (whole_calls(grid, [i * calls // k for i in range(k)]) for k in range(calls, 0, -1))
     return next(on for on in tables if grid.macs_of(on) <= allowed)
 
 
 def within_budget(scores: Tensor, grid: Grid, keep_macs: float) -> Tensor:
-    """Open the cells of the highest scores, as many as a budget allows; dead work is not counted.
+    """Open the cells of the highest scores `[T, N]`, as many as a budget allows, as for `evenly`: bool `[T, N]`.
 
-    Args:
-        scores: `[T, N]`, finite; ties go to the earlier call and unit. Row 0 is not looked at: it is always open.
-        grid, keep_macs: as for `evenly`.
-
-    Returns:
-        bool `[T, N]`; the first row is open.
+    Dead work is not counted. Ties go to the earlier call and unit. Row 0 is not looked at: it is always open.
     """
-    allowed = check_budget(grid, keep_macs)
-    order = _order(scores, grid)
+    allowed, order = check_budget(grid, keep_macs), _order(scores, grid)
 
     def highest(count: int) -> Tensor:
-        on = _whole_calls(grid, [0])
+        on = whole_calls(grid, [0])
         on.view(-1)[order[:count]] = True
         return on
 
@@ -90,29 +80,21 @@ def _order(scores: Tensor, grid: Grid) -> Tensor:
 def threshold_scores(scores: object, grid: Grid, keep_macs: float, **provenance: object) -> Schedule:
     """Keep the cells with the highest scores: those `within_budget`, then the next ones that fit in what it leaves.
 
-    Args:
-        scores, grid, keep_macs: as for `within_budget`.
-        provenance: noted in the schedule, which has no dead work.
-
-    Example:
-        >>> threshold_scores(torch.rand(grid.shape), grid, 0.5).macs_ratio() <= 0.5
-        True
+    The schedule has no dead work, and notes the `provenance`.
     """
     scores = torch.as_tensor(scores).detach().double().cpu()
-    allowed = check_budget(grid, keep_macs)
-    on = within_budget(scores, grid, keep_macs)
+    allowed, on = check_budget(grid, keep_macs), within_budget(scores, grid, keep_macs)
     cells, left = on.view(-1), allowed - grid.macs_of(on)
     for place in _order(scores, grid).tolist():
         if left < min(grid.macs):
             break
-        if cells[place] or grid.macs[place % len(grid.macs)] > left:
-            continue
-        cells[place] = True
-        left_then = allowed - grid.macs_of(on)
-        if left_then < 0:  # with what works for it, it is too much
-            cells[place] = False
-        else:
-            left = left_then
+        if not cells[place] and grid.macs[place % len(grid.macs)] <= left:
+            cells[place] = True
+            left_then = allowed - grid.macs_of(on)
+            if left_then >= 0:
+                left = left_then
+            else:  # with what works for it, it is too much
+                cells[place] = False
     return grid.schedule(grid.live(on), **{"method": "scores", "keep_macs": keep_macs, **provenance})
 
 
@@ -124,7 +106,7 @@ def uniform(grid: Grid, keep_macs: float) -> Schedule:
 def every(grid: Grid, interval: int) -> Schedule:
     """Compute the whole denoiser at every `interval`-th call, from 1."""
     rows = slice(None, None, check_whole("interval", interval, 1))
-    return grid.schedule(_whole_calls(grid, rows), method="uniform", interval=interval)
+    return grid.schedule(whole_calls(grid, rows), method="uniform", interval=interval)
 
 
 def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_macs: float | None = None) -> Schedule:
@@ -139,10 +121,6 @@ def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_
         interval: calls from one whole one to the next, >= 1.
         branch: as above, >= 0; 0 is the cheapest and the package's default.
         keep_macs: instead of an interval: the shortest one within this share of MACs.
-
-    Example:
-        >>> deepcache(grid, 3).label
-        'DeepCache'
     """
     if (interval is None) == (keep_macs is None):
         raise ValueError(f"interval={interval!r}, keep_macs={keep_macs!r}; give one of them.")
@@ -169,28 +147,26 @@ def deepcache(grid: Grid, interval: int | None = None, branch: int = 0, *, keep_
 def _shallow(grid: Grid, branch: int) -> list[int]:
     """Return the units that a call in between computes."""
     check_whole("branch", branch, 0)
-    parsed = [re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)$", name) for name in grid.names]
-    parts = [(i, m[1], int(m[2]), m[3], int(m[4])) for i, m in enumerate(parsed) if m]
-    blocks = [block for _, way, block, _, _ in parts if way == "up"]
-    if not blocks:
-        raise ValueError(
-            f"DeepCache needs the layers of a UNet, but the units are such as {grid.names[0]!r} (grain "
-            f"{grid.grain!r}). Use a UNet, and grain 'layers' or 'modules'."
-        )
+    places = []
+    for unit, name in enumerate(grid.names):
+        if name.count(".") == 3:  # as "up_blocks.3.layers.0"
+            way, block, kind, number = name.split(".")
+            places.append((unit, way == "up_blocks", int(block), kind.endswith("samplers"), int(number)))
+    top = max((block for _, up, block, _, _ in places if up), default=-1)
+    if top < 0:
+        given = f"the units are such as {grid.names[0]!r} (grain {grid.grain!r})"
+        raise ValueError(f"DeepCache needs the layers of a UNet, but {given}. Use grain 'layers' or 'modules'.")
     level, layers = divmod(branch, 3)
-    if level > max(blocks):
-        raise ValueError(f"branch={branch} lies {level} levels deep, but this UNet has {max(blocks) + 1}.")
-    at = max(blocks) - level  # the up block of that level
-    last = max(n for _, way, block, kind, n in parts if (way, block) == ("up", at) and not kind.endswith("samplers"))
-    inside = []
-    for unit, way, block, kind, number in parts:
-        depth = block if way == "down" else max(blocks) - block
-        if depth == level and way == "down":
-            shallow = number < layers and not kind.endswith("samplers")
-        elif depth == level:
-            shallow = kind == "upsamplers" or number >= last - layers
-        else:
-            shallow = depth < level
-        if shallow:
-            inside.append(unit)
-    return inside
+    if level > top:
+        raise ValueError(f"branch={branch} lies {level} levels deep, but this UNet has {top + 1}.")
+    last = max(number for _, up, block, sampler, number in places if up and block == top - level and not sampler)
+
+    def is_shallow(up: bool, block: int, sampler: bool, number: int) -> bool:
+        depth = top - block if up else block
+        if depth != level:
+            return depth < level
+        if up:
+            return sampler or number >= last - layers
+        return not sampler and number < layers
+
+    return [unit for unit, *place in places if is_shallow(*place)]

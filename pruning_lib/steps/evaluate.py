@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..checks import check_whole
@@ -19,10 +20,6 @@ from .replay import hold_of
 from .schedule import Grid, Schedule, encode_table
 from .supernet import check_loss, consistency
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-
 WORTH_COST = 4  # a backward pass with checkpointing: forward, forward again, and backward, which is two of them
 
 
@@ -32,7 +29,7 @@ class Known:
     def __init__(self, folder: str | Path | None = None, about: Mapping[str, object] | None = None):
         self.path = Path(folder) / "search.json" if folder else None
         self.found: dict[str, dict[str, list | None]] = {"losses": {}, "gradients": {}}
-        self.about = json.loads(json.dumps(about)) if self.path else None
+        self.about = json.loads(json.dumps(about))
         if self.path and self.path.exists():
             told = load_json(self.path, "search")
             with reading("search", self.path):
@@ -40,9 +37,9 @@ class Known:
                 self.found = {kind: dict(told[kind]) for kind in self.found}
             if differs:
                 raise ValueError(f"{folder} holds a search with other {', '.join(differs)}. Choose another folder.")
-        self.save()
+        self._save()
 
-    def save(self) -> None:
+    def _save(self) -> None:
         if self.path:
             save_json(self.path, "search", 1, {"about": self.about, **self.found})
 
@@ -57,7 +54,7 @@ class Known:
         if cells not in found:
             answer = ask()
             found[cells] = None if answer is None else answer.tolist()
-            self.save()
+            self._save()
         return None if found[cells] is None else torch.tensor(found[cells])
 
 
@@ -65,18 +62,11 @@ class Evaluator:
     """Judges schedules: their generations beside the unpruned ones, from the same noise.
 
     Args:
-        pipe: a diffusers pipeline; left as it was.
-        prompts: n texts or numbers of classes.
-        grid: of the schedules.
-        seeds: n seeds of the noise. Default: 1000, 1001, ...
-        loss: one of `supernet.LOSSES`; "latent" needs no decoding.
+        pipe, prompts, grid, seeds, loss, batch, sampling: as in `gate_gradients`; the pipeline is left as it was.
         hold: what skipped calls answer, whatever a schedule says, one of `replay.HOLDS`.
-        batch: prompts at a time, >= 1.
-        sampling: `guidance_scale` and `options`, as in `Unroll`.
 
     Attributes:
-        images: images drawn by schedules so far; a schedule that was asked for before costs nothing, and the n
-            unpruned ones are not counted.
+        images: drawn by schedules so far; one that was asked for before costs nothing, and neither do the unpruned.
 
     Example:
         >>> evaluator = Evaluator(pipe, ["lion", "pizza"], grid_of(pipe, 20), guidance_scale=3)
@@ -101,17 +91,13 @@ class Evaluator:
         self.unroll = Unroll(pipe, steps=grid.steps, **sampling)
         self.prompts = self.unroll.check(prompts)
         self.seeds = self.unroll.seeds(self.prompts, seeds)
-        self.images = 0
-        self.known = Known()
-        self._asked: set[bytes] = set()
-        self._wanted: Tensor | None = None
+        self.images, self.known, self._asked = 0, Known(), set()
 
     def __call__(self, schedule: Schedule) -> float:
         """Return the loss of a schedule, the mean over prompts; 0 for what equals the unpruned generation."""
         if schedule.grid != self.grid:
-            raise ValueError(
-                f"The schedule is of another grid than the evaluator: {schedule.grid.difference(self.grid)}."
-            )
+            difference = schedule.grid.difference(self.grid)
+            raise ValueError(f"The schedule is of another grid than the evaluator: {difference}.")
         live = schedule.live()
         losses = self.known.find("losses", live, lambda: self._judge(schedule))
         key = live.numpy().tobytes()
@@ -120,12 +106,10 @@ class Evaluator:
             self.images += len(self.prompts)
         return losses.mean().item()
 
-    @property
+    @cached_property
     def wanted(self) -> Tensor:
         """The unpruned latents, `[n, ...]`; drawn when first asked for."""
-        if self._wanted is None:
-            self._wanted = self._draw()
-        return self._wanted
+        return self._draw()
 
     @torch.no_grad()
     def _draw(self) -> Tensor:
@@ -155,12 +139,7 @@ class BudgetExhausted(Exception):
 
 
 class SearchBudget:
-    """Asks an evaluator on behalf of a search: within a share of the MACs, and with a limited number of images.
-
-    Attributes:
-        best: the table with the lowest loss so far, and `loss`, its loss.
-        trace: [images drawn, lowest loss] whenever it fell.
-    """
+    """Asks an evaluator on behalf of a search: within a share of the MACs, and with a limited number of images."""
 
     def __init__(self, grid: Grid, keep_macs: float, evaluator: Evaluator, images: int):
         self.grid, self.keep_macs, self.evaluator = grid, keep_macs, evaluator
@@ -168,8 +147,8 @@ class SearchBudget:
         if check_whole("images", images, 1) < len(evaluator.prompts):
             raise ValueError(f"images={images}; a single schedule draws {len(evaluator.prompts)}, one for each prompt.")
         self.images, self._before, self._charged = images, evaluator.images, 0
-        self.best, self.loss = None, float("inf")
-        self.trace: list[list[float]] = []
+        self.best, self.loss = None, float("inf")  # the table with the lowest loss so far
+        self.trace: list[list[float]] = []  # [images drawn, lowest loss] whenever it fell
 
     @property
     def spent(self) -> int:

@@ -1,9 +1,7 @@
 """Running a pipeline by a schedule: live cells are computed, and everything else answers with what was kept.
 
-Where a whole call is skipped, a *hold* answers in place of the denoiser.  `LastValue` repeats the last output.  That
-suits a network that predicts the noise: while DDIM walks on with the same noise, the clean sample that goes with it
-stays the same too.  A velocity v = alpha e - sigma x0 is another matter: it turns with the noise level even while x0
-and the noise e stand still, so `LastPrediction` turns it.  A new hold is a class with the same two methods.
+Where a whole call is skipped, a *hold* answers in place of the denoiser; a new one is a class with the two methods of
+`LastValue`.
 """
 
 from __future__ import annotations
@@ -18,18 +16,19 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..denoisers import denoiser_of
-from .hooks import Control, attach
+from .units import Control, Unit, Values, attach
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
-
-    from .units import Unit
 
 HOLDS = ("value", "prediction")
 
 
 class LastValue:
-    """Answers skipped calls with the output of the last call. One object serves one stream of calls."""
+    """Answers skipped calls of one stream with the output of the last call.
+
+    That suits a network that predicts the noise: while DDIM walks on with it, the clean sample stays the same, too.
+    """
 
     def update(self, sample: Tensor, timestep: object, output: object) -> None:
         """Take note of a call: what the denoiser was given, and what it returned."""
@@ -41,11 +40,11 @@ class LastValue:
 
 
 class LastPrediction(LastValue):
-    """Answers skipped calls with the velocity of the same clean sample and the same noise.
+    """Answers skipped calls with the velocity of the same clean sample x0 and the same noise e.
 
-    With alpha = cos f and sigma = sin f (Salimans and Ho, arXiv 2202.00512, Appendix D), the sample x_f and output v_f
-    of the last call give, at a later angle g, v_g = sin(f - g) x_f + cos(f - g) v_f. It costs no MACs. The `levels` are
-    alpha-bar of every training timestep.
+    A velocity alpha e - sigma x0 turns with the noise level even while both stand still. With alpha = cos f and
+    sigma = sin f (Salimans and Ho, arXiv 2202.00512, Appendix D), the sample x_f and output v_f of the last call give,
+    at a later angle g, v_g = sin(f - g) x_f + cos(f - g) v_f. The `levels` are alpha-bar of every training timestep.
     """
 
     def __init__(self, levels: Sequence[float]):
@@ -80,10 +79,9 @@ def check_hold(name: str) -> str:
 def hold_of(name: str, scheduler: SchedulerMixin) -> Callable[[], LastValue]:
     """Return what makes a hold, for each stream of calls a new one.
 
-    Args:
-        name: "value", the last output again; or "prediction", the clean sample and the noise of the last call. The two
-            differ for networks that predict velocities of a diffusion.
-        scheduler: read for what the network predicts, and its noise levels; where it does not tell, a ValueError.
+    By name: "value", the last output again; or "prediction", the clean sample and the noise of the last call, which
+    differs for networks that predict velocities of a diffusion. What the network predicts, and the noise levels, the
+    scheduler tells; where it does not, a ValueError.
     """
     if check_hold(name) == "value":
         return LastValue
@@ -91,16 +89,12 @@ def hold_of(name: str, scheduler: SchedulerMixin) -> Callable[[], LastValue]:
     scaled = "sigma_data" in scheduler.config  # EDM predicts mixtures that change with the noise level
     if scheduler_name.startswith("FlowMatch") or (kind in ("epsilon", "sample", "flow_prediction") and not scaled):
         return LastValue  # the same x0 and noise give the same output at every noise level
-    if kind != "v_prediction" or scaled:
-        raise ValueError(
-            f"hold='prediction' needs to know what the network predicts, and no rule here covers {scheduler_name} with "
-            f"prediction_type={kind!r}. Use hold='value', or a scheduler such as DDIMScheduler."
-        )
     levels = getattr(scheduler, "alphas_cumprod", None)
-    if levels is None:
+    if kind != "v_prediction" or scaled or levels is None:
         raise ValueError(
-            f"hold='prediction' turns velocities with the noise level, and {scheduler_name} has no alphas_cumprod, so "
-            "its noise levels are not known. Use hold='value', or a scheduler such as DDIMScheduler."
+            "hold='prediction' turns velocities with the noise level, and no rule here covers "
+            f"{scheduler_name} with prediction_type={kind!r}{', whose noise levels are not known' * (levels is None)}. "
+            "Use hold='value', or a scheduler such as DDIMScheduler."
         )
     return functools.partial(LastPrediction, levels.tolist())
 
@@ -111,20 +105,15 @@ class _Stream:
 
     row: int | None = None
     batch: int | None = None
-    values: dict[int, list[Tensor]] = field(default_factory=dict)
+    values: dict[int, Values] = field(default_factory=dict)
     hold: LastValue | None = None  # None until a call was made
 
 
 class Replay(Control):
-    """Follows a schedule.
+    """Follows a schedule: computes the `live` cells, bool `[T, N]`, and calls the denoiser at the rows `calls` `[T]`.
 
-    Args:
-        live: bool `[T, N]`, the cells that are computed.
-        calls: bool `[T]`, the rows at which the denoiser is called at all.
-        timesteps: of the T rows.
-        hold: makes what answers skipped calls, one for each stream.
-
-    Since the last run began, `computed` counts the (call, unit) cells computed, `called` the calls of the denoiser.
+    What `hold` makes, one for each stream, answers the other calls. Since the last run began, `computed` counts the
+    (call, unit) cells computed, `called` the calls of the denoiser.
     """
 
     def __init__(self, live: Tensor, calls: Tensor, timesteps: Sequence[float], hold: Callable = LastValue):
@@ -145,9 +134,7 @@ class Replay(Control):
         if stream.row is None or row != stream.row + 1 or stream.batch != len(sample):
             # Nothing that is kept fits: compute all, as at a first call.
             self._streams[context] = stream = _Stream(batch=len(sample))
-        stream.row = row
-        # Holds are told the number, not the tensor: reading that would make an accelerator wait.
-        at = self.timesteps[row]
+        stream.row, at = row, self.timesteps[row]  # the number: reading the tensor would make an accelerator wait
         if not self.calls[row] and stream.hold is not None:
             return stream.hold.predict(at)
         self._now = stream
@@ -155,15 +142,14 @@ class Replay(Control):
         self._off = [not live and unit in stream.values for unit, live in enumerate(self.live[row])]
         self.called += 1
         output = forward()
-        if stream.hold is None:
-            stream.hold = self.hold()
+        stream.hold = stream.hold or self.hold()
         stream.hold.update(sample, at, output)
         return output
 
     def skips(self, index: int) -> bool:
         return self._off[index]
 
-    def unit(self, index: int, compute: Callable[[], list[Tensor]] | None) -> list[Tensor]:
+    def unit(self, index: int, compute: Callable[[], Values] | None) -> Values:
         if not self._off[index]:
             self.computed += 1
             self._now.values[index] = compute()
@@ -176,12 +162,9 @@ class Replay(Control):
         if last is not None and following < len(self.timesteps) and not on_cpu:
             return following  # reading a number from an accelerator would make it wait
         t = _number(timestep)
-        nearest = [self._nearest(t * unit) for unit in (1, 1000)]  # some transformers want fractions of 1000
-        if any(following in rows for rows in nearest):
-            return following
-        for rows in nearest:
-            if rows:  # image to image begins in the middle; a loop written by hand may start over
-                return rows[0]
+        rows = [row for unit in (1, 1000) for row in self._nearest(t * unit)]  # some want fractions of 1000
+        if rows:  # image to image begins in the middle; a loop written by hand may start over
+            return following if following in rows else rows[0]
         raise ValueError(
             f"The denoiser is called at timestep {t:g}, which this schedule does not have: its {len(self.timesteps)} "
             f"calls are at timesteps {_few(self.timesteps)}. Sample with the scheduler and steps that it was made for."
@@ -189,10 +172,8 @@ class Replay(Control):
 
     def _nearest(self, t: float) -> list[int]:
         distances = [abs(t - other) for other in self.timesteps]
-        least = min(distances)
-        if least > max(0.01 * t, 1e-3):  # room for timesteps rounded to half precision
-            return []
-        return [row for row, distance in enumerate(distances) if distance == least]
+        least, room = min(distances), max(0.01 * t, 1e-3)  # for timesteps rounded to half precision
+        return [row for row, distance in enumerate(distances) if distance == least <= room]
 
 
 @contextmanager
@@ -210,13 +191,13 @@ def following(pipe: DiffusionPipeline, units: Sequence[Unit], control: Replay, s
         _check_alone(denoiser)
         result = set_timesteps(*args, **kwargs)
         control.reset()
-        asked = [float(t) for t in scheduler.timesteps.tolist()]
-        if not _close(asked, control.timesteps):
+        asked, told = [float(t) for t in scheduler.timesteps.tolist()], control.timesteps
+        pairs = zip(asked, told, strict=False)
+        if len(asked) != len(told) or not all(abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in pairs):
             raise ValueError(
-                f"This schedule is for {steps} steps of {type(scheduler).__name__} ({len(control.timesteps)} calls at "
-                f"timesteps {_few(control.timesteps)}), but the run asks for {scheduler.num_inference_steps} "
-                f"({len(asked)} calls at {_few(asked)}). Call the pipeline with num_inference_steps={steps} and the "
-                "scheduler's settings as they were, or make a schedule for this run."
+                f"This schedule is for {steps} steps of {type(scheduler).__name__} ({len(told)} calls at timesteps "
+                f"{_few(told)}), but the run asks for {scheduler.num_inference_steps} ({len(asked)} calls at "
+                f"{_few(asked)}). Use num_inference_steps={steps} and the scheduler's settings as they were."
             )
         return result
 
@@ -231,16 +212,8 @@ def following(pipe: DiffusionPipeline, units: Sequence[Unit], control: Replay, s
 
 def _check_alone(denoiser: nn.Module) -> None:
     if str(getattr(vars(denoiser).get("forward"), "__module__", "")).startswith("DeepCache"):
-        raise RuntimeError(
-            "DeepCache is enabled on this pipeline, and it would skip what a schedule computes. Call disable() of its "
-            "helper first. Its pattern is a schedule too: pruning_lib.steps.budget.deepcache."
-        )
-
-
-def _close(mine: Sequence[float], theirs: Sequence[float]) -> bool:
-    return len(mine) == len(theirs) and all(
-        abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in zip(mine, theirs, strict=True)
-    )
+        told = "DeepCache is enabled on this pipeline, and it would skip what a schedule computes"
+        raise RuntimeError(f"{told}. Call disable() of its helper first, or use the schedule budget.deepcache instead.")
 
 
 def _few(timesteps: Sequence[float]) -> str:

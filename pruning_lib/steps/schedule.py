@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ from .wiring import Wiring, live_cells, trace_wiring
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+_VERSIONS = (1, 2)  # of files
 
 
 def encode_table(on: Tensor) -> list[str]:
@@ -67,39 +69,31 @@ class Grid:
     @cached_property
     def total_macs(self) -> int:
         """MACs of all T calls with everything computed, one sample, attention products included."""
-        return self.macs_of(torch.ones(self.shape, dtype=torch.bool))
+        return self.full().macs()
 
     def check(self, on: object) -> Tensor:
         """Return `on` as a table of this grid: ValueError if it is not T x N truth values, the first row all on."""
-        on = torch.as_tensor(on)
-        if on.dtype != torch.bool:
-            wrong = on[(on != 0) & (on != 1)]
-            if wrong.numel():
-                raise ValueError(f"A schedule holds truth values (True: computed), got {wrong[0].item()}.")
-            on = on != 0
-        calls, units = self.shape
+        on, (calls, units) = torch.as_tensor(on), self.shape
+        wrong = on[(on != 0) & (on != 1)]
+        if wrong.numel():
+            raise ValueError(f"A schedule holds truth values (True: computed), got {wrong[0].item()}.")
         if tuple(on.shape) != self.shape:
-            raise ValueError(
-                f"The table has shape {tuple(on.shape)}, but this grid has {calls} calls of {units} units. Give one "
-                "row per call and one column per unit."
-            )
-        off = (~on[0]).nonzero().flatten().tolist()
+            given = f"The table has shape {tuple(on.shape)}"
+            raise ValueError(f"{given}, but this grid has {calls} calls of {units} units: one row for each call.")
+        off = (on[0] == 0).nonzero().flatten().tolist()
         if off:
             raise ValueError(
                 f"In the first row {len(off)} of {units} units are off, such as {self.names[off[0]]}. At the first "
                 "call there is nothing to reuse yet: the first row must be all on."
             )
-        return on.detach().cpu().clone()
+        return (on != 0).detach().cpu()
 
     def live(self, on: Tensor) -> Tensor:
         """Return the cells that are on and whose work reaches the picture, bool `[T, N]`, as `live_cells`."""
         return live_cells(torch.as_tensor(on), self.wiring)
 
     def calls(self, on: Tensor) -> Tensor:
-        """Return the rows at which the denoiser is called, bool `[T]`.
-
-        Where nothing at all is computed and the output reads units only, the output is the last one: no call.
-        """
+        """Return the rows at which the denoiser is called, bool `[T]`: where something is computed or read anew."""
         return self.live(on).any(dim=1) | torch.tensor(self.wiring.output_reads_input)
 
     def macs_of(self, on: Tensor, *, attention: bool = True) -> int:
@@ -115,8 +109,7 @@ class Grid:
 
     def macs_ratio(self, on: Tensor, *, attention: bool = True) -> float:
         """Return the share of MACs that a table keeps, in (0, 1]."""
-        everything = torch.ones(self.shape, dtype=torch.bool)
-        return self.macs_of(on, attention=attention) / self.macs_of(everything, attention=attention)
+        return self.macs_of(on, attention=attention) / self.full().macs(attention=attention)
 
     def full(self) -> Schedule:
         """Return the schedule that computes everything."""
@@ -138,13 +131,9 @@ class Grid:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
+        units = {name: list(getattr(self, name)) for name in ("names", "macs", "macs_without_attention")}
         return {
-            "units": {
-                "grain": self.grain,
-                "names": list(self.names),
-                "macs": list(self.macs),
-                "macs_without_attention": list(self.macs_without_attention),
-            },
+            "units": {"grain": self.grain, **units},
             "base_macs": self.base_macs,
             "base_macs_without_attention": self.base_macs_without_attention,
             "wiring": self.wiring.to_dict(),
@@ -157,21 +146,11 @@ class Grid:
     @classmethod
     def from_dict(cls, data: dict) -> Grid:
         """Read what `to_dict` wrote; where something is missing or does not fit, KeyError, TypeError or ValueError."""
-        units, denoiser = data["units"], data["denoiser"]
-        grid = cls(
-            names=tuple(units["names"]),
-            grain=units["grain"],
-            macs=tuple(units["macs"]),
-            macs_without_attention=tuple(units["macs_without_attention"]),
-            base_macs=data["base_macs"],
-            base_macs_without_attention=data["base_macs_without_attention"],
-            wiring=Wiring.from_dict(data["wiring"]),
-            class_name=denoiser["class"],
-            structure=denoiser["structure"],
-            scheduler=data["scheduler"],
-            steps=data["steps"],
-            timesteps=tuple(map(float, data["timesteps"])),
-        )
+        denoiser = {"class_name": data["denoiser"]["class"], "structure": data["denoiser"]["structure"]}
+        flat = {**data, **data["units"], **denoiser, "wiring": Wiring.from_dict(data["wiring"])}
+        flat["timesteps"] = map(float, flat["timesteps"])
+        lists = ("names", "macs", "macs_without_attention", "timesteps")
+        grid = cls(**{f.name: tuple(flat[f.name]) if f.name in lists else flat[f.name] for f in fields(cls)})
         for text in (*grid.names, grid.class_name, grid.structure, grid.scheduler):
             if not isinstance(text, str):
                 raise TypeError(f"{text!r} stands where a name belongs")
@@ -212,10 +191,6 @@ def grid_of(
         grain: of the units, one of `GRAINS`; or a grid of these steps, which is returned as it is.
         timesteps: of every call of the denoiser, for pipelines that compute their own; default: the scheduler's.
         sample_size: side of the latent, or (height, width), that MACs are counted at. Default: the configuration's.
-
-    Example:
-        >>> grid_of(pipe, 20).shape
-        (20, 27)
     """
     if isinstance(grain, Grid):
         if grain.steps != steps:
@@ -225,12 +200,12 @@ def grid_of(
     timesteps = timesteps_of(pipe, steps) if timesteps is None else tuple(map(float, timesteps))
     units = units_of(denoiser, grain)
     costs = count_macs(denoiser, sample_size=sample_size).modules
-    macs = [sum(costs[path].macs for path in unit.modules) for unit in units]
-    without = [sum(costs[path].macs_without_attention for path in unit.modules) for unit in units]
+    macs = tuple(sum(costs[path].macs for path in unit.modules) for unit in units)
+    without = tuple(sum(costs[path].macs_without_attention for path in unit.modules) for unit in units)
     return Grid(
         names=tuple(unit.name for unit in units),
-        macs=tuple(macs),
-        macs_without_attention=tuple(without),
+        macs=macs,
+        macs_without_attention=without,
         base_macs=costs[""].macs - sum(macs),
         base_macs_without_attention=costs[""].macs_without_attention - sum(without),
         wiring=trace_wiring(denoiser, units, sample_size=sample_size),
@@ -258,15 +233,21 @@ def timesteps_of(pipe: DiffusionPipeline, steps: int) -> tuple[float, ...]:
     return tuple(float(t) for t in scheduler.timesteps.tolist())
 
 
+def units_for(grid: Grid, denoiser: nn.Module) -> tuple[Unit, ...]:
+    """Return the units of a denoiser, if they are those of a grid; else raise ValueError."""
+    found, units = (type(denoiser).__name__, structure_of(denoiser)), units_of(denoiser, grid.grain)
+    if found != (grid.class_name, grid.structure) or tuple(unit.name for unit in units) != grid.names:
+        raise ValueError(
+            f"This schedule, or grid, was made for another denoiser: a {grid.class_name} of structure "
+            f"{grid.structure}, while the pipeline holds a {found[0]} of structure {found[1]}. Make one for this one; "
+            "weights may differ (fine-tuned, LoRA), the configuration and the names of its units may not."
+        )
+    return units
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """A table of T calls by N units, True where a unit is computed, False where its last value is used again.
-
-    Attributes:
-        grid: what the rows and columns are.
-        on: bool `[T, N]`; the first row is all True.
-        provenance: where it comes from: method, budget, seeds; plain values.
-        hold: what a call that is skipped altogether answers, as in `replay.hold_of`.
 
     Example:
         >>> schedule = Schedule.load("lion.schedule.json")
@@ -274,10 +255,10 @@ class Schedule:
         ...     image = pipe("lion", num_inference_steps=schedule.steps).images[0]
     """
 
-    grid: Grid
-    on: Tensor
-    provenance: dict[str, object] = field(default_factory=dict)
-    hold: str = "value"
+    grid: Grid  # what the rows and columns are
+    on: Tensor  # bool `[T, N]`; the first row is all True
+    provenance: dict[str, object] = field(default_factory=dict)  # method, budget, seeds; plain values
+    hold: str = "value"  # what a call that is skipped altogether answers, as in `replay.hold_of`
 
     def __post_init__(self):
         object.__setattr__(self, "on", self.grid.check(self.on))
@@ -309,26 +290,22 @@ class Schedule:
         """Return the share of MACs kept, in (0, 1]."""
         return self.grid.macs_ratio(self.on, attention=attention)
 
-    @contextmanager
-    def applied(self, pipe: DiffusionPipeline) -> Iterator[Replay]:
+    def applied(self, pipe: DiffusionPipeline) -> AbstractContextManager[Replay]:
         """Let a pipeline follow this schedule inside a `with` block; on leaving, it is as it was.
 
         Only live cells are computed; a call with nothing to compute is skipped. The denoiser may be offloaded,
         compiled, or carry LoRA. Image to image, which begins at a later row, computes everything at its first call.
-
-        Before the denoiser is called, another denoiser, scheduler or number of steps is a ValueError; a schedule that
-        is applied already is a RuntimeError.
+        Another denoiser, scheduler or number of steps is a ValueError; a schedule applied already a RuntimeError.
         """
         units, scheduler = units_for(self.grid, denoiser_of(pipe)[1]), type(pipe.scheduler).__name__
         if scheduler != self.grid.scheduler:
             raise ValueError(
-                f"This schedule was made for {self.grid.scheduler}, while the pipeline samples with {scheduler}. Other "
-                "samplers stop at other noise levels: set pipe.scheduler to that one, or make a schedule for this one."
+                f"This schedule was made for {self.grid.scheduler}, while the pipeline samples with {scheduler}, at "
+                "other noise levels. Set pipe.scheduler to that one, or make a schedule for this one."
             )
         hold = hold_of(self.hold, pipe.scheduler)
         control = Replay(self.live(), self.grid.calls(self.on), self.grid.timesteps, hold)
-        with following(pipe, units, control, self.steps):
-            yield control
+        return following(pipe, units, control, self.steps)
 
     def save(self, path: str | Path) -> Path:
         """Write the schedule as JSON, with all that is needed to check, count and apply it."""
@@ -355,32 +332,10 @@ class Schedule:
             return cls(Grid.from_dict(data), decode_table(data["rows"]), provenance, hold)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Schedule):
-            return False
-        return (self.grid, self.hold) == (other.grid, other.hold) and torch.equal(self.on, other.on)
+        same = isinstance(other, Schedule) and (self.grid, self.hold) == (other.grid, other.hold)
+        return same and torch.equal(self.on, other.on)
 
     def __repr__(self) -> str:
         calls, units = self.grid.shape
         kept = f"{self.macs_ratio():.1%} of the MACs"
         return f"<Schedule {self.label!r}: {calls} calls x {units} units, {kept}, hold={self.hold!r}>"
-
-
-_VERSIONS = (1, 2)
-
-
-def units_for(grid: Grid, denoiser: nn.Module) -> tuple[Unit, ...]:
-    """Return the units of a denoiser, if they are those of a grid; else raise ValueError."""
-    found = type(denoiser).__name__, structure_of(denoiser)
-    if found != (grid.class_name, grid.structure):
-        raise ValueError(
-            f"This schedule, or grid, was made for another denoiser: a {grid.class_name} of structure "
-            f"{grid.structure}, while the pipeline holds a {found[0]} of structure {found[1]}. Make one for this "
-            "denoiser; weights may differ (fine-tuned, LoRA), the configuration may not."
-        )
-    units = units_of(denoiser, grid.grain)
-    if tuple(unit.name for unit in units) != grid.names:
-        raise ValueError(
-            f"This schedule, or grid, has {len(grid.names)} units, the denoiser has {len(units)} at grain "
-            f"{grid.grain!r}, and their names differ. Make it anew for this denoiser."
-        )
-    return units

@@ -1,9 +1,7 @@
 """Schedules by search, the best method of this book: begin with the best of simple ones, keep every change that helps.
 
-Three observations shape the moves.  Where the whole calls stand matters more than anything, and equal distances are not
-best.  Between two whole calls, computing the outermost units alone helps nearly as much as another whole call, for
-fewer MACs.  And some units hardly matter: what they cost is better spent elsewhere.  Which those are, first-order
-scores at the present schedule tell, for the price of a few generations.
+What shapes the moves: where the whole calls stand matters most, and equal distances are not best; between two of them
+the outermost units alone help nearly as much as another one; and some units hardly matter, as first-order scores tell.
 """
 
 from __future__ import annotations
@@ -11,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,20 +27,14 @@ from .schedule import Grid, Schedule, encode_table, grid_of
 from .supernet import gate_gradients, is_offloaded
 from .training import TrainedPruner
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-
 # (depth of the outer units, share of the affordable whole calls that are kept whole)
 _MIXTURES = ((0, 0.8), (1, 0.5), (1, 0.25), (2, 0.7), (2, 0.5), (2, 0.35), (2, 0.2), (2, 0.1))
 LATE = 0.6  # of a distance: how much further than at equal distances the last call stands
+_TRIES = 400  # proposals in a row that bring nothing new
 
 
 def outer_units(grid: Grid, depth: int) -> Tensor:
-    """Return the first `depth` units and the last `depth` + 1, as far as they reach the output, bool `[N]`.
-
-    In a UNet these are the outermost layers on both ways, as in DeepCache's branches.
-    """
+    """Return the first `depth` units and the last `depth` + 1, as far as they reach the output, bool `[N]`."""
     units = grid.shape[1]
     two = torch.ones(2, units, dtype=torch.bool)
     two[1, depth : max(depth, units - depth - 1)] = False
@@ -49,10 +42,7 @@ def outer_units(grid: Grid, depth: int) -> Tensor:
 
 
 def spaced(calls: int, count: int, late: float = 0.0) -> list[int]:
-    """Place `count` of `calls` rows at equal distances, floor(i calls / (count - late)).
-
-    With late = 0 the time after the last row is as long as that between two rows; above 0 it is shorter.
-    """
+    """Place `count` of `calls` rows at equal distances, floor(i calls / (count - late)); `late` shortens the last."""
     rows = [0]
     for i in range(1, count):
         row = int(calls * i / (count - late) + 1e-9)
@@ -63,28 +53,25 @@ def spaced(calls: int, count: int, late: float = 0.0) -> list[int]:
 def simple_starts(grid: Grid, keep_macs: float) -> list[Tensor]:
     """Lay out tables, bool `[T, N]`, of whole calls with calls of the outer units between them, within the budget."""
     calls, units = grid.shape
-    uniform = evenly(grid, keep_macs)
+    uniform, allowed = evenly(grid, keep_macs), check_budget(grid, keep_macs)
     whole, count = grid.total_macs / calls, int(uniform.any(1).sum())
     idle = grid.base_macs if grid.wiring.output_reads_input else 0  # what a row without units takes
-    left = check_budget(grid, keep_macs) - calls * idle
     tries = [(torch.zeros(units, dtype=torch.bool), count, 0)]
     for depth, part in _MIXTURES:
         if 2 * depth + 1 < units:
             row, full = outer_units(grid, depth), max(1, round(count * part))
             price = grid.base_macs - idle + sum(itertools.compress(grid.macs, row.tolist()))
-            tries.append((row, full, min(calls - full, int((left - full * (whole - idle)) / price))))
+            left = allowed - calls * idle - full * (whole - idle)
+            tries.append((row, full, min(calls - full, int(left / price))))
     found = {uniform.numpy().tobytes(): uniform}
     for row, full, outer in tries:
         rows = spaced(calls, full + outer, LATE)
         on = torch.zeros(grid.shape, dtype=torch.bool)
         on[rows] = row
         on[[rows[i] for i in spaced(len(rows), full)]] = True
-        if grid.macs_of(on) <= left + calls * idle:
+        if grid.macs_of(on) <= allowed:
             found.setdefault(on.numpy().tobytes(), on)
     return list(found.values())
-
-
-_TRIES = 400  # proposals in a row that bring nothing new
 
 
 def local_search(
@@ -108,14 +95,12 @@ def local_search(
         seed: of the order of moves.
         starts: further schedules to begin with, such as trained ones; those over the budget are left out.
         worth: maps a table to what switching off each of its cells would add to the loss, `[T, N]`, as
-            `cell_importance` does. Charged as `WORTH_COST` times the images of one schedule. Default, and from the
-            moment when it returns None: cells at random.
-        worth_every: changes that are tried between two calls of `worth`.
+            `cell_importance` does; asked before every `worth_every`-th change, and charged as `WORTH_COST` times the
+            images of one schedule. Default, and from the moment when it returns None: cells at random.
         watch: called with the search's budget after everything that was spent.
 
     Returns:
-        The best, with its loss and accepted moves in its provenance, and "start", the label of what it began with, or
-        "simple".
+        The best; its provenance names its loss, the accepted moves and the "start", a label or "simple".
     """
     budget = SearchBudget(grid, keep_macs, evaluator, images)
     moves = _Moves(budget, torch.Generator().manual_seed(seed), worth)
@@ -136,7 +121,7 @@ def local_search(
             watch(budget)
     except BudgetExhausted:
         pass
-    return budget.schedule("local search", seed, moves=moves.accepted, start=start, start_loss=start_loss)
+    return budget.schedule("local search", seed, moves=dict(moves.accepted), start=start, start_loss=start_loss)
 
 
 class _Moves:
@@ -145,29 +130,26 @@ class _Moves:
     def __init__(self, budget: SearchBudget, generator: torch.Generator, worth: Callable | None):
         self.budget, self.grid, self.generator, self.worth = budget, budget.grid, generator, worth
         self.values: Tensor | None = None
-        self.accepted: dict[str, int] = {}
-        self.tried: dict[str, int] = {}
-        self.seen: set[bytes] = set()
+        self.accepted, self.tried, self.seen = Counter(), Counter(), set()
         self.patterns = [outer_units(self.grid, depth) for depth in range(4) if 2 * depth + 1 < self.grid.shape[1]]
-        self.moves = {"shift": self.shift, "refresh": self.refresh, "trade": self.trade, "complete": self.complete}
+        self.moves = {move.__name__: move for move in (self.shift, self.refresh, self.trade, self.complete)}
 
     def look(self) -> None:
-        """Ask for first-order scores at the best table."""
-        if self.worth is None:
-            return
-        cost = WORTH_COST * len(self.budget.evaluator.prompts)
-        self.budget.charge(cost)
-        self.values = self.worth(self.budget.best)
-        if self.values is None:
-            self.worth = None
-            self.budget.charge(-cost)
+        """Ask for first-order scores at the best table, as long as they can be had."""
+        if self.worth is not None:
+            cost = WORTH_COST * len(self.budget.evaluator.prompts)
+            self.budget.charge(cost)
+            self.values = self.worth(self.budget.best)
+            if self.values is None:
+                self.worth = None
+                self.budget.charge(-cost)
 
     def step(self) -> bool:
         """Try one change; say whether it was a new one."""
         if self.grid.shape[0] < 2:
             return False
         # Moves that were kept before are tried more often.
-        weights = [(1 + self.accepted.get(m, 0)) / (2 + self.tried.get(m, 0)) for m in self.moves]
+        weights = [(1 + self.accepted[move]) / (2 + self.tried[move]) for move in self.moves]
         name = list(self.moves)[int(torch.multinomial(torch.tensor(weights), 1, generator=self.generator))]
         on = self.moves[name](self.budget.best.clone())
         if on is None:
@@ -179,9 +161,9 @@ class _Moves:
             return False
         self.seen.add(key)
         before = self.budget.loss
-        self.tried[name] = self.tried.get(name, 0) + 1
+        self.tried[name] += 1
         if self.budget.ask(on) < before:
-            self.accepted[name] = self.accepted.get(name, 0) + 1
+            self.accepted[name] += 1
         return True
 
     def _below(self, number: int) -> int:
@@ -233,9 +215,9 @@ class _Moves:
     def _pay(self, on: Tensor, spare: int) -> Tensor | None:
         """Switch off cells until the table fits, never in row 0 or `spare`: those of least worth per MAC first."""
         values = torch.rand(on.shape, generator=self.generator, dtype=torch.float64)
-        if self.values is not None:  # in part by chance, or the same cells would be proposed for ever
-            per_mac = self.values.double() / torch.tensor(self.grid.macs, dtype=torch.float64).clamp(min=1)
-            values = 0.5 * values + _ranks(per_mac, on)
+        if self.values is not None:  # their ranks; in part by chance, or the same cells would be proposed for ever
+            per_mac = (self.values.double() / torch.tensor(self.grid.macs, dtype=torch.float64).clamp(min=1))[on]
+            values[on] = 0.5 * values[on] + per_mac.argsort().argsort().double() / max(1, len(per_mac) - 1)
         spared = ~on
         spared[[0, spare]] = True
         if self.values is None or self._below(3) == 0:  # whole rows, instead of cells here and there
@@ -248,24 +230,13 @@ class _Moves:
         return on if self.budget.fits(on) else None
 
 
-def _ranks(scores: Tensor, on: Tensor) -> Tensor:
-    """Return each cell's place among those that are on, from 0 for the least to 1."""
-    place = torch.zeros_like(scores)
-    values = scores[on]
-    place[on] = values.argsort().argsort().double() / max(1, len(values) - 1)
-    return place
-
-
 def cell_importance(
     pipe: DiffusionPipeline, grid: Grid, on: object, prompts: Sequence, *, hold: str = "value", batch: int = 8, **more
 ) -> Tensor:
-    """Return what closing each cell would add to the loss, to first order: arguments as of `gate_gradients`.
+    """Return minus `gate_gradients` where skipped calls stay skipped: of the very function that the search improves.
 
-    It is minus that, where skipped calls stay skipped: of the very function that the search improves.
-
-    Returns:
-        float32 `[T, N]`. At an open cell, large: needed; below 0: the picture would come closer without. At a closed
-        cell of a call that computes others, what opening it would gain. 0 in row 0 and in rows without a call.
+    So what closing each open cell would add to the loss, to first order, and what opening a closed one of a call that
+    computes others would gain, float32 `[T, N]`. 0 in row 0 and in rows without a call.
     """
     return -gate_gradients(pipe, grid, on, prompts, hold=hold, batch=batch, **more)
 
@@ -294,24 +265,20 @@ def search_schedule(
     """Search for the schedule that stays closest to the unpruned pictures within a budget of MACs.
 
     Args:
-        pipe: a diffusers pipeline; left as it was.
-        prompts: texts, or numbers of classes. Of more than `images`, so many are taken, spread evenly; fewer are taken
-            in turn.
+        pipe, grain, guidance_scale, options: as in `train_pruner`.
+        prompts: texts, or numbers of classes; of more than `images` some, spread evenly; of fewer each in turn.
         steps: `num_inference_steps`, >= 1.
-        keep: share of the MACs that the schedule may take, above 0 and up to 1.
-        grain: of the units; or a `Grid` of these steps.
-        guidance_scale, options: of the pipeline's call.
+        keep: share of the MACs that the schedule may take, in (0, 1].
         hold: what a skipped call answers, one of `replay.HOLDS`.
-        start: scores to start from, besides simple schedules: a trained pruner, or `[T, N]`, higher for cells more
-            worth computing.
+        start: besides simple schedules, a trained pruner, or scores `[T, N]`, higher for cells more worth computing.
         loss: one of `supernet.LOSSES`; "latent" needs no decoding.
         images: pictures that a schedule is judged by, >= 1.
         evaluations: schedules that may be judged, >= 1; a look at the gradients counts as four.
         gradients: False to do without. So does a search for which memory is too short, or the pipeline offloaded.
         batch: pictures at a time, >= 1; where memory is short, gradients take fewer.
         seed: of moves and noise, >= 0; picture i starts from the noise of seed 1000 (seed + 1) + i.
-        folder: keeps every evaluation; the same call goes on from there, to the same result. The batch and the number
-            of evaluations may differ. Default: nothing is kept.
+        folder: keeps every evaluation; the same call, with another batch or number of evaluations if you like, goes on
+            from there, to the same result. Default: nothing is kept.
         progress: show a bar, in pictures.
         tell: is given what the search costs, in sentences, before it begins.
 
@@ -323,8 +290,7 @@ def search_schedule(
         MemoryError: too little memory to draw, with what to lower.
 
     Example:
-        >>> schedule = pl.search_schedule(pipe, ["lion", "pizza"], steps=20, keep=0.25, guidance_scale=3)
-        >>> schedule.save("quarter.json")
+        >>> pl.search_schedule(pipe, ["lion", "pizza"], steps=20, keep=0.25, guidance_scale=3).save("quarter.json")
     """
     check_number("keep", keep, "(0, 1]")
     check_whole("images", images, 1)

@@ -1,19 +1,15 @@
 """The SuperNet of DiP-GO (arXiv 2410.16942, Section 3.2): a whole generation, with a gate in front of every unit.
 
-    value[t, i] = g[t, i] * new[t, i] + (1 - g[t, i]) * value[t - 1, i]
-
-At g = 1 this is the unpruned model, at g = 0 the unit is reused.  The values are handed from call to call as arguments,
-never hidden in modules, so a call can be checkpointed as a whole: then memory holds the activations of one call, plus
-the values that pass from call to call, whatever the number of steps (Chen et al. 2016).
+value[t, i] = g[t, i] * new[t, i] + (1 - g[t, i]) * value[t - 1, i]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,14 +18,9 @@ from ..denoisers import denoiser_of
 from ..processes import is_out_of_memory
 from ..quality import ssim
 from ..sampling import Unroll
-from .hooks import Control, attach
 from .replay import LastValue, hold_of, sample_and_timestep
-from .schedule import Grid, grid_of, units_for
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-Values = list[Tensor]
+from .schedule import Grid, Schedule, grid_of, units_for
+from .units import Control, Values, attach
 
 LOSSES = ("ssim", "l1", "l2", "ssim+l1", "latent")
 _OF_PICTURES = {
@@ -49,11 +40,8 @@ def check_loss(name: str) -> str:
 def consistency(name: str, net: SuperNet | Unroll, latents: Tensor, wanted: Tensor) -> Tensor:
     """Compare latents `[n, ...]` with the unpruned ones, differentiably (Section 3.3): `[n]`, 0 where they are equal.
 
-    Args:
-        name: "ssim" for 1 - SSIM, "l1", "l2", or "ssim+l1" for their sum, of the decoded pictures as in the paper, h
-            and w at least 11 for SSIM; or "latent", the mean square of the latents, for which nothing is decoded.
-        net: whose autoencoder decodes.
-        latents, wanted: of the gated and of the unpruned generation.
+    By name: "ssim" for 1 - SSIM, "l1", "l2", or "ssim+l1" for their sum, of the pictures that the net decodes, as in
+    the paper, h and w at least 11 for SSIM; or "latent", the mean square of the latents, with nothing decoded.
     """
     if check_loss(name) == "latent":
         return (latents.float() - wanted.float()).square().flatten(1).mean(1)
@@ -62,18 +50,26 @@ def consistency(name: str, net: SuperNet | Unroll, latents: Tensor, wanted: Tens
 
 
 class SoftGates(Control):
-    """Mixes every unit's new value with its last one; `checkpointing` as in `SuperNet`."""
+    """Mixes every unit's new value with its last one: at a gate of 1 it is unpruned, at 0 reused.
 
-    def __init__(self, *, checkpointing: bool = True):
-        self.checkpointing = checkpointing
+    Values are handed from call to call as arguments, never hidden in modules, so a call can be checkpointed as a whole:
+    then memory holds the activations of one call, and the values between calls, whatever the number of steps (Chen et
+    al. 2016). With checkpointing=False the activations of all calls are kept. Calls that a schedule skips are skipped
+    here, too, and answered by what `hold` makes.
+    """
+
+    def __init__(self, *, checkpointing: bool = True, schedule: Schedule | None = None, hold: Callable = LastValue):
+        self.checkpointing, self.schedule, self.hold = checkpointing, schedule, hold
+        self.calls = [] if schedule is None else schedule.grid.calls(schedule.on).tolist()
         self.begin(None)
 
     def begin(self, gates: Tensor | None) -> None:
         """Begin a run with gates `[T, N]`, or an untouched one. Row 0 is not used: nothing is kept yet."""
-        self.gates = gates
+        self.gates, self._after = gates, []
+        # Per stream of calls, for some pipelines make two per step:
         self._rows: dict[str | None, int] = {}
-        self._caches: dict[str | None, list[Values]] = {}  # per stream of calls: some pipelines make two per step
-        self._after: list[Values] = []
+        self._caches: dict[str | None, list[Values]] = {}
+        self._holds: dict[str | None, LastValue] = {}
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
         """Run one call as a function of its gates and of the values of the call before."""
@@ -83,6 +79,8 @@ class SoftGates(Control):
         if row >= len(self.gates):
             raise ValueError(f"The denoiser is called more often than the {len(self.gates)} times that gates are for.")
         self._rows[context] = row + 1
+        if self.schedule and not self.calls[row]:
+            return self._holds[context].predict(self.schedule.grid.timesteps[row])
 
         def call(gates: Tensor, before: list[Values] | None) -> tuple[object, list[Values]]:
             self._now, self._before, self._after = gates, before, [[] for _ in gates]
@@ -93,6 +91,9 @@ class SoftGates(Control):
             output, self._caches[context] = checkpoint(call, *state, use_reentrant=False)
         else:
             output, self._caches[context] = call(*state)
+        if self.schedule:
+            hold = self._holds.setdefault(context, self.hold())
+            hold.update(sample_and_timestep(args, kwargs)[0], self.schedule.grid.timesteps[row], output)
         return output
 
     def unit(self, index: int, compute: Callable[[], Values] | None) -> Values:
@@ -109,42 +110,14 @@ class SoftGates(Control):
         return values
 
 
-class HardGates(SoftGates):
-    """Gates at the rows of a schedule that call the denoiser; at the others a hold answers, as in the schedule's run.
-
-    `hold` makes what answers, as `replay.hold_of` returns it.
-    """
-
-    def __init__(self, grid: Grid, on: Tensor, hold: Callable = LastValue):
-        super().__init__()
-        self.calls, self.timesteps, self.hold = grid.calls(on).tolist(), grid.timesteps, hold
-
-    def begin(self, gates: Tensor | None) -> None:
-        super().begin(gates)
-        self._holds: dict[str | None, object] = {}
-
-    def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
-        row = self._rows.get(context, 0)
-        if self.gates is None or row >= len(self.calls):
-            return super().denoiser(forward, args, kwargs, context)
-        if not self.calls[row]:
-            self._rows[context] = row + 1
-            return self._holds[context].predict(self.timesteps[row])
-        output = super().denoiser(forward, args, kwargs, context)
-        hold = self._holds.setdefault(context, self.hold())
-        hold.update(sample_and_timestep(args, kwargs)[0], self.timesteps[row], output)
-        return output
-
-
 class SuperNet:
     """A pipeline's generation as a function of gates.
 
     Args:
         pipe: a diffusers pipeline with its weights in place, not offloaded; only hooked while it runs.
         grid: of its calls and units, as `grid_of` lays it out; or `num_inference_steps`.
-        checkpointing: compute activations again in the backward pass. Without it all calls' activations are kept:
-            faster, but memory grows with the number of steps.
-        control: gates that do something else at a call, such as `HardGates`. Default: `SoftGates(checkpointing)`.
+        checkpointing: compute activations again in the backward pass, as in `SoftGates`.
+        schedule: skip the calls that it skips, and answer them by its hold. Default: every call is made.
         sampling: `guidance_scale` and `options`, as in `Unroll`.
 
     Example:
@@ -162,22 +135,22 @@ class SuperNet:
         grid: Grid | int,
         *,
         checkpointing: bool = True,
-        control: SoftGates | None = None,
+        schedule: Schedule | None = None,
         **sampling: object,
     ):
         _, self._denoiser = denoiser_of(pipe)
         if is_offloaded(pipe):
             raise ValueError(
-                "The pipeline is offloaded (enable_model_cpu_offload or enable_sequential_cpu_offload), which puts "
-                "weights away before the backward pass comes by. Call pipe.remove_all_hooks() and pipe.to('cuda') "
-                "first; checkpointing=True, half precision and loss='latent' save memory. A schedule that is found "
-                "runs offloaded."
+                "The pipeline is offloaded and puts weights away before the backward pass comes by. Call "
+                "pipe.remove_all_hooks() and pipe.to('cuda') first; checkpointing=True, half precision and "
+                "loss='latent' save memory. A schedule that is found runs offloaded."
             )
         self.pipe = pipe
         self.grid = grid if isinstance(grid, Grid) else grid_of(pipe, grid)
         self._units = units_for(self.grid, self._denoiser)
         self.unroll = Unroll(pipe, steps=self.grid.steps, **sampling)
-        self.control = control or SoftGates(checkpointing=checkpointing)
+        hold = LastValue if schedule is None else hold_of(schedule.hold, pipe.scheduler)
+        self.control = SoftGates(checkpointing=checkpointing, schedule=schedule, hold=hold)
         self._open: ExitStack | None = None
 
     def __enter__(self) -> SuperNet:
@@ -185,7 +158,10 @@ class SuperNet:
             raise RuntimeError("This SuperNet is open already: one `with` block at a time.")
         with ExitStack() as stack:
             stack.enter_context(attach(self._denoiser, self._units, self.control))
-            stack.enter_context(_frozen(self.pipe))
+            modules = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+            for parameter in [p for module in modules for p in module.parameters() if p.requires_grad]:
+                parameter.requires_grad_(False)  # only gates are trained
+                stack.callback(parameter.requires_grad_, True)
             self._open = stack.pop_all()
         return self
 
@@ -203,15 +179,10 @@ class SuperNet:
     def latents(self, gates: Tensor, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
         """Run all steps with gates, inside a `with` block; return the last latents `[n, ...]`, differentiable in them.
 
-        Args:
-            gates: floats `[T, N]`; 1 computes, 0 reuses, between them the two are mixed. Row 0 does not count.
-            prompts, seeds: n texts or numbers of classes, and n seeds.
+        Gates are floats `[T, N]`: 1 computes, 0 reuses, between them the two are mixed. Row 0 does not count.
         """
         if self._open is None:
-            raise RuntimeError(
-                "Use a SuperNet inside `with net:`, the backward pass included: hooks must be in place when "
-                "checkpointing calls the denoiser again."
-            )
+            raise RuntimeError("Use a SuperNet inside `with net:`, the backward pass included, which calls it again.")
         if tuple(gates.shape) != self.grid.shape:
             raise ValueError(f"gates has shape {tuple(gates.shape)}; this grid needs {self.grid.shape}.")
         # All at once: gates elsewhere would be copied cell by cell, and so would their gradients, with a wait for each.
@@ -228,20 +199,6 @@ def is_offloaded(pipe: DiffusionPipeline) -> bool:
     return bool(getattr(pipe, "_all_hooks", None)) or denoiser_of(pipe)[1].device.type == "meta"
 
 
-@contextmanager
-def _frozen(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Let no weight ask for a gradient: only gates are trained."""
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    asked = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in asked:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
-
-
 def gate_gradients(
     pipe: DiffusionPipeline,
     grid: Grid,
@@ -253,7 +210,6 @@ def gate_gradients(
     leak: float = 0.0,
     hold: str | None = None,
     batch: int = 4,
-    bf16: bool = False,
     wanted: Tensor | None = None,
     checkpointing: bool = True,
     **sampling: object,
@@ -268,30 +224,20 @@ def gate_gradients(
         pipe, grid, checkpointing, sampling: as in `SuperNet`.
         on: bool `[T, N]`, the schedule.
         prompts, seeds: n texts or numbers of classes, and n seeds of the noise. Default: 1000, 1001, ...
-        loss: one of `LOSSES`, against the unpruned generation.
+        loss: one of `LOSSES`, against the unpruned generation, whose latents may be given as `wanted`.
         leak: what a shut gate lets through, in [0, 1).
         hold: one of `replay.HOLDS`, to skip the calls that the schedule skips. Default: every call is made.
-        batch: prompts at a time, >= 1.
-        bf16: run under bfloat16 autocast.
-        wanted: the unpruned latents, if they are known.
+        batch: prompts at a time, >= 1; where memory runs out, a MemoryError says what to lower.
 
     Returns:
-        float32 `[T, N]` on the CPU; row 0 is 0. Negative: an open gate helps, or a shut one would.
-
-    Raises:
-        MemoryError: out of memory, with what to lower.
-
-    Example:
-        >>> grid = grid_of(pipe, 10)
-        >>> worth = -gate_gradients(pipe, grid, grid.full().on, ["lion"], guidance_scale=3)
+        float32 `[T, N]` on the CPU; row 0 is 0.
     """
     on = grid.check(on)
     check_loss(loss)
     check_number("leak", leak, "[0, 1)")
     check_whole("batch", batch, 1)
-    control = SoftGates() if hold is None else HardGates(grid, on, hold_of(hold, pipe.scheduler))
-    control.checkpointing = checkpointing
-    net = SuperNet(pipe, grid, control=control, **sampling)
+    schedule = None if hold is None else grid.schedule(on, hold=hold)
+    net = SuperNet(pipe, grid, checkpointing=checkpointing, schedule=schedule, **sampling)
     prompts = net.unroll.check(prompts)
     seeds = net.unroll.seeds(prompts, seeds)
     gates, total = torch.where(on, 1.0, float(leak)), torch.zeros(grid.shape)
@@ -299,8 +245,8 @@ def gate_gradients(
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)
             known = None if wanted is None else wanted[part]
-            found = loss_and_gradient(net, gates, prompts[part], seeds[part], loss=loss, bf16=bf16, wanted=known)
-            total += found[1] * len(prompts[part])
+            _, found = loss_and_gradient(net, gates, prompts[part], seeds[part], loss=loss, wanted=known)
+            total += found * len(prompts[part])
     return total / len(prompts)
 
 

@@ -1,25 +1,22 @@
 """Train a pruner (DiP-GO, arXiv 2410.16942, Section 3.3): gates move, the denoiser stays.
 
 One iteration draws a batch of prompts through the SuperNet, compares with the unpruned generation, and moves the logits
-along the gradient of the gates.  Of the whole generation the optimiser sees T x N numbers; those are also all that
-several processes have to exchange, and all that is left behind: from them schedules of any budget are made.
-
-The trap: all gates shut within a few iterations, and none opens again.  While everything is computed the consistency
-loss is 0 and flat, so only the sparsity loss pulls; gates that share a network reach one half at the same time and shut
-at once; and what lies behind a shut gate is not seen, so almost nothing has a gradient any more.
+along the gradient of the gates: T x N numbers, all that several processes have to exchange, and all that is left.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,25 +25,15 @@ from ..denoisers import denoiser_of
 from ..files import load_tensors, reading, save_tensors
 from ..finetuning.loop import add_line, end_line, note_run, read_log, restore, save_checkpoint
 from ..processes import Processes
-from .budget import check_budget, within_budget
-from .config import PrunerConfig, config_of, lr_factor, within_reach
-from .gates import GatePruner
+from .budget import check_budget, whole_calls, within_budget
+from .gates import GatePruner, PrunerConfig, config_of
 from .schedule import Grid, Schedule, grid_of
 from .supernet import SuperNet, loss_and_gradient
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One iteration of `train_pruner`, as a callback sees it.
-
-    Example:
-        >>> def show(look):
-        ...     print(look.iteration, look.figures["loss"], look.pictures(["lion"]).shape)
-    """
+    """One iteration of `train_pruner`, as a callback sees it."""
 
     iteration: int  # from 1
     figures: dict[str, object]  # as in `TrainedPruner.history`
@@ -54,39 +41,25 @@ class TrainingStep:
     net: SuperNet  # that is trained
 
     @torch.no_grad()
-    def pictures(self, prompts: Sequence, seeds: Sequence[int] | None = None) -> Tensor:
-        """Draw with the current gates, hard, float32 `[n, 3, h, w]` in [0, 1] on the CPU: costs one generation.
-
-        The seeds are 0, 1, ... unless others are given.
-        """
-        seeds = list(range(len(prompts)) if seeds is None else seeds)
-        return self.net.pictures(self.net.latents(self.schedule.on.float(), prompts, seeds)).float().cpu()
+    def pictures(self, prompts: Sequence) -> Tensor:
+        """Draw with the current gates, hard, and seeds 0, 1, ...: float32 `[n, 3, h, w]` in [0, 1] on the CPU."""
+        latents = self.net.latents(self.schedule.on.float(), prompts, list(range(len(prompts))))
+        return self.net.pictures(latents).float().cpu()
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedPruner:
-    """Scores of all cells, and how they came about.
+    """Scores of all cells, in [0, 1]: the higher, the more a cell is worth computing; and how they came about.
 
-    Attributes:
-        grid: what the rows and columns are.
-        tables: float64 `[K, T, N]`, one table of scores per budget trained for, in [0, 1]; the higher, the more a cell
-            is worth computing. For gates of kind "probability" one table, the probabilities to keep.
-        budgets: the K budgets; empty if it was trained for none.
-        history: one dict per iteration: "step" (from 1), "seconds", "loss", "sparsity", "macs_ratio", "open" (share of
-            open gates behind the first call), "budget", "rows" (the gates, as texts of 0 and 1), "collapsed".
-        settings: of the run, as in `PrunerConfig`, with "recipe" and "prompts", how many there were.
-
-    Example:
-        >>> trained = pl.train_pruner(pipe, ["lion", "pizza"], steps=20, guidance_scale=3)
-        >>> with trained.schedule(keep_macs=0.25).applied(pipe):
-        ...     image = pipe("lion", num_inference_steps=20, guidance_scale=3).images[0]
+    A line of the history, one for each iteration, holds "step" (from 1), "seconds", "loss", "sparsity", "macs_ratio",
+    "open" (share of open gates behind the first call), "budget", "rows" (the gates, as texts of 0 and 1), "collapsed".
     """
 
     grid: Grid
-    tables: Tensor
-    budgets: tuple[float, ...]
+    tables: Tensor  # float64 `[K, T, N]`, one for each budget; or one, the probabilities to keep, without a budget
+    budgets: tuple[float, ...]  # the K shares of MACs that it was trained for
     history: list[dict[str, object]]
-    settings: dict[str, object]
+    settings: dict[str, object]  # of the run, as in `PrunerConfig`, with "recipe" and "prompts", how many there were
 
     @property
     def scores(self) -> Tensor:
@@ -95,16 +68,11 @@ class TrainedPruner:
 
     def scores_for(self, keep_macs: float) -> Tensor:
         """Return the table that was trained for the budget nearest to `keep_macs`, float64 `[T, N]`."""
-        if not self.budgets:
-            return self.scores
         ratios = [abs(math.log(budget / keep_macs)) for budget in self.budgets]
-        return self.tables[ratios.index(min(ratios))]
+        return self.tables[ratios.index(min(ratios))] if ratios else self.scores
 
     def schedule(self, keep_macs: float) -> Schedule:
-        """Return the schedule that opens the cells of the highest scores, as many as a share of the MACs allows.
-
-        The share lies in (0, 1] and is no less than the first call takes.
-        """
+        """Return the schedule of the highest scores within a share of the MACs in (0, 1], at least the first call's."""
         check_budget(self.grid, keep_macs)
         on = within_budget(self.scores_for(keep_macs), self.grid, keep_macs)
         told = {name: self.settings.get(name) for name in ("recipe", "seed", "iterations", "loss", "prompts")}
@@ -160,7 +128,6 @@ def train_pruner(
         prompts: texts, or numbers of classes; each epoch in another order.
         steps: `num_inference_steps`, >= 2.
         grain: of the units; or a `Grid` of these steps.
-        recipe: "best" or "published".
         guidance_scale, options: of the pipeline's call.
         seed: of the noise, of the order of prompts and of the network.
         folder: keeps every iteration; the same call goes on from there, to the same result. Default: nothing is kept.
@@ -168,13 +135,11 @@ def train_pruner(
         accelerator: of accelerate, to share a batch between processes; found by itself under `accelerate launch`.
             Gradients are averaged, so n processes with `batch` each take the step of one with n * `batch`.
         progress: show a bar with loss and share of MACs.
-        settings: any field of `PrunerConfig`, in place of the recipe's: iterations, batch, accumulation, loss, alpha,
-            keep_macs, optimizer, lr, temperature, leak, checkpointing, bf16 ...
+        settings: any field of `PrunerConfig`, in place of the recipe's.
 
     Raises:
         TypeError, ValueError: what does not fit, before any work; or a loss that is not finite.
-        PrunerCollapseError: all gates shut and stayed so; the message explains it.
-        MemoryError: out of memory, with what to lower.
+        PrunerCollapseError, MemoryError: all gates shut and stayed so; out of memory. The message says what to change.
 
     Example:
         >>> schedule = train_pruner(pipe, ["lion", "pizza"], steps=20, guidance_scale=3).schedule(keep_macs=0.25)
@@ -189,8 +154,10 @@ def train_pruner(
     grid = grid_of(pipe, steps, grain)
     net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=config.checkpointing)
     prompts = net.unroll.check(prompts)
-    if config.keep_macs and "keep_macs" not in settings:
-        config = within_reach(config, grid)
+    if config.keep_macs and "keep_macs" not in settings:  # those that the first call leaves room for
+        least = grid.macs_ratio(whole_calls(grid, [0]))
+        reached = tuple(budget for budget in config.keep_macs if budget > least * 1.05)
+        config = replace(config, keep_macs=reached or ((1 + least) / 2,))
     for budget in config.keep_macs:
         check_budget(grid, budget)
     if processes.device:
@@ -203,7 +170,9 @@ def train_pruner(
             differs = "other prompts, another model, sampler or number of processes"
             place = note_run(Path(folder) / "pruner.json", note, differs, processes)
         history = _run(net, gating, prompts, Path(place), processes, callback, progress)
-    return TrainedPruner(grid, gating.tables(), config.keep_macs, history, told)
+    tables = gating.kept_tables.clone()
+    tables[:, 0] = 1.0  # the first call, which is always computed
+    return TrainedPruner(grid, tables, config.keep_macs, history, told)
 
 
 def _run(
@@ -229,8 +198,7 @@ def _run(
     bar = tqdm(total=config.iterations, initial=done, desc="pruner", disable=not (progress and main))
     with net, bar:
         for iteration in range(done, config.iterations):
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * lr_factor(iteration, config)
+            optimizer.param_groups[0]["lr"] = config.rate(iteration)
             gates, on, sparsity, figures = gating.open(iteration)
             value, gradient = _gradient(net, gates, prompts, config, iteration, processes)
             if not math.isfinite(value) or not gradient.isfinite().all():
@@ -241,8 +209,8 @@ def _run(
             gating.backward(gates, gradient, sparsity)
             optimizer.step()
             gating.keep_table(iteration)
-            line = {"step": iteration + 1, "seconds": round(time.time() - started, 2)}
-            line |= {"loss": value, "sparsity": None if sparsity is None else sparsity.item(), **figures}
+            line = {"step": iteration + 1, "seconds": round(time.time() - started, 2), "loss": value}
+            line |= {"sparsity": None if sparsity is None else sparsity.item(), **figures}
             line["lr"] = optimizer.param_groups[0]["lr"]
             history.append(line)
             if main:
@@ -262,7 +230,7 @@ def _gradient(
 ) -> tuple[float, Tensor]:
     """Return the consistency loss and its gradient, averaged over batches and processes."""
     gates = gates.detach().to(config.device)
-    total, losses = torch.zeros_like(gates, device="cpu"), []
+    total, loss = torch.zeros_like(gates, device="cpu"), 0.0
     for part in range(config.accumulation):
         first = ((iteration * config.accumulation + part) * processes.count + processes.rank) * config.batch
         chosen = [_prompt(first + i, len(prompts), config.seed) for i in range(config.batch)]
@@ -270,9 +238,8 @@ def _gradient(
         texts = [prompts[i] for i in chosen]
         value, gradient = loss_and_gradient(net, gates, texts, seeds, loss=config.loss, bf16=config.bf16)
         total += gradient / config.accumulation
-        losses.append(value / config.accumulation)
-    mean = processes.mean_figures({"loss": sum(losses)})["loss"]
-    return mean, processes.mean(total.to(config.device)).cpu()
+        loss += value / config.accumulation
+    return processes.mean_figures({"loss": loss})["loss"], processes.mean(total.to(config.device)).cpu()
 
 
 def _prompt(position: int, count: int, seed: int) -> int:
@@ -282,22 +249,20 @@ def _prompt(position: int, count: int, seed: int) -> int:
 
 
 class PrunerCollapseError(RuntimeError):
-    """Training has shut all gates and does not open them again."""
+    """Training has shut all gates, within a few iterations, and does not open them again."""
 
 
 def _check_not_collapsed(history: Sequence[dict[str, object]], config: PrunerConfig) -> None:
-    shut = 0  # iterations, up to the last one, with nothing but the first call left
-    while shut < len(history) and history[-1 - shut]["collapsed"]:
-        shut += 1
+    # Iterations, up to the last one, with nothing but the first call left:
+    shut = len(list(itertools.takewhile(lambda line: line["collapsed"], reversed(history))))
     if shut < config.patience:
         return
     before = ", ".join(f"{line['macs_ratio']:.2f}" for line in history[-shut - 4 : len(history) - shut + 1])
     alpha, lr = config.alpha, config.lr
     raise PrunerCollapseError(
         f"The pruner has collapsed: since iteration {history[-shut]['step']} all gates behind the first call are shut. "
-        f"The kept share of MACs went {before}. While all gates are open the consistency loss is 0 and only the "
-        f"sparsity loss (alpha={alpha:g}) pulls, on all of them alike, until they shut together; behind shut gates "
-        "there is no gradient to open them again. Use recipe='best', whose gates keep to a budget; or a lower lr (now "
-        f"{lr:g}, try {lr / 10:g}); or a lower alpha (try {alpha / 10:g}); or leak=0.25. Pass on_collapse='go on' to "
-        "watch it; a run with a folder keeps what was trained so far."
+        f"The kept share of MACs went {before}. While all are open only the sparsity loss (alpha={alpha:g}) pulls, on "
+        "all alike; behind shut gates there is no gradient. Use recipe='best', whose gates keep to a budget; or a "
+        f"lower lr (now {lr:g}, try {lr / 10:g}); or a lower alpha (try {alpha / 10:g}); or leak=0.25. Pass "
+        "on_collapse='go on' to watch it; a run with a folder keeps what was trained so far."
     )

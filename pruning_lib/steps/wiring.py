@@ -1,12 +1,7 @@
-"""Which unit reads which: traced, not written down; and what it makes of work that nobody reads.
-
-One forward call runs on the structure alone (meta tensors).  Every unit's value passes through a marker, an operation
-that does nothing but leave a node in autograd's graph.  Walking that graph back from a unit's input to the nearest
-markers tells what it reads.  Skip connections need no table.
+"""Which unit reads which, traced on the structure alone; and what it makes of dead work.
 
 *Dead work* is a cell that is switched on, but whose value nobody ever reads.  A unit that is off passes on its last
-value, so a value computed now may be read many steps from now; walking back from the last step, through wiring and
-steps, finds every cell that matters.  Leaving out the others changes no bit of the picture.
+value, so a value computed now may be read many steps from now.
 """
 
 from __future__ import annotations
@@ -19,24 +14,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..denoisers import example_inputs, meta_copy
-from .hooks import Control, attach
-from .units import Unit
+from .units import Control, Unit, attach
 
 
 @dataclass(frozen=True)
 class Wiring:
     """Who reads whose value within one call.
 
-    Attributes:
-        inputs: for each unit, the units whose values it reads; all come before it.
-        output: the units that the denoiser's output reads.
-        output_reads_input: whether the output reads something besides units: the sample, the timestep or the text. If
-            not, and all units it reads are reused, then the output is that of the call before.
+    If the output reads units only, and all of these are reused, then it is that of the call before.
     """
 
-    inputs: tuple[frozenset[int], ...]
-    output: frozenset[int]
-    output_reads_input: bool
+    inputs: tuple[frozenset[int], ...]  # for each unit, the units whose values it reads; all come before it
+    output: frozenset[int]  # the units that the denoiser's output reads
+    output_reads_input: bool  # whether it reads something besides: the sample, the timestep or the text
 
     def __post_init__(self):
         if not isinstance(self.output_reads_input, bool):
@@ -49,11 +39,8 @@ class Wiring:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
-        return {
-            "inputs": [sorted(read) for read in self.inputs],
-            "output": sorted(self.output),
-            "output_reads_input": self.output_reads_input,
-        }
+        inputs = [sorted(read) for read in self.inputs]
+        return {"inputs": inputs, "output": sorted(self.output), "output_reads_input": self.output_reads_input}
 
     @classmethod
     def from_dict(cls, data: dict) -> Wiring:
@@ -61,21 +48,12 @@ class Wiring:
         return cls(tuple(map(frozenset, data["inputs"])), frozenset(data["output"]), data["output_reads_input"])
 
 
-def live_cells(on: Tensor, wiring: Wiring) -> Tensor:
-    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture, bool `[T, N]`."""
-    return _read_cells(on, wiring)
+def live_cells(on: Tensor, wiring: Wiring, *, later: bool = True) -> Tensor:
+    """Return which of the cells that are on, bool `[T, N]`, do work that reaches the picture, bool `[T, N]`.
 
-
-def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
-    """Return the cells that the paper's rule keeps: within one step, a unit none of whose readers runs is switched off.
-
-    That is the rule of the authors' public code. It forgets readers at later steps: a unit computed now for a later
-    one loses its fresh value, so the picture may change.
+    Walks back from the last step, through wiring and steps; with later=False within each step alone. Leaving out what
+    is on and not live changes no bit of the picture.
     """
-    return _read_cells(on, wiring, later=False)
-
-
-def _read_cells(on: Tensor, wiring: Wiring, later: bool = True) -> Tensor:
     # Sets of units are the bits of whole numbers: searches ask for live cells thousands of times.
     readers = [0] * len(wiring.inputs)
     for reader, read in enumerate(wiring.inputs):
@@ -98,13 +76,22 @@ def _read_cells(on: Tensor, wiring: Wiring, later: bool = True) -> Tensor:
     return torch.tensor(found[::-1]).reshape(on.shape)
 
 
+def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
+    """Return the cells that the paper's rule keeps: within one step, a unit none of whose readers runs is switched off.
+
+    That is the rule of the authors' public code. It forgets readers at later steps: a unit computed now for a later
+    one loses its fresh value, so the picture may change.
+    """
+    return live_cells(on, wiring, later=False)
+
+
 def trace_wiring(
     denoiser: nn.Module, units: Sequence[Unit], *, sample_size: int | tuple[int, int] | None = None
 ) -> Wiring:
     """Trace which unit, as `units_of` lists them, reads which, in one call without weights.
 
-    Args:
-        denoiser, sample_size: as in `example_inputs`; only the denoiser's structure is read.
+    Every unit's value leaves a mark in autograd's graph; what a unit reads are the nearest marks behind its input. The
+    sample's size is that of `example_inputs`.
     """
 
     def in_the_graph(value: object) -> object:
@@ -125,18 +112,6 @@ def trace_wiring(
     return Wiring(tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input)
 
 
-class _Marker(torch.autograd.Function):
-    """Does nothing, and leaves a node."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
-
-
 class _Tracer(Control):
     """Marks the value of every unit, and notes what each reads."""
 
@@ -149,7 +124,7 @@ class _Tracer(Control):
         self.read.setdefault(index, set()).update(found)
 
     def unit(self, index, compute):
-        marked = [_Marker.apply(value) for value in compute()]
+        marked = [value.clone() for value in compute()]  # the copy leaves a node of its own
         self.nodes |= {value.grad_fn: index for value in marked}
         return marked
 

@@ -1,9 +1,8 @@
 """Removing whole blocks from a Stable Diffusion UNet by hand: the recipe of BK-SDM (Kim et al. 2023, section 3.1).
 
-A level of the UNet has two pairs of a residual block and a transformer on the way down and three on the way up.  Going
-down the second pair goes; going up the middle one goes.  The first pair of a level changes its width, and the last one
-on the way up takes the skip connection that the level below sends, so these stay.  No criterion chooses: the recipe is
-the same for every model, which makes it a baseline for those that choose.
+Of the two pairs of residual block and transformer that a level has on the way down the second goes, of the three on the
+way up the middle one: the first changes the level's width, the last on the way up takes the skip connection from below.
+No criterion chooses, which makes the recipe a baseline for those that do.
 """
 
 from __future__ import annotations

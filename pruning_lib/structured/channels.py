@@ -1,8 +1,7 @@
 """Which channels of a UNet may go together, how much each set is worth, and which of them to keep.
 
-Torch-Pruning traces the dependencies (Fang et al. 2023, DepGraph): removing one output channel of a convolution removes
-an input channel of every layer that reads it.  Here every set of coupled channels, a *group*, gets a level of the UNet
-and a list of kept channels.  All groups of a level keep equally many, so that the result is an ordinary UNet.
+Torch-Pruning traces which channels only go together (Fang et al. 2023, DepGraph). Each such *group* gets a level of the
+UNet and a list of kept channels, equally many for all groups of a level, so that the result is an ordinary UNet.
 """
 
 from __future__ import annotations
@@ -129,28 +128,23 @@ def scorer(importance: str, seed: int = 0) -> Callable[[Any], Tensor]:
     return torch_pruning().importance.GroupMagnitudeImportance(p=2)
 
 
-def choose(group: ChannelGroup, scores: Tensor, share: float, norm_groups: int, *, whole_heads: bool) -> Tensor:
+def choose(group: ChannelGroup, scores: Tensor, share: float, norm_groups: int) -> Tensor:
     """Return the channels to keep, int64, ascending.
 
-    A GroupNorm keeps its groups: each loses equally many channels, its own worst.  So do the heads of attention, unless
-    whole heads go.  The two halves of a gated layer lose the same channels.
+    A GroupNorm keeps its groups: each loses equally many channels, its own worst; so do the heads of attention.
+    The two halves of a gated layer lose the same channels.
 
     Args:
         group: the channels.
         scores: their worth, `[size]`.
         share: of the channels to keep; times the size it is a whole number.
         norm_groups: groups of every GroupNorm.
-        whole_heads: True to remove whole heads, False to make every head narrower.
     """
     scores = scores.detach().float().cpu()
     if group.gated:
         half = group.size // 2
         kept = _best(scores[:half] + scores[half:], share, 1)
         return torch.cat([kept, kept + half])
-    if group.heads and whole_heads:
-        width = group.size // group.heads
-        heads = _best(scores.view(group.heads, width).sum(1), share, 1)
-        return (heads[:, None] * width + torch.arange(width)).flatten()
     return _best(scores, share, group.heads or (norm_groups if group.normed else 1))
 
 

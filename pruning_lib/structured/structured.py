@@ -1,8 +1,7 @@
-"""Structured pruning of a UNet: whole channels and heads go, and what is left is a smaller ordinary UNet.
+"""Structured pruning of a UNet: whole channels go, and what is left is a smaller ordinary UNet.
 
-Every level of the UNet is narrowed to one width.  That is less free than pruning each layer for itself, but the result
-has a configuration: `save_pretrained` writes it, and plain diffusers reads it back.  Untouched are the latents at both
-ends, the text states, and the width of the time embedding.
+Every level is narrowed to one width, so that the result has a configuration: `save_pretrained` writes it, and plain
+diffusers reads it back.  Untouched are the latents at both ends, the text states, and the width of the time embedding.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from ..macs import count_macs
 from .channels import channel_groups, choose, scorer, torch_pruning, trace
 
 IMPORTANCES = ("magnitude", "taylor", "random")
-HEADS = ("narrow", "whole")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +60,11 @@ class ChannelPruned(PrunedUNet):
 
     Attributes:
         importance: how channels were scored.
-        heads: what became of attention heads, "narrow" or "whole".
         widths_before, widths_after: channels of each level.
         kept: path of a layer -> its kept output channels, int64; one layer stands for each group of coupled ones.
     """
 
     importance: str
-    heads: str
     widths_before: tuple[int, ...]
     widths_after: tuple[int, ...]
     kept: dict[str, Tensor] = field(repr=False)
@@ -81,12 +77,11 @@ def prune_structured(
     widths: Sequence[int] | None = None,
     importance: str = "magnitude",
     task: DenoisingTask | None = None,
-    heads: str = "narrow",
     threshold: float = 0.05,
     timesteps: int = 50,
     seed: int = 0,
 ) -> ChannelPruned:
-    """Return a narrower copy of a UNet; the given one stays as it is.
+    """Return a narrower copy of a UNet, with every attention head narrower; the given one stays as it is.
 
     Args:
         unet: a `UNet2DConditionModel`, on any device.
@@ -95,8 +90,6 @@ def prune_structured(
         widths: instead of `ratio`: the channels each level keeps.
         importance: "magnitude", "taylor" or "random", see `channels.scorer`.
         task: images and captions for "taylor", as `DenoisingTask.of(pipe, images, captions)` makes it.
-        heads: "narrow" keeps every attention head and makes it narrower; "whole" removes whole heads, which fits only
-            where the new width is a multiple of the width of a head.
         threshold, timesteps: for "taylor", see `accumulate_gradients`.
         seed: for "random" and for the noise of "taylor".
 
@@ -114,9 +107,8 @@ def prune_structured(
     """
     reason = " Transformers such as DiT and PixArt have one width throughout, and Torch-Pruning cannot follow them."
     check_unet(unet, "prune_structured narrows", reason)
-    for name, value, allowed in (("importance", importance, IMPORTANCES), ("heads", heads, HEADS)):
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r} is unknown. {nearest(str(value), allowed)}")
+    if importance not in IMPORTANCES:
+        raise ValueError(f"importance={importance!r} is unknown. {nearest(str(importance), IMPORTANCES)}")
     if importance == "taylor" and not isinstance(task, DenoisingTask):
         raise ValueError(
             "importance='taylor' needs gradients, and so images: pass task=DenoisingTask.of(pipe, images, captions)."
@@ -126,7 +118,7 @@ def prune_structured(
             raise ValueError("Give ratio=, the share of channels to remove, or widths=, the channels each level keeps.")
         widths = narrow_widths(unet, ratio)
     before, after = tuple(unet.config.block_out_channels), tuple(widths)
-    _check_widths(unet, after, heads)
+    _check_widths(unet, after)
     torch_pruning()  # before any work, should it be missing
 
     work = cast(copy.deepcopy(unet).eval(), torch.float32)
@@ -137,12 +129,11 @@ def prune_structured(
     for group in channel_groups(work, graph):  # all are chosen before any is cut
         share = after[group.level] / before[group.level]
         if share < 1:
-            scores = score(group.group)
-            kept[group.root] = choose(group, scores, share, norm_groups, whole_heads=heads == "whole")
+            kept[group.root] = choose(group, score(group.group), share, norm_groups)
     _cut(work, graph, kept)
-    small = cast(_rebuild(work, after, heads), unet.dtype)
-    levels = {"widths_before": before, "widths_after": after}
-    return ChannelPruned(unet=small, importance=importance, heads=heads, kept=kept, **levels, **sizes(unet, small))
+    small = cast(_rebuild(work, after), unet.dtype)
+    report = sizes(unet, small) | {"widths_before": before, "widths_after": after}
+    return ChannelPruned(unet=small, importance=importance, kept=kept, **report)
 
 
 def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
@@ -166,36 +157,25 @@ def narrow_widths(unet: UNet2DConditionModel, ratio: float) -> tuple[int, ...]:
     return tuple(after)
 
 
-def _width_unit(unet: UNet2DConditionModel, level: int, heads: str = "narrow") -> int:
+def _width_unit(unet: UNet2DConditionModel, level: int) -> int:
     """Return what a level's width must be a multiple of: norm groups and attention heads divide it."""
-    now = _heads_of_levels(unet)[level]
-    divisor = unet.config.block_out_channels[level] // now if heads == "whole" else now
-    return math.lcm(unet.config.norm_num_groups or 1, divisor)
+    places = [unet.down_blocks[level], unet.up_blocks[-1 - level]]
+    if level == len(unet.down_blocks) - 1 and unet.mid_block is not None:
+        places.append(unet.mid_block)
+    heads = [m.heads for place in places for m in place.modules() if isinstance(m, Attention)]
+    return math.lcm(unet.config.norm_num_groups or 1, *heads)
 
 
-def _heads_of_levels(unet: UNet2DConditionModel) -> list[int]:
-    """Return the number of attention heads of each level, 1 where it has none."""
-    levels = len(unet.config.block_out_channels)
-    found = []
-    for level in range(levels):
-        places = [unet.down_blocks[level], unet.up_blocks[levels - 1 - level]]
-        if level == levels - 1 and unet.mid_block is not None:
-            places.append(unet.mid_block)
-        found.append(math.lcm(*(m.heads for place in places for m in place.modules() if isinstance(m, Attention))))
-    return found
-
-
-def _check_widths(unet: UNet2DConditionModel, widths: tuple[int, ...], heads: str) -> None:
+def _check_widths(unet: UNet2DConditionModel, widths: tuple[int, ...]) -> None:
     before = tuple(unet.config.block_out_channels)
     if len(widths) != len(before):
         raise ValueError(f"widths={widths} has {len(widths)} entries; this UNet has {len(before)} levels: {before}.")
     for level, (width, old) in enumerate(zip(widths, before, strict=True)):
-        unit = _width_unit(unet, level, heads)
+        unit = _width_unit(unet, level)
         if not 0 < width <= old or width % unit:
-            more = ", and whole heads stay" if heads == "whole" else ""
             raise ValueError(
                 f"widths[{level}]={width}; allowed: {', '.join(str(w) for w in range(unit, old + 1, unit))} "
-                f"(norm groups and heads must divide it{more})."
+                f"(norm groups and heads must divide it)."
             )
     for level in range(1, len(before)):
         if (before[level] == before[level - 1]) != (widths[level] == widths[level - 1]):
@@ -257,43 +237,29 @@ def _cut(work: nn.Module, graph: Any, kept: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _rebuild(work: UNet2DConditionModel, widths: tuple[int, ...], heads: str) -> UNet2DConditionModel:
+def _rebuild(work: UNet2DConditionModel, widths: tuple[int, ...]) -> UNet2DConditionModel:
     """Build the smaller UNet from a configuration, give it the weights that are left, and compare the outputs.
 
     Two things do not follow from cutting alone.  The scores of attention are divided by the root of a head's width, so
     a narrower head would give larger ones.  And the number of waves that tell the UNet the time is the width of its
     first level, so its first linear layer has to be fitted to fewer waves.
     """
-    before = tuple(work.config.block_out_channels)
-    config = plain_config(work)
-    config["block_out_channels"] = widths
+    config = plain_config(work) | {"block_out_channels": widths}
     config["time_embedding_dim"] = work.time_embedding.linear_2.out_features
-    if heads == "whole":
-        name = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
-        now = zip(_heads_of_levels(work), widths, before, strict=True)
-        config[name] = tuple(max(1, count * width // old) for count, width, old in now)
     small = build(config, work.device)
-    for path, module in work.named_modules():
+    for module in work.modules():
         if isinstance(module, Attention):
-            _fit_heads(module, small.get_submodule(path).heads, heads)
-    if widths[0] != before[0]:
+            width, inner = module.to_q.out_features, module.inner_dim
+            for part in module.to_q.parameters():
+                part.mul_((width / inner) ** 0.5)
+            module.inner_dim = width
+    if widths[0] != work.config.block_out_channels[0]:
         _fit_time(work, small)
     small.load_state_dict(work.state_dict(), strict=True)
     inputs = example_inputs(small, device=work.device)
     if not torch.allclose(work(**inputs).sample, small(**inputs).sample, rtol=1e-4, atol=1e-5):
         raise ValueError("The smaller model does not compute what the pruned layers compute; please report this model.")
     return small
-
-
-def _fit_heads(attention: Attention, heads: int, mode: str) -> None:
-    """Set the number of heads, and keep the size of the scores: they are divided by the root of a head's width."""
-    width = attention.to_q.out_features // heads
-    if mode == "narrow":
-        old = attention.inner_dim // attention.heads
-        for part in attention.to_q.parameters():
-            part.mul_((width / old) ** 0.5)
-    attention.heads = heads
-    attention.inner_dim = attention.to_q.out_features
 
 
 TIMES = 1000  # timesteps at which the time embedding is fitted

@@ -1,8 +1,7 @@
 """Unstructured magnitude pruning: the smallest weights become zero (Han et al. 2015, section 3).
 
-The count of zeros is exact: k = round(sparsity * n) weights go, with Python's `round` (a half goes to the even number,
-as in `torch.nn.utils.prune`).  Among equal magnitudes those that come first go first: parameters in the order of the
-module, entries row by row.  So the same module gives the same masks on any device, and in any run.
+k = round(sparsity * n) weights go, a half rounded to the even number, as in `torch.nn.utils.prune`; of equal magnitudes
+the first, parameters in the order of the module, entries row by row.  So masks are the same on any device.
 """
 
 from __future__ import annotations
@@ -10,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import nearest
+from ..checks import check_number, nearest
 from .masks import PrunedWeights
 from .select import IGNORE, prunable_weights
 
@@ -39,19 +40,13 @@ def prune_magnitude(
         scope: what counts as smallest. "global": one threshold for the whole module. "layer": one for every tensor, so
             that each loses the same share. "sensitivity": one for every tensor, with shares that follow from how much
             each tensor is missed, see `allocate`. "random": no threshold at all; a control, which any rule must beat.
-        ignore: groups and patterns that are spared and not counted, see `select.prunable_weights`.
-        sensitivity: for the scope "sensitivity", taken of this module and these weights; by default it is estimated
-            from the weights themselves.
+        ignore: groups and patterns that are spared and not counted, see `prunable_weights`.
+        sensitivity: for the scope "sensitivity", taken of these weights; by default estimated from themselves.
         seed: for the scope "random".
 
-    Returns:
-        The handle: masks, rows per layer, `restore()`, `reapply()`, `finish()`; also a context manager.
-
-    Raises:
-        TypeError, ValueError: arguments out of range, or weights that are pruned already; nothing is changed then.
-
+    Arguments out of range, or weights that are pruned already, are a TypeError or ValueError; nothing is changed then.
     Memory beside the module: one byte per weight for the masks, the removed values, and a few copies of the largest
-    tensor while choosing; magnitudes are never gathered in one place.
+    tensor while choosing.
 
     Example:
         >>> with pl.prune_magnitude(pipe.unet, 0.5) as pruned:
@@ -75,20 +70,17 @@ def magnitude_masks(
 
     Other arguments are as there; a mask is a bool tensor of the weight's shape and device, True = kept.
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
-        raise TypeError(f"sparsity is {sparsity!r}; give a number from 0 to below 1, as in 0.5.")
-    if not 0 <= sparsity < 1:
-        hint = f" {sparsity:g} per cent is {sparsity / 100:g}." if 1 < sparsity < 100 else ""
-        raise ValueError(f"sparsity={sparsity}; it is the share of weights set to zero and must lie in [0, 1).{hint}")
+    if isinstance(sparsity, (int, float)) and 1 < sparsity < 100:
+        raise ValueError(f"sparsity={sparsity}; it is a share in [0, 1): {sparsity:g} per cent is {sparsity / 100:g}.")
+    check_number("sparsity", sparsity, "[0, 1)")
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is unknown. {nearest(str(scope), SCOPES)}")
     if sensitivity is not None and scope != "sensitivity":
         raise ValueError(f"A sensitivity was given, but scope={scope!r} does not use it. Use scope='sensitivity'.")
+    double = any(weight.dtype == torch.float64 for weight in weights.values())
+    keys = {name: partial(_size_key, weight, double) for name, weight in weights.items()}
     if scope == "random":
-        keys = {name: _random_key(weight, seed, i) for i, (name, weight) in enumerate(weights.items())}
-    else:
-        double = any(weight.dtype == torch.float64 for weight in weights.values())
-        keys = {name: _size_key(weight, double) for name, weight in weights.items()}
+        keys = {name: partial(_random_key, w, seed * 1_000_003 + i) for i, (name, w) in enumerate(weights.items())}
     if scope in ("global", "random"):
         return smallest_removed(keys, round(sparsity * sum(weight.numel() for weight in weights.values())))
     if scope == "layer":
@@ -98,24 +90,20 @@ def magnitude_masks(
     return {name: smallest_removed({name: keys[name]}, counts[name])[name] for name in weights}
 
 
-# Makes the integer keys of one tensor anew at every call, so that only one such tensor need exist at a time.
-Key = Callable[[], Tensor]
-
-
-def _size_key(weight: Tensor, double: bool) -> Key:
+def _size_key(weight: Tensor, double: bool) -> Tensor:
     """Return magnitudes as integers: the bits of floats that are not negative are in the order of their values."""
     wide, whole = (torch.float64, torch.int64) if double else (torch.float32, torch.int32)
-    return lambda: weight.detach().to(wide).abs().contiguous().view(whole)
+    return weight.detach().to(wide).abs().contiguous().view(whole)
 
 
-def _random_key(weight: Tensor, seed: int, place: int) -> Key:
-    """Return random integers that are the same at every call, and on every device."""
+def _random_key(weight: Tensor, seed: int) -> Tensor:
+    """Return random integers, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2**31 - 1, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
 
-    def draw() -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
-        return torch.randint(2**31 - 1, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
 
-    return draw
+# Makes the integer keys of one tensor anew at every call, so that only one such tensor need exist at a time.
+Key = Callable[[], Tensor]
 
 
 def smallest_removed(keys: Mapping[str, Key], count: int) -> dict[str, Tensor]:
@@ -124,35 +112,30 @@ def smallest_removed(keys: Mapping[str, Key], count: int) -> dict[str, Tensor]:
     masks = {}
     for name, key in keys.items():
         found = key()
-        mask = found > threshold
+        masks[name] = found > threshold
         equal = (found == threshold).flatten().nonzero()[:, 0]
-        mask.view(-1)[equal[ties:]] = True
+        masks[name].view(-1)[equal[ties:]] = True
         ties -= min(ties, len(equal))
-        masks[name] = mask
     return masks
-
-
-DIGIT = 16  # bits that one pass of the selection looks at
 
 
 def _select(keys: Sequence[Key], count: int) -> tuple[int, int]:
     """Return the `count`-th smallest key, and how many keys equal to it are among the `count` smallest.
 
-    Radix selection: count the highest 16 bits, find the bin in which the wanted key lies, go on within that bin.  Exact
-    for any number of keys, and no two tensors have to be joined: sorting 860 million magnitudes would need many times
-    their memory, and `torch.quantile` refuses more than 16 million.
+    Radix selection: count the highest 16 bits, find the bin of the wanted key, go on within that bin.  No tensors are
+    joined: sorting 860 million magnitudes needs many times their memory, and `torch.quantile` takes 16 million at most.
     """
     prefix, bits = 0, torch.iinfo(keys[0]().dtype).bits
-    for shift in range(bits - DIGIT, -1, -DIGIT):
-        bins = torch.zeros(2**DIGIT, dtype=torch.int64)
+    for shift in range(bits - 16, -1, -16):
+        bins = torch.zeros(2**16, dtype=torch.int64)
         for key in keys:
             digits = key().flatten() >> shift
-            inside = digits[(digits >> DIGIT) == prefix] & (2**DIGIT - 1)
-            bins += torch.bincount(inside, minlength=2**DIGIT).cpu()
+            inside = digits[(digits >> 16) == prefix] & (2**16 - 1)
+            bins += torch.bincount(inside, minlength=2**16).cpu()
         reached = bins.cumsum(0)
         digit = int(torch.searchsorted(reached, count))
         count -= int(reached[digit - 1]) if digit else 0
-        prefix = (prefix << DIGIT) | digit
+        prefix = (prefix << 16) | digit
     return prefix, count
 
 
@@ -160,11 +143,8 @@ def _select(keys: Sequence[Key], count: int) -> tuple[int, int]:
 class Sensitivity:
     """How much each layer is missed: error of a module with one layer pruned, for every layer and stop.
 
-    Attributes:
-        layers: parameter names.
-        sparsities: the stops, increasing, in (0, 1).
-        errors: one row per layer, one column per stop; 0 means unharmed.
-        unit: what the errors are.
+    `layers` are parameter names, `sparsities` the stops, increasing, in (0, 1); `errors` has a row per layer and a
+    column per stop, 0 means unharmed; `unit` says what they are.
     """
 
     layers: tuple[str, ...]
@@ -206,33 +186,23 @@ def estimate_sensitivity(
 def allocate(sensitivity: Sensitivity, sparsity: float, weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> number of zeros, round(sparsity * n) in all, so that the errors, added up, are smallest.
 
-    Each layer's curve, error against zeros, is made non-decreasing (running maximum) and replaced by its lower convex
-    hull, so that every further zero costs at least as much as the one before.  Zeros are then given out segment by
-    segment, cheapest error per zero first, the last only as far as needed.  For convex curves that add up, this greedy
-    order is optimal; that the errors of layers add up is an assumption.
-
-    Args:
-        sensitivity: of exactly these layers, up to a stop that allows as many zeros.
-        sparsity: of all together, in [0, 1).
-        weights: name -> tensor; only their sizes count.
+    The lower convex hull of each layer's curve, error against zeros, is given out by segments, cheapest error per zero
+    first, the last only as far as needed: optimal where curves are convex and the errors of layers add up.
+    `sensitivity` is of exactly these layers, up to a stop that allows as many zeros, else a ValueError; of `weights`
+    only the sizes count.
     """
     if strange := sorted(set(sensitivity.layers) ^ set(weights)):
-        raise ValueError(
-            f"The sensitivity was taken for other layers; for example, {strange[0]} is only in one of both. "
-            "Measure it on this module, with the same ignore."
-        )
+        raise ValueError(f"The sensitivity is of other layers: {strange[0]} is only in one of both. Measure it anew.")
     errors = dict(zip(sensitivity.layers, sensitivity.errors, strict=True))
     segments = []  # (error per zero, zeros, layer)
     for name, weight in weights.items():
         counts = [round(s * weight.numel()) for s in sensitivity.sparsities]
-        segments += [(slope, zeros, name) for slope, zeros in _hull_segments(counts, errors[name])]
+        segments += [(_slope(a, b), b[0] - a[0], name) for a, b in pairwise(_hull(counts, errors[name]))]
     wanted = round(sparsity * sum(weight.numel() for weight in weights.values()))
     allowed = sum(zeros for _, zeros, _ in segments)
     if wanted > allowed:
-        raise ValueError(
-            f"sparsity={sparsity} needs {wanted:,} zeros, but the sensitivity was taken up to "
-            f"{sensitivity.sparsities[-1]} only, which allows {allowed:,}. Take it at a higher stop."
-        )
+        last = sensitivity.sparsities[-1]
+        raise ValueError(f"sparsity={sparsity} needs {wanted:,} zeros; a sensitivity up to {last} allows {allowed:,}.")
     given = dict.fromkeys(weights, 0)
     for _, zeros, name in sorted(segments, key=lambda segment: segment[0]):  # stable: layers keep their order
         taken = min(zeros, wanted)
@@ -241,18 +211,16 @@ def allocate(sensitivity: Sensitivity, sparsity: float, weights: Mapping[str, Te
     return given
 
 
-def _hull_segments(counts: Sequence[int], errors: Sequence[float]) -> list[tuple[float, int]]:
-    """Return (error per zero, zeros) of the lower convex hull of a curve through (0, 0), slopes increasing."""
-    hull: list[tuple[int, float]] = [(0, 0.0)]
-    highest = 0.0
-    for count, error in zip(counts, errors, strict=True):
-        highest = max(highest, error)
+def _hull(counts: Sequence[int], errors: Sequence[float]) -> list[tuple[int, float]]:
+    """Return the corners (zeros, error) of the lower convex hull of a curve's running maximum, from (0, 0) on."""
+    hull = [(0, 0.0)]
+    for count, highest in zip([0, *counts], accumulate(errors, max, initial=0.0), strict=True):
         if count == hull[-1][0]:  # a tiny layer: two stops are the same number of zeros
             continue
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (count, highest)):
             hull.pop()
         hull.append((count, highest))
-    return [(_slope(a, b), b[0] - a[0]) for a, b in zip(hull, hull[1:], strict=False)]
+    return hull
 
 
 def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:

@@ -19,10 +19,7 @@ _handles: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What was done to one weight tensor: of `n` weights the mask removes `zeros`, the largest of size `threshold`.
-
-    Where none was removed, the threshold is None.
-    """
+    """What was done to one tensor: `zeros` of its `n` weights are removed, the largest of size `threshold` or None."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,31 +27,22 @@ class LayerRow:
     zeros: int
     threshold: float | None
 
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros in this tensor."""
-        return self.zeros / self.n
-
 
 @dataclass(eq=False)
 class PrunedWeights:
     """A module some of whose weights are held at zero; made by `prune_magnitude` and `prune_nm`.
 
     As a context manager it restores the module at the end.  When the last reference to the handle is gone, so are the
-    removed values: the zeros stay, and the module counts as unpruned again.
-
-    Args:
-        module: the module; its weights are set to zero here.
-        masks: parameter name -> bool tensor of its shape, True = kept.
-        scope: how the masks were chosen, in a word.
-        asked: the sparsity that was asked for.
-        ignored: parameter name -> why it was not considered.
+    removed values: the zeros stay, and the module counts as unpruned again.  A parameter that is pruned already, or a
+    mask that does not fit, is a ValueError; nothing is changed then.
 
     Attributes:
+        module: the module; its weights are set to zero here.
+        masks: parameter name -> bool tensor of its shape, True = kept.
+        scope, asked: how the masks were chosen, in a word; and the sparsity that was asked for.
+        ignored: parameter name -> why it was not considered.
         layers: one `LayerRow` per mask.
         active: whether the module is pruned by this handle now.
-
-    A parameter that is pruned already, or a mask that does not fit, is a ValueError; nothing is changed then.
     """
 
     module: nn.Module
@@ -70,24 +58,17 @@ class PrunedWeights:
         parameters = dict(self.module.named_parameters())
         for name, mask in self.masks.items():
             if name not in parameters or mask.dtype != torch.bool or mask.shape != parameters[name].shape:
-                raise ValueError(
-                    f"The mask of {name!r} is {mask.dtype} {tuple(mask.shape)}, which fits no such parameter."
-                )
+                raise ValueError(f"The mask of {name!r}, {mask.dtype} {tuple(mask.shape)}, fits no such parameter.")
         self._parameters = {name: parameters[name] for name in self.masks}
-        handles = {name: _handles[weight]() for name, weight in self._parameters.items() if weight in _handles}
-        held = {name: handle for name, handle in handles.items() if handle is not None}
-        if held:
-            name, handle = next(iter(held.items()))
-            raise ValueError(
-                f"{len(held)} of these weights are pruned already, such as {name}: {handle!r}. "
-                "Call restore() on that handle first, or finish() to keep its zeros and add to them."
-            )
+        for name, weight in self._parameters.items():
+            if weight in _handles and (handle := _handles[weight]()) is not None:
+                how = "Call restore() on that handle first, or finish() to keep its zeros and add to them."
+                raise ValueError(f"{name} is pruned already: {handle!r}. {how}")
         self._removed: dict[str, Tensor] = {}
         for name, weight in self._parameters.items():
-            removed = weight[~self.masks[name]]
+            removed = self._removed[name] = weight[~self.masks[name]]
             largest = removed.abs().max().item() if removed.numel() else None
             self.layers.append(LayerRow(name, tuple(weight.shape), weight.numel(), removed.numel(), largest))
-            self._removed[name] = removed
             _handles[weight] = weakref.ref(self)
         self.active = True
         self.reapply()
@@ -119,24 +100,28 @@ class PrunedWeights:
     def restore(self) -> nn.Module:
         """Put the removed weights back, bit for bit, and return the module; nothing happens the second time.
 
-        Weights that were kept stay as they are: where nothing trained them, the module equals the one before. If the
-        module was cast meanwhile, so are the values.
+        Weights that were kept stay as they are. If the module was cast meanwhile, so are the values.
         """
         for name, removed in self._removed.items():
             weight = self._parameters[name]
             weight[~self._mask(name)] = removed.to(weight.device, weight.dtype)
-        return self._leave()
+        self._removed.clear()
+        for weight in self._parameters.values() if self.active else ():
+            _handles.pop(weight, None)
+        self.active = False
+        return self.module
 
     def finish(self) -> nn.Module:
         """Make the zeros permanent and forget what they were; the module may then be pruned again, which adds zeros."""
         if self.active:
             self.reapply()
-        return self._leave()
+        self._removed.clear()
+        return self.restore()
 
     def by_block(self, depth: int = 1) -> dict[str, tuple[int, int]]:
         """Return block -> (weights, zeros), in the order of the module, for blocks of `depth` levels."""
         check_whole("depth", depth, 1)
-        blocks: dict[str, tuple[int, int]] = {}
+        blocks = {}
         for row in self.layers:
             block = ".".join(path_levels(row.name)[:-1][:depth]) or "(model)"
             n, zeros = blocks.get(block, (0, 0))
@@ -151,16 +136,9 @@ class PrunedWeights:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything but the masks as plain JSON types."""
-        return {
-            "module": type(self.module).__name__,
-            "scope": self.scope,
-            "asked": self.asked,
-            "sparsity": self.sparsity,
-            "n": self.n,
-            "zeros": self.zeros,
-            "layers": [{**asdict(row), "shape": list(row.shape)} for row in self.layers],
-            "ignored": dict(self.ignored),
-        }
+        told = {name: getattr(self, name) for name in ("scope", "asked", "sparsity", "n", "zeros")}
+        layers = [{**asdict(row), "shape": list(row.shape)} for row in self.layers]
+        return {"module": type(self.module).__name__, **told, "layers": layers, "ignored": dict(self.ignored)}
 
     def __enter__(self) -> PrunedWeights:
         return self
@@ -170,20 +148,10 @@ class PrunedWeights:
 
     def __repr__(self) -> str:
         state = "" if self.active else ", no longer active"
-        return (
-            f"Pruned({type(self.module).__name__}, {self.scope}: {self.zeros:,} of {self.n:,} weights at zero, "
-            f"sparsity {self.sparsity:.4f}{state})"
-        )
+        told = f"{self.zeros:,} of {self.n:,} weights at zero, sparsity {self.sparsity:.4f}"
+        return f"Pruned({type(self.module).__name__}, {self.scope}: {told}{state})"
 
     def _mask(self, name: str) -> Tensor:
         """Return a mask where its weight lies; the module may have been moved."""
         self.masks[name] = self.masks[name].to(self._parameters[name].device)
         return self.masks[name]
-
-    def _leave(self) -> nn.Module:
-        self._removed.clear()
-        if self.active:
-            for weight in self._parameters.values():
-                _handles.pop(weight, None)
-        self.active = False
-        return self.module

@@ -1,8 +1,7 @@
 """N:M sparsity: of every M weights in a row at most N stay (Mishra et al. 2021; 2:4 is what some GPUs can multiply).
 
-A group is M neighbours along the input of a layer: the columns of a linear layer, the input channels of a convolution
-at one place of its kernel.  NVIDIA's sparse tensor cores skip half of a 2:4 linear layer; convolutions have no such
-kernels, so they keep their zeros and their speed.
+A group is M neighbours along the input of a layer: columns of a linear layer, input channels of a convolution at one
+place of its kernel.  NVIDIA's sparse tensor cores skip half of a 2:4 linear layer; convolutions have no such kernels.
 """
 
 from __future__ import annotations
@@ -18,15 +17,10 @@ from .select import IGNORE, prunable_weights
 
 @torch.no_grad()
 def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
-    """Return the mask that keeps the `n` largest magnitudes of every `m` neighbours along the input.
+    """Return the mask that keeps the `n` largest magnitudes of every `m` neighbours along the input, 1 <= n < m.
 
-    Args:
-        weight: `[out, in, ...]`; `in` must be a multiple of m.
-        n: kept in a group, 1 to m - 1.
-        m: size of a group, >= 2.
-
-    Returns:
-        Bool tensor of the same shape, True = kept. Of equal magnitudes the first are removed first.
+    `weight` is `[out, in, ...]`, with `in` a multiple of m. The mask is a bool tensor of the same shape, True = kept;
+    of equal magnitudes the first are removed first.
     """
     _check_pattern(n, m)
     if weight.ndim < 2 or weight.shape[1] % m:
@@ -41,9 +35,7 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 def prune_nm(module: nn.Module, n: int = 2, m: int = 4, *, ignore: Iterable[str] = IGNORE) -> PrunedWeights:
     """Keep the `n` largest of every `m` neighbouring weights, in place, and return the handle.
 
-    Args:
-        module, ignore: as for `prune_magnitude`. Layers whose input is no multiple of m are left alone too.
-        n, m: as for `nm_mask`.
+    `module` and `ignore` are as for `prune_magnitude`; layers whose input is no multiple of m are left alone too.
 
     Example:
         >>> with prune_nm(pipe.unet) as pruned:
@@ -69,29 +61,23 @@ def _check_pattern(n: int, m: int) -> None:
 def to_semi_structured(module: nn.Module) -> dict[str, str]:
     """Replace the weights of linear layers by PyTorch's semi-structured form, in place and for good.
 
-    The zeros must be there: prune with `prune_nm`, call `finish()` on its handle, then this. Without gradients; a
-    state dict of the result holds the packed form.
+    The zeros must be there: prune with `prune_nm`, call `finish()` on its handle, then this. The module is on a CUDA
+    device of compute capability 8.0 or later, in float16 or bfloat16. Without gradients; a state dict of the result
+    holds the packed form.
 
-    Args:
-        module: on a CUDA device of compute capability 8.0 or later, in float16 or bfloat16.
-
-    Returns:
-        Path of each linear layer that stayed dense -> why. Where none can be converted, nothing is changed.
+    Returns path -> why, of each linear layer that stayed dense. Where none can be converted, it is a ValueError, and
+    nothing is changed.
     """
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     problems = {path: why for path, layer in layers.items() if (why := _problem(layer.weight))}
     ready = [layer for path, layer in layers.items() if path not in problems]
     if not ready:
         example = "".join(f" For example, {path or 'the layer'} {why}." for path, why in list(problems.items())[:1])
-        raise ValueError(
-            f"None of the {len(layers)} linear layers of {type(module).__name__} can be converted.{example}"
-        )
+        raise ValueError(f"None of the {len(layers)} linear layers of this module can be converted.{example}")
     device = ready[0].weight.device
     needed = "2:4 kernels need an NVIDIA GPU of compute capability 8.0 or later (Ampere, 2020)."
     if device.type != "cuda":
-        raise ValueError(
-            f"The weights are on {device.type!r}; {needed} Elsewhere zeros are multiplied like any number."
-        )
+        raise ValueError(f"The weights are on {device.type!r}; {needed}")
     found = torch.cuda.get_device_capability(device)
     if found < (8, 0):
         name = torch.cuda.get_device_name(device)

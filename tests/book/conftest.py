@@ -21,30 +21,17 @@ def pipe() -> StableDiffusionPipeline:
     """A pipeline of Stable Diffusion's kind with random weights, for pictures of 16 x 16 pixels."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["lion", "pizza pie"] * 20, vocabulary=600)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        max_position_embeddings=tokenizer.model_max_length,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    width = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ends = {"max_position_embeddings": tokenizer.model_max_length, "eos_token_id": tokenizer.eos_token_id}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), **width, **ends)
+    common = {"block_out_channels": (8, 8), "norm_num_groups": 4}
     unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=2,
+        **{**common, "sample_size": 8, "layers_per_block": 1, "cross_attention_dim": 8, "attention_head_dim": 2},
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
+        **{**common, "latent_channels": 4, "sample_size": 16},
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
@@ -57,8 +44,7 @@ def pipe() -> StableDiffusionPipeline:
 @pytest.fixture(scope="session")
 def benchmark(root: Path) -> Callable:
     """Import a benchmark by its name."""
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    sys.path.insert(0, str(root))
     return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 

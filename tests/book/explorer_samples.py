@@ -38,15 +38,10 @@ def flat(*colours: tuple[int, int, int]) -> list[Image.Image]:
 
 def sweep(**changes) -> SweepExplorer:
     ends = {"low": [9] * 6, "high": [50] * 6, "interval": "p10 to p90"}
-    given = {
-        "name": "steps",
-        "axes": [Axis("prompt", PROMPTS, label="Prompt"), Axis("steps", [2, 4, 8], label="Steps")],
-        "images": flat(*COLOURS),
-        "metrics": [Metric("ms", [10, 20, 40, 11, 21, 41], unit="ms", n=5, **ends), Metric("score", SCORES)],
-        "title": "Fewer steps?",
-        "baseline": {"steps": 8},
-    }
-    return SweepExplorer(**{**given, **changes})
+    metrics = [Metric("ms", [10, 20, 40, 11, 21, 41], unit="ms", n=5, **ends), Metric("score", SCORES)]
+    axes = [Axis("prompt", PROMPTS, label="Prompt"), Axis("steps", [2, 4, 8], label="Steps")]
+    given = {"axes": axes, "images": flat(*COLOURS), "metrics": metrics}
+    return SweepExplorer(**{"name": "steps", "title": "Fewer steps?", "baseline": {"steps": 8}, **given, **changes})
 
 
 def weighed(**changes) -> SweepExplorer:
@@ -54,8 +49,7 @@ def weighed(**changes) -> SweepExplorer:
     return sweep(histogram=PANEL, **changes)
 
 
-UNET = ["time_embedding", "conv_in", "down_blocks.0", "down_blocks.1", "mid_block"]
-UNET += ["up_blocks.0", "up_blocks.1", "conv_out"]
+UNET = "time_embedding conv_in down_blocks.0 down_blocks.1 mid_block up_blocks.0 up_blocks.1 conv_out".split()
 
 
 def blocks(**changes) -> BlockExplorer:
@@ -84,25 +78,31 @@ OPERATORS = (
     ("conv_out", "convolution", 9.0, 1.0),
 )
 PATHS = [row[0] for row in OPERATORS]
+ABOUT = {"model": "tiny", "n": 16, "passport": "Made up."}
 REMOVED = ([], ["mid_block.resnets.0"], ["mid_block.resnets.0", "down_blocks.1.resnets.0", PATHS[5]])
+
+
+def mean(lost: float) -> dict:
+    return {"value": 1 - lost, "low": 0.9 - lost, "high": 1.0}
 
 
 def results() -> list[OperatorResult]:
     """Return one entry per operator; similarity falls along the list."""
-    found = []
-    for i, (path, kind, avg, std) in enumerate(OPERATORS):
-        mean = {"value": 1 - i / 20, "low": 0.9 - i / 20, "high": 1.0}
-        shape, ssim = (1, 4, 8, 8), [1 - i / 20, 1 - i / 40]
-        found.append(OperatorResult(path, kind, shape, shape, "identity", avg, std, 1000 * i, 10_000 * i, ssim, mean))
-    return found
+    shapes = (1, 4, 8, 8), (1, 4, 8, 8)
+    return [
+        OperatorResult(
+            *(path, kind, *shapes, "identity", avg, std, 1000 * i, 10_000 * i, [1 - i / 20, 1 - i / 40], mean(i / 20))
+        )
+        for i, (path, kind, avg, std) in enumerate(OPERATORS)
+    ]
 
 
 def pruning_stops() -> list[PruningStop]:
     found = []
     for k, (ratio, paths) in enumerate(zip((0.0, 0.1, 0.25), REMOVED, strict=True)):
-        changes, mean = [(path, "identity") for path in paths], {"value": 1 - k / 10, "low": 0.9 - k / 10, "high": 1.0}
-        params, macs = 100_000 - 10_000 * k, 1_000_000 - 150_000 * k
-        found.append(PruningStop(ratio, changes, params, macs, [1 - k / 10, 1 - k / 5], mean))
+        sizes = 100_000 - 10_000 * k, 1_000_000 - 150_000 * k
+        changes = [(path, "identity") for path in paths]
+        found.append(PruningStop(ratio, changes, *sizes, [1 - k / 10, 1 - k / 5], mean(k / 10)))
     return found
 
 
@@ -112,18 +112,9 @@ def operator_colour(prompt: int, place: int) -> tuple[int, int, int]:
 
 
 def operators(**changes) -> OperatorExplorer:
-    given = {
-        "name": "worth",
-        "model": "tiny",
-        "operators": results(),
-        "stops": pruning_stops(),
-        "prompts": PROMPTS,
-        "images": flat(*(operator_colour(p, k) for p in range(2) for k in range(len(REMOVED) + len(PATHS)))),
-        "n": 16,
-        "title": "What is it worth?",
-        "passport": "Made up.",
-    }
-    return OperatorExplorer(**{**given, **changes})
+    images = flat(*(operator_colour(p, k) for p in range(2) for k in range(len(REMOVED) + len(PATHS))))
+    given = {"operators": results(), "stops": pruning_stops(), "prompts": PROMPTS, "images": images}
+    return OperatorExplorer(**{"name": "worth", "title": "What is it worth?", **ABOUT, **given, **changes})
 
 
 # A U of one level, with a skip connection from its first layer to its last one.
@@ -139,18 +130,12 @@ SCHEDULES = {
 def grid(**changes) -> Grid:
     """Return a grid of 4 steps x 4 units, 1000 M MACs a call."""
     given = {
-        "names": UNITS,
+        **{"names": UNITS, "wiring": Wiring(INPUTS, frozenset({3}), False), "grain": "layers"},
+        **{"class_name": "UNet2DConditionModel", "structure": "0" * 16, "scheduler": "DDIMScheduler"},
         "macs": (100_000_000, 200_000_000, 300_000_000, 350_000_000),
         "macs_without_attention": (100_000_000, 200_000_000, 250_000_000, 300_000_000),
-        "base_macs": 50_000_000,
-        "base_macs_without_attention": 50_000_000,
-        "wiring": Wiring(INPUTS, frozenset({3}), False),
-        "grain": "layers",
-        "class_name": "UNet2DConditionModel",
-        "structure": "0" * 16,
-        "scheduler": "DDIMScheduler",
-        "steps": 4,
-        "timesteps": (999.0, 749.0, 499.0, 249.0),
+        **{"base_macs": 50_000_000, "base_macs_without_attention": 50_000_000},
+        **{"steps": 4, "timesteps": (999.0, 749.0, 499.0, 249.0)},
     }
     return Grid(**{**given, **changes})
 
@@ -187,24 +172,14 @@ def schedule_colour(prompt: int, stop: int) -> tuple[int, int, int]:
 
 
 def painted_stops() -> list[PaintedStop]:
-    found = []
-    for i, (name, on) in enumerate(SCHEDULES.items()):
-        mean = {"value": 1 - i / 10, "low": 0.9 - i / 10, "high": 1.0}
-        group = "whole steps" if i < 2 else "patterns"
-        found.append(PaintedStop(name, group, on, [1 - i / 10, 1 - i / 5], mean, f"About {name}."))
-    return found
+    groups = ("whole steps", "whole steps", "patterns")
+    return [
+        PaintedStop(name, groups[i], on, [1 - i / 10, 1 - i / 5], mean(i / 10), f"About {name}.")
+        for i, (name, on) in enumerate(SCHEDULES.items())
+    ]
 
 
 def painter(**changes) -> SchedulePainter:
-    given = {
-        "name": "painter",
-        "grid": grid(),
-        "stops": painted_stops(),
-        "prompts": PROMPTS,
-        "images": flat(*(schedule_colour(p, s) for p in range(2) for s in range(len(SCHEDULES)))),
-        "model": "tiny",
-        "n": 16,
-        "title": "What can be left out?",
-        "passport": "Made up.",
-    }
-    return SchedulePainter(**{**given, **changes})
+    images = flat(*(schedule_colour(p, s) for p in range(2) for s in range(len(SCHEDULES))))
+    given = {"grid": grid(), "stops": painted_stops(), "prompts": PROMPTS, "images": images}
+    return SchedulePainter(**{"name": "painter", "title": "What can be left out?", **ABOUT, **given, **changes})

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 from comparison_samples import BUDGETS, interval, made_up
 
 from pruning_book import verdicts
 from pruning_book.plots.comparison import Cells
-from pruning_lib.records import load_record
 
 RULINGS = ("holds", "holds in part", "does not hold", "not measured")
 
 
-@pytest.mark.parametrize("ruling", RULINGS)
-def test_the_box_says_claim_ruling_and_reason(ruling):
-    text = verdicts.verdict("Zeros are <fast>.", ruling, "0.98 times as fast & no less", source="a page").data
-    assert "Claim: Zeros are &lt;fast&gt;." in text and "0.98 times as fast &amp; no less" in text
-    assert f"{ruling.capitalize()}." in text and "Said by a page." in text
-
-
-@pytest.mark.parametrize(
-    ("claim", "ruling", "because", "words"),
-    [
-        ("Zeros are fast.", "maybe", "because", "'maybe'; allowed: 'holds', 'holds in part', 'does not hold', 'not"),
-        (" ", "holds", "x", "one of them is empty"),
-        ("x", "holds", "", "one of them is empty"),
-    ],
-)
-def test_a_box_that_says_less_is_refused(claim, ruling, because, words):
-    with pytest.raises(ValueError, match=words):
-        verdicts.verdict(claim, ruling, because)
+def test_the_box_says_claim_ruling_and_reason():
+    for ruling in RULINGS:
+        text = verdicts.verdict("Zeros are <fast>.", ruling, "0.98 times as fast & no less", source="a page").data
+        assert "Claim: Zeros are &lt;fast&gt;." in text and "0.98 times as fast &amp; no less" in text
+        assert f"{ruling.capitalize()}." in text and "Said by a page." in text
+    for given, words in ((("x", "maybe", "y"), "'maybe'; allowed: 'holds'"), ((" ", "holds", "x"), "is empty")):
+        with pytest.raises(ValueError, match=words):
+            verdicts.verdict(*given)
 
 
 def sizes(*shares: float) -> list[dict]:
@@ -97,10 +84,9 @@ def faster(training: dict, cuts: dict[float, str] | None = None, **times: float)
 def compared(ties: int = 0, lost: str = "") -> tuple[str, str]:
     """Ours is ahead of both rivals, but for some ties, and for one or all metrics that are lost."""
     data = made_up()
-    for cell in [cell for cell in data["cells"] if "ours_minus" in cell]:
-        for key, (_, sign) in verdicts.METRICS.items():
-            if lost == "all":
-                cell["ours_minus"][key] = interval(-0.1 * sign)
+    for cell in data["cells"] if lost == "all" else ():
+        if "ours_minus" in cell:
+            cell["ours_minus"] = {key: interval(-0.1 * sign) for key, (_, sign) in verdicts.METRICS.items()}
     for cell in data["cells"][:ties]:
         cell["ours_minus"]["ssim"] = interval(0.0)
     if lost == "one":
@@ -109,10 +95,8 @@ def compared(ties: int = 0, lost: str = "") -> tuple[str, str]:
 
 
 def as_fast(*fast: float) -> tuple[str, str]:
-    times = {
-        f"4-{budget:g}-ours": {"denoising": {"times_as_fast": interval(speed)}}
-        for budget, speed in zip(BUDGETS, fast, strict=False)
-    }
+    found = zip(BUDGETS, fast, strict=False)
+    times = {f"4-{budget:g}-ours": {"denoising": {"times_as_fast": interval(speed)}} for budget, speed in found}
     return verdicts.as_fast_as_macs_say({**made_up(), "speed": {"times": times}})
 
 
@@ -131,18 +115,13 @@ CUTS = {0.5: "large", 0.35: "small"}
         (lambda: verdicts.ten_times_smaller(TEN, curve(1.0, 0.9, 1.0)), "does not hold", "Already at 20 %"),
         (lambda: smaller_and_faster(0.5, 1.5), "holds", "1.50 (1.45 to 1.55)"),
         (lambda: smaller_and_faster(0.5, 1.0), "holds in part", "0.40 (0.35 to 0.45)"),
-        (lambda: smaller_and_faster(0.5, 1.08), "holds in part", "1.08 (1.03 to"),
         (lambda: smaller_and_faster(0.9, 1.5), "holds in part", "90 %"),
         (lambda: smaller_and_faster(0.9, 1.0), "does not hold", "1.00"),
         (lambda: verdicts.four_times_smaller(structured(4, 3, 0.9)), "holds", "4.0 times fewer parameters, 3.0"),
         (lambda: verdicts.four_times_smaller(structured(4, 3, 0.5)), "holds in part", "nearest is narrow"),
-        (lambda: verdicts.four_times_smaller(structured(4, 2, 0.9)), "holds in part", "100 %"),
-        (lambda: verdicts.four_times_smaller(structured(4, 2, 0.5)), "does not hold", "56 %"),
         (lambda: verdicts.four_times_smaller(structured(2, 3, 0.9)), "does not hold", "2.0 times fewer"),
-        (lambda: verdicts.four_times_smaller(structured(4, None, 0.9)), "not measured", "not all there"),
         (lambda: verdicts.four_times_smaller(None), "not measured", "not all there"),
         (lambda: verdicts.preserved_beat_scratch(training()), "holds", "0.400 (0.300 to 0.500) SSIM"),
-        (lambda: verdicts.preserved_beat_scratch(training()), "holds", "4 of 4"),
         (lambda: verdicts.preserved_beat_scratch(training(KEPT, ONCE)), "holds in part", "3 of 4"),
         (lambda: verdicts.preserved_beat_scratch(training(gain=0.05)), "does not hold", "0.050"),
         (lambda: verdicts.preserved_beat_scratch(training(gain=None)), "not measured", "have not been made"),
@@ -154,34 +133,24 @@ CUTS = {0.5: "large", 0.35: "small"}
         (lambda: chooses_better([0.5, 0.5], [0.05]), "holds in part", "2 of 2 comparisons before"),
         (lambda: chooses_better([0.5], [0.0]), "does not hold", "0 of 1 after"),
         (lambda: chooses_better([], []), "not measured", "No control"),
-        (lambda: chooses_better([0.5], [0.3], "params"), "not measured", "No control"),
         (lambda: faster(training(), cut=1.5), "holds in part", "4.1, the unpruned model's 4.0"),
         (lambda: faster(GOOD, cut=1.5), "holds", "33 % less time"),
-        (lambda: faster(GOOD, cut=1.2), "holds in part", "17 % less time"),
         (lambda: faster(training(), cut=1.2), "does not hold", "17 % less time"),
         (lambda: faster(GOOD), "not measured", "not there yet"),
         (lambda: faster(BOTH, CUTS, small=1.5, large=1.9), "holds", "35 % of the MACs"),  # the mildest that is enough
         (lambda: faster(BOTH, CUTS, small=1.3, large=1.9), "holds in part", "50 % of the MACs"),
         (lambda: compared(), "holds", "clearly better in 16, clearly worse in 0"),
-        (lambda: compared(ties=2), "holds", "clearly better in 14, clearly worse in 0"),
         (lambda: compared(2, "one"), "holds in part", "fewer steps at 50 % (Fréchet distance to the real"),
         (lambda: compared(lost="all"), "does not hold", "and others"),
         (lambda: as_fast(1.9, 3.7), "holds", "2 of 2 schedules"),
         (lambda: as_fast(1.7, 3.7), "holds in part", "1.70 times as fast instead of 2.00"),
         (lambda: as_fast(1.7, 3.0), "does not hold", "0 of 2"),
         (lambda: as_fast(), "not measured", "have not been measured"),
-        (lambda: verdicts.as_fast_as_macs_say(made_up()), "not measured", "have not been measured"),
     ],
 )
 def test_rulings_follow_the_records(rule, ruling, words):
     found, because = rule()
     assert found == ruling and words in because, because
-
-
-def test_the_nearest_row_is_named():
-    data = structured(4, 2, 0.9)
-    data["rows"].append({**copy.deepcopy(data["rows"][0]), "name": "faster", "latency_times_as_fast": interval(3.0)})
-    assert "nearest is faster: 4.0 times fewer parameters, 3.0 times" in verdicts.four_times_smaller(data)[1]
 
 
 def test_what_the_page_reads_from_its_records():
@@ -195,13 +164,3 @@ def test_what_the_page_reads_from_its_records():
     assert verdicts.speed_points(rows, "csr")[0] == (0.5, 0.5, 0.4, 0.6)
     found = [verdicts.crossing({"sparsity": sparsity, "says": "slower"}) for sparsity in (0.876, None)]
     assert found == ["0.88", "slower"]
-
-
-def test_the_record_of_sizes_agrees_with_the_formulas():
-    for row in load_record("sparse_size")["data"]["rows"]:
-        single, item = row["bytes_in_one_layout"], 4 if row["dtype"] == "float32" else 2
-        assert single["dense"] == row["n"] * item
-        # a bitmap for each tensor: an eighth of a byte per entry, at most one byte more per tensor
-        bitmap = row["n_pruned"] / 8 + (row["nnz_pruned"] + row["n"] - row["n_pruned"]) * item
-        assert bitmap <= single["bitmap"] <= bitmap + 300
-        assert row["bytes"]["sparse"] <= row["bytes"]["dense"] + 120

@@ -55,13 +55,11 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def exact() -> Iterator[None]:
+def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let backward passes repeat bit for bit: CUDA's fastest ones add up in any order."""
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-    cudnn = torch.backends.cudnn.deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.deterministic = True
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     with sdpa_kernel(SDPBackend.MATH):
         yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    torch.backends.cudnn.deterministic = cudnn

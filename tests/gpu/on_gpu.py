@@ -1,15 +1,12 @@
-"""What the tests of this folder share: drawing, counting, and telling when the host waits for the device."""
+"""What the tests of this folder share: drawing, comparing and counting."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 STEPS = 5
@@ -47,74 +44,7 @@ def same(module: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 def macs_of_run(call: Callable[[], object]) -> int:
-    """Count the MACs of everything that runs, text encoder and decoder included.
-
-    The counter sees through attention only as plain products.
-    """
+    """Count the MACs of everything that runs; the counter sees through attention only as plain products."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         call()
     return counter.get_total_flops() // 2
-
-
-class _Reads(TorchDispatchMode):
-    """Calls `note` whenever the host reads a number: what makes it wait for an accelerator, but not for a CPU."""
-
-    def __init__(self, note: Callable[[], None]):
-        super().__init__()
-        self.note = note
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.note()
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def waits(pipe, refuse_above: int | None = None) -> Iterator[dict]:
-    """Count how often the host waits for the device. CUDA tells by itself; on a CPU every read of a number counts.
-
-    Args:
-        pipe: called once inside the block.
-        refuse_above: raise RuntimeError in a call of the denoiser, from the second on, on CUDA at the first wait, on a
-            CPU after so many reads.
-
-    Yields:
-        "calls": waits inside each call of the denoiser, skipped ones included; after the block "all", in all of it.
-    """
-    found, reads, inside = {"calls": []}, 0, False
-    mode = torch.cuda.set_sync_debug_mode if pipe.unet.device.type == "cuda" else lambda name: None
-
-    def so_far() -> int:
-        return reads + sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
-
-    def before(*_) -> None:
-        nonlocal inside
-        inside = refuse_above is not None and len(found["calls"]) > 0
-        found["calls"].append(-so_far())
-        mode("error" if inside else "warn")
-
-    def after(*_) -> None:
-        nonlocal inside
-        inside = False
-        mode("warn")
-        found["calls"][-1] += so_far()
-
-    def note() -> None:
-        nonlocal reads
-        if pipe.unet.device.type != "cuda":
-            reads += 1
-            if inside and found["calls"][-1] + so_far() > refuse_above:
-                raise RuntimeError("A read of a number in a call of the denoiser.")
-
-    # Hooks of PyTorch lie outside those of diffusers, which replace `forward`.
-    hooks = [pipe.unet.register_forward_pre_hook(before), pipe.unet.register_forward_hook(after, always_call=True)]
-    with warnings.catch_warnings(record=True) as told, _Reads(note):
-        warnings.simplefilter("always")
-        try:
-            mode("warn")
-            yield found
-        finally:
-            mode("default")
-            for hook in hooks:
-                hook.remove()
-        found["all"] = so_far()

@@ -8,17 +8,9 @@ from on_gpu import draw, relative, same, state
 
 import pruning_lib as pl
 
-# Mean absolute difference of pictures in [0, 1], to those of a CPU in float32.
-TOLERANCES = {
-    # Only the order of additions differs: 1e-7 of each sum, over some hundred layers and five steps.
-    "float32": 1e-4,
-    # 11 bits: on a CPU 0.0004 was measured. Allowed: 0.002, half a level of an 8-bit picture.
-    "float16": 2e-3,
-    # What CUDA does to convolutions in float32 by itself: factors of 11 bits, as in float16.
-    "float32, TF32": 2e-3,
-    # 8 bits, so eight times as coarse; 0.0033 was measured.
-    "bfloat16": 1.6e-2,
-}
+# Mean absolute difference of pictures in [0, 1] to those of a CPU. In float32 only the order of additions differs;
+# float16, and TF32 in convolutions, have 11 bits (allowed: half a level of an 8-bit picture), bfloat16 has 8.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-3, "float32, TF32": 2e-3, "bfloat16": 1.6e-2}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +21,8 @@ def reference() -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", TOLERANCES)
 def test_the_picture_is_that_of_a_cpu(kind, shared, reference, device, monkeypatch):
+    if device.type == "cpu" and kind in ("float16", "float32, TF32"):
+        pytest.skip("a CPU has no TF32, and is slow in float16; the same lines run in bfloat16")
     dtype = getattr(torch, kind.partition(",")[0])
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", "TF32" in kind)
     pipe = shared(dtype)
@@ -46,11 +40,9 @@ def test_every_part_goes_to_the_device(device):
         assert {(w.device.type, w.dtype) for w in part.parameters()} == {(device.type, wanted)}
 
 
-@pytest.mark.parametrize("precision", ["float32", "half"])
-def test_score_remove_save_load(precision, shared, half, device, tmp_path):
+def test_score_remove_save_load(shared, half, device, tmp_path):
     pytest.importorskip("accelerate")
-    dtype = half if precision == "half" else torch.float32
-    pipe = shared(dtype)
+    pipe = shared(half)
     before, plain = state(pipe.unet), draw(pipe)
     operators = pl.find_operators(pipe.unet, ["resnet", "cross-attention"])[::9]
     how = {"operators": operators, "num_latents": 2, "steps": 2, "guidance_scale": 3.0, "progress": False}
@@ -58,10 +50,9 @@ def test_score_remove_save_load(precision, shared, half, device, tmp_path):
     assert len(scores) == len(operators) and all(0 < score < float("inf") for score in scores.values().values())
     small = pl.remove_operators(pipe, scores.lowest(2))
     sizes = [sum(w.numel() for w in model.unet.parameters()) for model in (small, pipe)]
-    assert sizes[0] < sizes[1]
     cut = draw(small)
-    assert cut.device.type == device.type and cut.isfinite().all() and relative(cut, plain) > 1e-3
+    assert sizes[0] < sizes[1] and cut.device.type == device.type
+    assert cut.isfinite().all() and relative(cut, plain) > 1e-3
     small.save_pretrained(tmp_path)
-    again = pl.load(tmp_path, dtype=dtype, device=device)
-    assert torch.equal(draw(again), cut)
+    assert torch.equal(draw(pl.load(tmp_path, dtype=half, device=device)), cut)
     assert same(pipe.unet, before) and torch.equal(draw(pipe), plain), "the pipeline itself is whole"

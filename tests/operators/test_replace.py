@@ -10,10 +10,9 @@ from diffusers.models.upsampling import Upsample2D
 from tiny_denoisers import DENOISERS, make, run
 from torch import nn
 
-import pruning_lib as pl
 from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
-from pruning_lib.operators.remove import change_operators
+from pruning_lib.operators.remove import Replacement
 from pruning_lib.operators.replace import replacement
 
 
@@ -21,42 +20,34 @@ from pruning_lib.operators.replace import replacement
 def test_every_modification_of_every_operator_runs_and_changes_the_output(name):
     model = make(name)
     operators, whole = find_operators(model, tuple(KINDS)), run(model, 1)
-    macs, params = pl.count_macs(model).macs, sum(p.numel() for p in model.parameters())
+    params = sum(p.numel() for p in model.parameters())
     for op in operators:
         for how in op.modifications:
-            with change_operators(model, plan_for({op.path: how}, operators)):
+            with Replacement(model, plan_for({op.path: how}, operators)):
                 out = run(model, 1)
                 assert out.shape == whole.shape and torch.isfinite(out).all(), (op.path, how)
                 assert not torch.equal(out, whole), (op.path, how)
                 assert sum(p.numel() for p in model.parameters()) < params, (op.path, how)
     assert torch.equal(run(model, 1), whole)
-    every = plan_for([op.path for op in operators if op.kind not in ("linear", "norm")], operators)
-    with change_operators(model, every):
-        assert pl.count_macs(model).macs < macs
 
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_pointwise_equals_the_convolution_where_the_input_is_flat():
+@torch.no_grad()
+def test_cheaper_layers_are_exact_where_they_can_be():
     conv = nn.Conv2d(3, 5, 3, padding=1)
     flat = noise(2, 3, 1, 1).expand(2, 3, 6, 6)
     inner = conv(flat)[..., 1:-1, 1:-1]  # at the edge the window also sees zeros
     assert torch.allclose(replacement(conv, "pointwise")(flat)[..., 1:-1, 1:-1], inner, atol=1e-6)
-
-
-def test_low_rank_is_exact_for_a_layer_of_low_rank_and_halves_the_weights():
-    layer = nn.Linear(16, 16)
-    with torch.no_grad():
-        layer.weight.copy_(noise(16, 4) @ noise(4, 16))
+    layer, thin = nn.Linear(16, 16), nn.Conv2d(16, 8, 1, bias=False)
+    layer.weight.copy_(noise(16, 4) @ noise(4, 16))
+    thin.weight[2:] = 0
     small = replacement(layer, "low rank")
     assert torch.allclose(small(noise(3, 16)), layer(noise(3, 16)), atol=1e-4)
     assert sum(p.numel() for p in small.parameters()) == 16 * 16 // 2 + 16
-    conv = nn.Conv2d(16, 8, 1, bias=False)
-    with torch.no_grad():
-        conv.weight[2:] = 0
-    assert torch.allclose(replacement(conv, "low rank")(noise(1, 16, 4, 4)), conv(noise(1, 16, 4, 4)), atol=1e-5)
+    assert torch.allclose(replacement(thin, "low rank")(noise(1, 16, 4, 4)), thin(noise(1, 16, 4, 4)), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"out_channels": 6}, {"down": True}, {"up": True, "out_channels": 6}])
@@ -68,25 +59,15 @@ def test_shortcut_is_the_block_with_a_branch_of_zero(options):
     assert torch.equal(short(noise(1, 4, 8, 8), noise(1, 3)), block(noise(1, 4, 8, 8), noise(1, 3)))
 
 
-@pytest.mark.parametrize("size", [8, 7])
-@pytest.mark.parametrize("how", ["resample", "pointwise"])
-def test_samplers_keep_their_sizes(size, how):
-    down = Downsample2D(4, use_conv=True, name="op")
-    assert replacement(down, how)(noise(1, 4, size, size)).shape == down(noise(1, 4, size, size)).shape
-    up = Upsample2D(4, use_conv=True)
-    for extra in ((), ((15, 15),)):
-        assert replacement(up, how)(noise(1, 4, size, size), *extra).shape == up(noise(1, 4, size, size), *extra).shape
-
-
-def test_a_sampler_that_holds_its_convolution_twice_loses_both():
-    down = Downsample2D(4, use_conv=True, name="conv")
-    small = replacement(down, "pointwise")
-    assert small.conv is small.Conv2d_0 and small.conv.kernel_size == (1, 1)
-    assert down.conv.kernel_size == (3, 3)
-
-
-def test_half_precision_and_meta_stay_what_they_are_and_unknown_names_are_refused():
-    assert replacement(nn.Linear(8, 8).half(), "low rank")[0].weight.dtype == torch.float16
-    assert replacement(nn.Conv2d(4, 4, 3, device="meta"), "pointwise").weight.is_meta
-    with pytest.raises(ValueError, match="'lowrank' is unknown. Did you mean 'low rank'"):
-        replacement(nn.Linear(4, 4), "lowrank")
+def test_samplers_keep_their_sizes_and_their_type_and_unknown_names_are_refused():
+    down, up = Downsample2D(4, use_conv=True, name="conv"), Upsample2D(4, use_conv=True)
+    for how in ("resample", "pointwise"):
+        for size in (8, 7):
+            x = noise(1, 4, size, size)
+            assert replacement(down, how)(x).shape == down(x).shape and replacement(up, how)(x).shape == up(x).shape
+        assert replacement(up, how)(x, (15, 15)).shape == up(x, (15, 15)).shape
+    with pytest.raises(ValueError, match="'rezample' is unknown. Did you mean 'resample'"):
+        replacement(down, "rezample")
+    small = replacement(down.half(), "pointwise")  # it holds its convolution under two names
+    assert small.conv is small.Conv2d_0 and (small.conv.kernel_size, down.conv.kernel_size) == ((1, 1), (3, 3))
+    assert small.conv.weight.dtype == torch.float16

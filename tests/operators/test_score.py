@@ -1,38 +1,34 @@
-"""Scoring: the paper's formula by hand, resuming, and everything that goes wrong."""
+"""Scoring: the paper's formula by hand, resuming, what scores can be asked, and everything that goes wrong."""
 
 from __future__ import annotations
 
-import functools
+import copy
 import json
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from tiny_pipes import PROMPTS, pipe_of
 
-from pruning_lib.denoisers import Fingerprint
+from pruning_lib.operators.budget import choose, reductions
 from pruning_lib.operators.find import KINDS, Operators, find_operators
-from pruning_lib.operators.plan import Plan
+from pruning_lib.operators.plan import Plan, plan_for
 from pruning_lib.operators.remove import change_operators
 from pruning_lib.operators.score import score_operators, score_plans
-from pruning_lib.operators.scores import Scores
+from pruning_lib.operators.scores import Scores, latent_shift
 from pruning_lib.sampling import LatentSampler
 
-SAMPLING = {"num_latents": 3, "steps": 2, "guidance_scale": 2.0, "batch": 2, "progress": False}
+DRAWN = {"num_latents": 3, "steps": 2, "guidance_scale": 2.0, "batch": 2}
 PATHS = ["down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "mid_block.attentions.0", "up_blocks.1.resnets.0"]
-
-
-@functools.cache
-def every() -> Operators:
-    """All operators of the pipeline with text; listing them takes longer than scoring a few."""
-    return find_operators(pipe_of("text").unet, tuple(KINDS))
+EVERY = find_operators(pipe_of("text").unet, tuple(KINDS))
+STRANGER = find_operators(pipe_of("unconditional").unet)
 
 
 def score(pipe=None, operators=PATHS, **options) -> Scores:
     if isinstance(operators, list):
-        operators = Operators(sorted((every()[p] for p in operators), key=lambda op: op.order), every().base)
-    return score_operators(pipe or pipe_of("text"), PROMPTS["text"], operators=operators, **{**SAMPLING, **options})
+        operators = Operators(sorted((EVERY[p] for p in operators), key=lambda op: op.order), EVERY.base)
+    options = {**DRAWN, "progress": False, **options}
+    return score_operators(pipe or pipe_of("text"), PROMPTS["text"], operators=operators, **options)
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +37,19 @@ def scores() -> Scores:
 
 
 @pytest.fixture
-def draws(monkeypatch) -> Callable[[int], list]:
-    """Return a function that sets how many generations may finish, and the list of those that began."""
-    begun, limit, draw = [], [math.inf], LatentSampler.draw
+def draws(monkeypatch) -> dict:
+    """Counts the generations that began; beyond "most" they are interrupted."""
+    draw, seen = LatentSampler.draw, {"begun": 0, "most": math.inf}
 
     def counted(sampler):
-        begun.append(sampler)
+        seen["begun"] += 1
         latents = draw(sampler)
-        if len(begun) > limit[0]:
+        if seen["begun"] > seen["most"]:
             raise KeyboardInterrupt
         return latents
 
-    def until(stop: float) -> list:
-        limit[0] = stop
-        begun.clear()
-        return begun
-
     monkeypatch.setattr(LatentSampler, "draw", counted)
-    return until
+    return seen
 
 
 class _PassOn(torch.nn.Module):
@@ -69,84 +60,57 @@ class _PassOn(torch.nn.Module):
 def test_the_score_is_the_papers(scores: Scores) -> None:
     """By hand, with a denoiser in which the operator was changed by hand too."""
     pipe, path = pipe_of("text"), "mid_block.attentions.0"
-    sampler = LatentSampler(pipe, PROMPTS["text"], num_latents=3, steps=2, guidance_scale=2.0, batch=2)
+    sampler = LatentSampler(pipe, PROMPTS["text"], **DRAWN)
     original = sampler.draw()
     pipe.unet.mid_block.attentions[0] = _PassOn()
     modified = sampler.draw()
     avg = (original.mean(0) - modified.mean(0)).norm().item()
     std = (original.std(0) - modified.std(0)).norm().item()
-    found = scores[path]
-    assert avg > 0.001 and std > 0.001 and torch.equal(found.latents, modified)
-    assert (found.avg_dist, found.std_dist) == (pytest.approx(avg, rel=1e-4), pytest.approx(std, rel=1e-4))
-    assert found.mse == pytest.approx((original - modified).square().mean().item(), rel=1e-4)
-    assert scores.values()[path] == pytest.approx(avg + std, rel=1e-4)
-    assert [scores.values(f)[path] for f in ("mean", "std", "mse")] == [found.avg_dist, found.std_dist, found.mse]
-    assert torch.equal(found.avg, modified.double().mean(0).float())
-    own = scores.values(lambda o, m: (o.avg - m.avg).abs().max().item())
-    assert own[path] == pytest.approx((original.mean(0) - modified.mean(0)).abs().max().item(), rel=1e-4)
+    mse = (original - modified).square().mean().item()
+    assert avg > 0.001 and std > 0.001 and torch.equal(scores[path].latents, modified)
+    found = [scores.values(formula)[path] for formula in ("paper", "mean", "std", "mse")]
+    assert found == pytest.approx([avg + std, avg, std, mse], rel=1e-4)
+    assert torch.equal(scores[path].avg, modified.double().mean(0).float())
 
 
-@pytest.mark.parametrize("name", ["classes", "unconditional latents"])
-def test_pipelines_without_text_are_scored(name: str) -> None:
-    pipe, sampling = pipe_of(name), {"num_latents": 2, "steps": 2}
-    denoiser = pipe.components.get("unet") or pipe.transformer
-    operators = find_operators(denoiser, ["self-attention", "feed-forward", "resnet"])
-    found = score_operators(pipe, PROMPTS.get(name), operators=operators, keep_latents=True, progress=False, **sampling)
-    assert len(found) >= 4 and len(set(found.values("mse").values())) == len(found)
-    with change_operators(denoiser, [operators[0].path]):
-        wanted = LatentSampler(pipe, PROMPTS.get(name), **sampling).draw()
-    assert torch.equal(found[operators[0].path].latents, wanted)
-
-
-def test_the_pipeline_is_left_as_it_was_and_its_structure_read_once(monkeypatch) -> None:
-    pipe, read, of = pipe_of("text"), [], Fingerprint.of
-    monkeypatch.setattr(Fingerprint, "of", lambda denoiser: read.append(denoiser) or of(denoiser))
-    before, config = {n: w.clone() for n, w in pipe.unet.state_dict().items()}, dict(pipe.unet.config)
-    modules = list(pipe.unet.modules())
-    pipe.unet.train()
-    score(pipe, every().paths[:4])
-    assert pipe.unet.training and dict(pipe.unet.config) == config and len(read) == 1
-    assert all(a is b for a, b in zip(modules, pipe.unet.modules(), strict=True))
-    assert all(torch.equal(before[n], w) for n, w in pipe.unet.state_dict().items())
+def test_a_compiled_pipeline_is_scored_inside_and_left_as_it_was(scores: Scores) -> None:
+    pipe = pipe_of("text")
+    inner = pipe.unet
+    wrapper = pipe.unet = torch.compile(inner, backend="eager")
+    before, modules, config = copy.deepcopy(inner.state_dict()), [*inner.modules()], dict(inner.config)
+    inner.train()
+    found = score(pipe, tuple(reversed(PATHS)))  # paths are enough, in any order
+    assert found.values() == scores.values() and found.operators.paths == scores.operators.paths
+    assert pipe.unet is wrapper and wrapper._orig_mod is inner and inner.training and dict(inner.config) == config
+    assert all(a is b for a, b in zip(modules, inner.modules(), strict=True))
+    assert all(torch.equal(before[n], w) for n, w in inner.state_dict().items())
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, scores: Scores, draws) -> None:
-    pipe = pipe_of("text")
-    draws(3)
+    pipe, how = pipe_of("text"), {"folder": tmp_path, "keep_latents": True}
+    draws["most"] = 3
     with pytest.raises(KeyboardInterrupt, match="2 finished scores are kept"):
-        score(pipe, folder=tmp_path, keep_latents=True)
+        score(pipe, **how)
     assert "Identity()" not in str(pipe.unet), "the model is whole again"
-    begun = draws(math.inf)
-    found = score(pipe, folder=tmp_path, keep_latents=True)
-    assert len(begun) == 3, "the original and the two that were missing"
+    draws |= {"begun": 0, "most": math.inf}
+    found = score(pipe, **how)
+    assert draws["begun"] == 3, "the original and the two that were missing"
     assert found.values() == scores.values()
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(found, scores, strict=True))
-    draws(-1)
-    assert score(pipe, folder=tmp_path, keep_latents=True).values() == scores.values()
-
-
-def test_a_folder_of_other_settings_or_weights_is_refused(tmp_path) -> None:
-    pipe = pipe_of("text")
-    score(pipe, PATHS[:1], folder=tmp_path)
+    for path in tmp_path.glob("up_blocks*.safetensors"):  # damaged: scored again
+        path.write_bytes(path.read_bytes()[:100])
+    assert score(pipe, **how).values() == scores.values() and draws["begun"] == 3 + 2
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}, "nothing half written is left"
+    assert score(pipe, **how).values() == scores.values() and draws["begun"] == 5
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
-        score(pipe, PATHS[:1], folder=tmp_path, seed=1)
+        score(pipe, **how, seed=1)
     with torch.no_grad():
         pipe.unet.conv_in.bias[0] += 1e-6
     with pytest.raises(ValueError, match="models"):
-        score(pipe, PATHS[:1], folder=tmp_path)
+        score(pipe, **how)
 
 
-def test_a_damaged_file_is_scored_again(tmp_path, scores: Scores, draws) -> None:
-    score(folder=tmp_path)
-    for path in tmp_path.glob("up_blocks*.safetensors"):
-        path.write_bytes(path.read_bytes()[:100])
-    begun = draws(math.inf)
-    assert score(folder=tmp_path).values() == scores.values() and len(begun) == 2
-    names = {path.suffix for path in tmp_path.iterdir()}
-    assert names == {".safetensors", ".json"}, "nothing half written is left"
-
-
-def test_latents_that_are_not_finite_give_an_infinite_score(tmp_path) -> None:
+def test_latents_that_are_not_finite_give_an_infinite_score_and_an_original_that_is_not_is_refused(tmp_path) -> None:
     pipe = pipe_of("text")
     with torch.no_grad():  # only what the norm reins in keeps this finite
         pipe.unet.down_blocks[0].resnets[1].conv1.weight.mul_(1e17)
@@ -154,16 +118,11 @@ def test_latents_that_are_not_finite_give_an_infinite_score(tmp_path) -> None:
     paths = ["down_blocks.0.resnets.1.norm2", *PATHS[1:]]
     found = score(pipe, paths)
     assert found.broken == paths[:1] and math.isinf(found.values()[paths[0]])
-    assert found.ranked()[-1] == paths[0] and "inf" in found.table()
-    assert paths[0] not in found.lowest(3).paths
+    assert found.ranked()[-1] == paths[0] not in found.lowest(3).paths and "inf" in found.table()
     with pytest.raises(ValueError, match="at most 3"):
         found.lowest(4)
     assert found.rows()[0]["score"] is None and json.dumps(found.rows(), allow_nan=False)
     assert Scores.load(found.save(tmp_path / "scores.safetensors")).broken == found.broken
-
-
-def test_an_original_that_is_not_finite_is_refused_and_other_errors_are_passed_on() -> None:
-    pipe = pipe_of("text")
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(math.nan)
     with pytest.raises(ValueError, match="unchanged pipeline gives latents that are infinite or not a number"):
@@ -173,83 +132,67 @@ def test_an_original_that_is_not_finite_is_refused_and_other_errors_are_passed_o
         score(pipe)
 
 
-def test_out_of_memory_names_the_batch_to_try_and_keeps_what_is_finished(scores) -> None:
-    pipe, calls, batches = pipe_of("text"), [], []
-
-    def full(*_):
-        calls.append(1)
-        if len(calls) > 3 * 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-
-    hook = pipe.unet.register_forward_pre_hook(full)
-    with pytest.raises(MemoryError, match=r"batch=2: CUDA .*Try batch=1\. 2 finished scores are kept") as told:
-        score(pipe)
-    hook.remove()
-    kept = str(told.value).split("folder='")[1].split("'")[0]  # a temporary folder
-    pipe.unet.register_forward_pre_hook(lambda m, a: batches.append(len(a[0])))
-    found = score(pipe, folder=kept, batch=1)
-    assert set(batches) == {2} and len(batches) == 3 * 3 * 2, "guidance doubles a batch of one; three were drawn"
-    assert all(found.values()[p] == pytest.approx(v, rel=1e-3) for p, v in scores.values().items())
-
-
-def test_how_is_chosen_for_a_path_or_a_kind(scores: Scores) -> None:
-    path = "down_blocks.0.downsamplers.0"
-    assert scores.operators[path].modifications[0] == "resample"
-    other = score(how={"downsampler": "pointwise"})
-    assert other.operators[path].modifications[0] == "pointwise" and other[path].changes == ((path, "pointwise"),)
-    assert other.values()[path] != scores.values()[path]
-    assert other.values()[PATHS[0]] == scores.values()[PATHS[0]]
-    assert (path, "pointwise") in other.lowest(len(PATHS)).changes, "what was scored is what is planned"
-    assert score(how={path: "pointwise"}).values() == other.values()
-
-
 def test_sets_of_changes_are_scored_together(scores: Scores) -> None:
     pipe = pipe_of("text")
-    plans = [PATHS[:2], {PATHS[1]: "pointwise"}, scores.lowest(1), []]
-    both, pointwise, lowest, nothing = score_plans(pipe, PROMPTS["text"], plans, **SAMPLING)
-    sampler = LatentSampler(pipe, PROMPTS["text"], num_latents=3, steps=2, guidance_scale=2.0, batch=2)
+    plans = [plan_for(changes, EVERY) for changes in (PATHS[:2], {PATHS[1]: "pointwise"}, PATHS[:1], [])]
+    both, pointwise, single, nothing = score_plans(pipe, PROMPTS["text"], plans, progress=False, **DRAWN)
     with change_operators(pipe.unet, PATHS[:2]):
-        drawn = sampler.draw()
+        drawn = LatentSampler(pipe, PROMPTS["text"], **DRAWN).draw()
     assert torch.equal(both.avg, drawn.double().mean(0).float())
-    assert pointwise.changes == ((PATHS[1], "pointwise"),) and nothing.mse == 0
-    assert lowest.mse == scores[scores.ranked()[0]].mse
+    assert pointwise.changes == ((PATHS[1], "pointwise"),) and nothing.mse == 0 != pointwise.mse
+    assert single.mse == scores[PATHS[0]].mse
 
 
-def alien():
-    pipe = pipe_of("text")
-    pipe.unet = pipe.vae
-    return pipe
+def test_rankings_plans_and_tables_go_by_the_formula(scores: Scores) -> None:
+    for formula in ("paper", "mse"):
+        values, ranked = scores.values(formula), scores.ranked(formula)
+        assert sorted(ranked) == sorted(PATHS) and [values[p] for p in ranked] == sorted(values.values())
+        assert scores.lowest(3, formula=formula) == choose(ranked, scores.operators, None, count=3)
+        assert scores.table(formula, count=2).splitlines()[2].startswith(ranked[0])
+    few = scores.of("resnet", "downsampler")
+    assert few.values() == {p: scores.values()[p] for p in scores.operators.of("resnet", "downsampler").paths}
+    assert reductions(few.denoiser, few.lowest(macs_ratio=0.02))[0] >= 0.02
+    assert "Scores of 4 operators" in repr(scores) and "num_latents=3" in repr(scores)
 
 
-STRANGER = find_operators(pipe_of("unconditional").unet)
+def test_files_bring_everything_back_but_latents_whose_part_scores_as_a_smaller_run(scores, tmp_path, root) -> None:
+    again = Scores.load(scores.save(tmp_path / "scores.safetensors"))
+    assert again.operators.base == scores.operators.base and list(again.operators) == list(scores.operators)
+    assert again.sampling == scores.sampling and again.rows() == scores.rows() and again.lowest(3) == scores.lowest(3)
+    assert [s.changes for s in again] == [s.changes for s in scores]
+    for mine, theirs in zip(again, scores, strict=True):
+        shift = [(s.avg - scores.original.avg).norm().item() for s in (mine, theirs)]
+        assert shift[0] == pytest.approx(shift[1], rel=2e-3), "small differences keep their precision"
+        assert torch.allclose(mine.std, theirs.std, rtol=1e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="Pass pipe="):
+        again.lowest(macs_ratio=0.02)
+    assert len(again.lowest(params_ratio=0.001, pipe=pipe_of("text"))) > 0
+    with pytest.raises(ValueError, match="keep_latents=True"):
+        again.of_latents([0, 1])
+    first = scores.of_latents(range(2))
+    assert first.values() == pytest.approx(score(num_latents=2).values(), rel=2e-3)
+    assert first.sampling["num_latents"] == 2
+    book = Scores.load(root / "pruning_book/records/operator_scores.safetensors")  # before files said their format
+    assert len(book) == 493 and book["conv_in"].avg.shape == (4, 16, 16)
+    assert book.values()["conv_in"] == pytest.approx(book["conv_in"].avg_dist + book["conv_in"].std_dist)
 
 
-@pytest.mark.parametrize(
-    ("attempt", "kind", "says"),
-    [
-        (lambda: score(operators=("down_blocks.0.resnet.1",)), KeyError, "Did you mean 'down_blocks.0.resnets.1'"),
-        (lambda: score(operators=None, kinds=["resnets"]), ValueError, "'resnets' is unknown. Did you mean 'resnet'"),
-        (lambda: score(operators=STRANGER), ValueError, "made for a UNet2DModel"),
-        (lambda: score(how={PATHS[1]: "zero"}), ValueError, "does not allow 'zero'. Known: 'resample'"),
-        (lambda: score(how={"downsamplr": "pointwise"}), KeyError, "Did you mean 'downsampler'"),
-        (lambda: score(num_latents=1), ValueError, "num_latents=1"),
-        (lambda: score(alien(), None), TypeError, "AutoencoderKL is not of a known family.*A family needs two things"),
-        (
-            lambda: score_plans(pipe_of("text"), ["lion"], [Plan((), every().base), Plan((), STRANGER.base)]),
-            ValueError,
-            "made for a UNet2DModel",
-        ),
-    ],
-)
-def test_wrong_arguments_are_refused(attempt, kind, says) -> None:
-    with pytest.raises(kind, match=says):
-        attempt()
-
-
-def test_a_compiled_denoiser_is_scored_as_it_is_inside(scores: Scores) -> None:
-    pipe = pipe_of("text")
-    inner = pipe.unet
-    wrapper = pipe.unet = torch.compile(inner, backend="eager")
-    found = score(pipe, tuple(reversed(PATHS)))  # paths are enough, in any order
-    assert found.values() == scores.values() and found.operators.paths == scores.operators.paths
-    assert pipe.unet is wrapper and wrapper._orig_mod is inner
+def test_what_is_refused(scores: Scores) -> None:
+    alien = pipe_of("text")
+    alien.unet = alien.vae
+    for attempt, says in (
+        (lambda: score(operators=("down_blocks.0.resnet.1",)), "Did you mean 'down_blocks.0.resnets.1'"),
+        (lambda: score(operators=STRANGER), "made for a UNet2DModel"),
+        (lambda: score(num_latents=1), "num_latents=1"),
+        (lambda: score(alien, None), "AutoencoderKL is not of a known family"),
+        (lambda: score_plans(pipe_of("text"), [], [Plan((), STRANGER.base)]), "made for a UNet2DModel"),
+        (lambda: latent_shift(torch.ones(2, 2), torch.ones(2, 4)), "expected equal shapes"),
+        (lambda: scores.ranked("papper"), "formula='papper' is unknown. Did you mean 'paper'"),
+        (lambda: scores["conv_inn"], "No operator"),
+        (lambda: scores.of_latents([0]), "no standard deviation"),
+        (lambda: scores.save("scores.json"), "does not end in .safetensors"),
+        (lambda: Scores.load("no.safetensors"), "no.safetensors"),
+        (lambda: Scores.load(__file__), "holds no scores"),
+    ):
+        with pytest.raises((KeyError, OSError, TypeError, ValueError), match=says):
+            attempt()

@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from setup_cell import setup_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = "notebooks/01-mini"
-FRONT_MATTER = """\
+CHAPTER = """\
 ---
 jupytext:
   text_representation:
     extension: .md
     format_name: myst
 kernelspec:
-  display_name: Python 3
+  display_name: Some editor's kernel
   language: python
   name: python3
 ---
-"""
-CHAPTER = (
-    FRONT_MATTER
-    + """
+
 # A mini chapter
 
-```{{code-cell}} python3
-{setup}```
+```{code-cell} python3
+%s```
 
-Text.
+One sentence.
 
-```{{code-cell}} python3
-{code}
+```{code-cell} python3
+:tags: [hide-input]
+
+%s
 ```
 """
-)
-NOTEBOOK_MODULE = "def start():\n    print('started')\n"
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+def chapter(code: str) -> str:
+    """Return the source of a chapter with `code` in its second cell."""
+    return CHAPTER % (setup_cell(""), code)
 
 
 class MiniBook:
-    """The miniature's files; `build()` runs scripts/build_book.py on it."""
+    """The miniature's files, and programs that run in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,67 +53,34 @@ class MiniBook:
             shutil.copy(ROOT / name, folder)
         for name in ("_ext", "scripts", "assets", "book/_static"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        _write(folder / "_toc.yml", f"format: jb-book\nroot: book/index\nchapters:\n  - file: {PAGE}\n")
-        _write(folder / "book/index.md", "# Mini\n\nHello.\n")
-        _write(folder / "book/references.bib", "")
-        _write(folder / "pruning_book/__init__.py", NOTEBOOK_MODULE)
-        self.library(1)
+        self.write("_toc.yml", f"format: jb-book\nroot: book/index\nchapters:\n  - file: {PAGE}\n")
+        self.write("book/index.md", "# Mini\n\nHello.\n")
+        self.write("book/references.bib", "")
+        self.write("pruning_book/__init__.py", "def start():\n    print('started')\n")
+        self.write("pruning_lib/__init__.py", "ANSWER = 1\n")
         self.chapter("from pruning_lib import ANSWER\n\nprint('the answer is', ANSWER)")
 
-    def library(self, answer: int) -> None:
-        """Let the library's one number be `answer`."""
-        _write(self.folder / "pruning_lib/__init__.py", f"ANSWER = {answer}\n")
+    def write(self, name: str, text: str) -> None:
+        """Write one of its files."""
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
 
     def chapter(self, code: str) -> None:
         """Write the chapter with `code` in its second cell, and its pair."""
-        from setup_cell import setup_cell
+        self.write(f"{PAGE}.md", chapter(code))
+        self.start("scripts/pair.py", "--root", str(self.folder)).wait()
 
-        _write(self.folder / f"{PAGE}.md", CHAPTER.format(setup=setup_cell(""), code=code))
-        self._run("scripts/pair.py", "--root", str(self.folder))
-
-    def index(self, text: str) -> None:
-        """Replace the text of the root page."""
-        _write(self.folder / "book/index.md", text)
-
-    def git(self, *arguments: str) -> None:
-        """Run git in the miniature."""
-        subprocess.run(["git", *arguments], cwd=self.folder, check=True, capture_output=True)
-
-    def _options(self) -> dict:
-        # The miniature's own library, not the installed one.
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a program in the miniature, with the miniature's own library."""
         own = {"PYTHONPATH": str(self.folder), "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return {
-            "cwd": self.folder,
-            "env": os.environ | own,
-            "text": True,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-        }
+        pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+        return subprocess.Popen([sys.executable, *command], cwd=self.folder, env=os.environ | own, **pipes)
 
-    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *command], **self._options())
-
-    def build(self) -> tuple[int, str]:
-        """Build the miniature; return the exit status and all that was printed."""
-        result = self._run("scripts/build_book.py", "--root", str(self.folder))
-        return result.returncode, result.stdout
-
-    def interrupted_build(self, seen: Path) -> tuple[int, str]:
-        """Build it, press Ctrl-C once the file `seen` is there; return the exit status and all that was printed."""
-        command = [sys.executable, "scripts/build_book.py", "--root", str(self.folder)]
-        process = subprocess.Popen(command, **self._options(), start_new_session=True)
-        deadline = time.monotonic() + 60
-        while not seen.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-        return process.returncode, output
-
-    def build_without_fingerprint(self) -> tuple[int, str]:
-        """Build it as jupyter-book alone would, strictly."""
-        program = "from jupyter_book.cli.main import main; main()"
-        result = self._run("-c", program, "build", "--all", "-W", "--keep-going", ".")
-        return result.returncode, result.stdout
+    def build(self, *command: str) -> tuple[int, str]:
+        """Build it, by the real script or by `command`; return the exit status and all that was printed."""
+        process = self.start(*(command or ("scripts/build_book.py", "--root", str(self.folder))))
+        printed, _ = process.communicate(timeout=300)
+        return process.returncode, printed
 
     def page(self) -> str:
         """Return the built chapter."""

@@ -28,10 +28,8 @@ def test_origin_of_a_checkout(tmp_path: Path) -> None:
     git("init", "--quiet")
     assert origin(tmp_path) is None  # no remote
     git("remote", "add", "origin", "git@github.com:a/b.git")
-    assert origin(tmp_path) == "git@github.com:a/b.git"
-    assert default_branch(tmp_path) == "main"
+    assert origin(tmp_path) == "git@github.com:a/b.git" and default_branch(tmp_path) == "main"
     git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/trunk")
     assert default_branch(tmp_path) == "trunk"
-    inner = tmp_path / "copy-inside"
-    inner.mkdir()
-    assert origin(inner) is None  # a copy inside another checkout has no remote of its own
+    (tmp_path / "copy-inside").mkdir()
+    assert origin(tmp_path / "copy-inside") is None  # a copy inside another checkout has no remote of its own

@@ -1,4 +1,4 @@
-"""A headless Chromium over the built book, the network off: whatever is not the book itself is refused and recorded."""
+"""A headless Chromium over the built book, which finds no host but this one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 import find_chromium
 from pruning_book.widgets.base import TwinWidget, module_source
-from visits import SUB_PATH, Visitor
+from visits import DESKTOP, watch
 
 FLAGS = (
     "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --disable-dev-shm-usage"
 ).split()
+FLAGS.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 # The kernel's part, played by a script: it writes down what it was asked, and answers when it is told to.
 KERNEL = """async ([source, data, reply]) => {
   const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
@@ -46,24 +47,20 @@ KERNEL = """async ([source, data, reply]) => {
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serve the site under a sub-path, as a project site is; anything beside it is not found."""
-
-    def translate_path(self, path: str) -> str:
-        if not path.startswith(SUB_PATH):
-            return "/nonexistent"
-        return super().translate_path("/" + path[len(SUB_PATH) :])
-
     def log_message(self, *arguments: object) -> None:
         pass
 
 
 @pytest.fixture(scope="session")
-def base_url(site: Path) -> Iterator[str]:
-    """Address of the site over HTTP, with its sub-path."""
-    handler = functools.partial(_Handler, directory=str(site))
+def base_url(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the site over HTTP, under a sub-path as a project site is; its files are not found beside it."""
+    top = tmp_path_factory.mktemp("server")
+    (top / "some").mkdir()
+    (top / "some/project").symlink_to(site)
+    handler = functools.partial(_Handler, directory=str(top))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}{SUB_PATH}"
+        yield f"http://127.0.0.1:{server.server_port}/some/project/"
         server.shutdown()
 
 
@@ -80,45 +77,39 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def visitor(browser: Browser, base_url: str, site: Path) -> Visitor:
-    """Opens pages and remembers what it saw, so that each page is loaded once for many tests."""
-    return Visitor(browser, base_url, site)
+def context(browser: Browser) -> BrowserContext:
+    """One window for all pages, so that what they share is fetched once."""
+    return browser.new_context(viewport=DESKTOP)
 
 
 @pytest.fixture
-def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+def opened(browser: Browser, context: BrowserContext, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     """Open a widget's page from the disk; any error in the console fails the test."""
-    errors, contexts = [], []
+    pages, faults, file = [], [], tmp_path / "page.html"
 
-    def show(widget: TwinWidget, anchor: str = "", **context) -> Page:
-        (tmp_path / "page.html").write_text(widget.to_page(), encoding="utf-8")
-        contexts.append(browser.new_context(**context))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or errors.append(r.url))
-        page.goto((tmp_path / "page.html").as_uri() + anchor)
-        return page
+    def show(widget: TwinWidget, anchor: str = "", **options) -> Page:
+        file.write_text(widget.to_page(), encoding="utf-8")
+        pages.append(browser.new_page(**options) if options else context.new_page())
+        faults.append(watch(pages[-1], "file:"))
+        pages[-1].goto(file.as_uri() + anchor)
+        return pages[-1]
 
     yield show
-    for context in contexts:
-        context.close()
-    assert errors == []
+    for page in pages:
+        page.close()
+    assert not any(faults), faults
 
 
 @pytest.fixture
-def live(browser: Browser) -> Iterator[Callable[..., Page]]:
+def live(context: BrowserContext) -> Iterator[Callable[..., Page]]:
     """Run a widget with a kernel that gives one answer; the first one is given at once."""
-    pages = []
+    page = context.new_page()
 
     def run(widget: TwinWidget, reply: dict) -> Page:
-        page = browser.new_page()
-        pages.append(page)
         page.evaluate(KERNEL, [module_source(widget.module), widget.data(), reply])
         page.get_by_text("computing").wait_for()
         page.evaluate("window.answer()")
         return page
 
     yield run
-    for page in pages:
-        page.close()
+    page.close()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from explorer_samples import COLOURS, blocks, operator_colour, operators, painter, schedule_colour, sweep, weighed
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import BrowserContext, Page
 
 from pruning_book.widgets.base import TwinWidget
-from visits import AXE, PHONE, PIXEL
+from visits import AXE, PHONE, PIXEL, findings
 
 pytestmark = pytest.mark.browser
 
@@ -37,21 +37,13 @@ def cut_and_listed(page: Page) -> None:
     page.locator("summary").click()
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An explorer.
-
-    Attributes:
-        make: makes it.
-        changed: what a reader may do to it, so that more of it is looked at.
-        recorded: colour of the picture it shows when a live run fails; None for one without a kernel.
-        numbers: of a live answer, beside the picture.
-    """
+class Sample(NamedTuple):
+    """An explorer."""
 
     make: Callable[[], TwinWidget]
-    changed: Callable[[Page], None] = lambda page: None
-    recorded: tuple[int, int, int] | None = None
-    numbers: tuple[str, ...] = ()
+    changed: Callable[[Page], None] = lambda page: None  # what a reader may do, so that more of it is looked at
+    recorded: tuple[int, int, int] | None = None  # the picture it shows when a live run fails; None without a kernel
+    numbers: tuple[str, ...] = ()  # of a live answer, beside the picture
 
 
 SAMPLES = {
@@ -66,7 +58,9 @@ LIVE = {name: sample for name, sample in SAMPLES.items() if sample.recorded}
 
 
 @EVERY
-def test_without_javascript_and_in_print_the_static_side_stands(opened, sample: Sample) -> None:
+def test_without_javascript_in_print_and_after_a_failed_start_the_static_side_stands(
+    opened, context: BrowserContext, tmp_path: Path, sample: Sample
+) -> None:
     page = opened(sample.make(), java_script_enabled=False)
     assert page.locator(".pl-static table").first.is_visible()
     page = opened(sample.make())
@@ -74,32 +68,28 @@ def test_without_javascript_and_in_print_the_static_side_stands(opened, sample: 
     page.emulate_media(media="print")
     assert page.locator(".pl-static table").first.is_visible() and not page.locator(".app").is_visible()
 
-
-@EVERY
-def test_it_fits_a_phone_and_passes_axe(opened, sample: Sample) -> None:
-    page = opened(sample.make(), viewport=PHONE)
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for change in (lambda page: None, sample.changed):
-        change(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        for theme in THEMES:
-            page.evaluate(THEME, theme)
-            found = page.evaluate("axe.run('.pl-twin', {resultTypes: ['violations']})")["violations"]
-            assert [f"{theme[0]}: {v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
-
-
-@EVERY
-def test_a_failed_start_leaves_the_static_side(browser: Browser, tmp_path: Path, sample: Sample) -> None:
     head, data = sample.make().to_page().split('<script type="application/json">', 1)
     data, tail = data.split("</script>", 1)
     lists = {key for key, value in json.loads(data).items() if isinstance(value, list)}
     broken = json.dumps(json.loads(data) | dict.fromkeys(lists))
-    file = tmp_path / "page.html"
+    file = tmp_path / "broken.html"
     file.write_text(f'{head}<script type="application/json">{broken}</script>{tail}', encoding="utf-8")
-    page = browser.new_page()
+    page = context.new_page()
     page.goto(file.as_uri())
     assert page.locator(".pl-static table").first.is_visible() and page.get_by_role("slider").count() == 0
     page.close()
+
+
+@EVERY
+def test_it_fits_a_phone_and_passes_axe(opened, sample: Sample) -> None:
+    page = opened(sample.make(), viewport=PHONE)
+    page.evaluate(AXE)
+    for change in {lambda page: None, sample.changed}:
+        change(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        for theme in THEMES:
+            page.evaluate(THEME, theme)
+            assert findings(page, theme[0], ".pl-twin") == []
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from visits import PIXEL
 pytestmark = pytest.mark.browser
 
 
-def test_the_picture_follows_the_slider_and_the_slider_speaks(opened) -> None:
-    page = opened(sweep())
+def test_the_picture_follows_slider_chart_and_address_and_the_slider_speaks(opened) -> None:
+    page = opened(sweep(chart=("steps", "ms")))
     slider, now, baseline = page.get_by_role("slider"), page.locator("canvas").last, page.locator("canvas").first
     assert now.evaluate(PIXEL) == pytest.approx(COLOURS[1], abs=3)
     assert slider.get_attribute("aria-valuetext").startswith("steps 4: ms 20.00\u00a0ms")
-    slider.press("ArrowLeft")
+    page.locator("circle.hit").first.click(force=True)
     assert now.evaluate(PIXEL) == pytest.approx(COLOURS[0], abs=3)
     assert baseline.evaluate(PIXEL) == pytest.approx(COLOURS[2], abs=3)
     assert slider.get_attribute("aria-valuetext").startswith("steps 2: ms 10.00\u00a0ms, score 1.01")
@@ -26,42 +26,27 @@ def test_the_picture_follows_the_slider_and_the_slider_speaks(opened) -> None:
     assert now.evaluate(PIXEL) == pytest.approx(COLOURS[3], abs=3)
     assert page.get_by_role("status").last.text_content().startswith(f"{EVIL}, steps 2: ms 11.00")
     assert page.evaluate("location.hash") == "#steps:prompt=%3C%2Fscript%3E%3Cb%3E&steps=2"
-
-
-def test_the_moving_table_shows_the_digits_of_the_static_one(opened) -> None:
-    page = opened(sweep(start={"prompt": EVIL}))
-    static = page.locator(".pl-static tbody tr").evaluate_all("rows => rows.map((r) => r.lastChild.textContent)")
-    page.locator("summary").click()
-    moving = page.locator("details tbody tr").evaluate_all("rows => rows.map((r) => r.lastChild.textContent)")
-    assert moving == static == ["1,234.50", "0.00", "3.00"]
-    page = opened(sweep())
-    page.locator("summary").click()
-    shown = page.locator("details tbody tr").evaluate_all("rows => rows.map((r) => r.lastChild.textContent)")
-    assert shown == ["1.01", "0.13", "not measured"]
-
-
-def test_an_address_sets_the_explorer_and_says_what_was_not_measured(opened) -> None:
     page = opened(sweep(), "#steps:steps=7")
     assert page.get_by_role("slider").input_value() == "2"
     assert "Steps 7 was not measured; showing 8." in page.locator(".note.warn").text_content()
 
 
-def test_a_chart_point_can_be_chosen(opened) -> None:
-    page = opened(sweep(chart=("steps", "ms")))
-    page.locator("circle.hit").first.click(force=True)
-    assert page.get_by_role("slider").input_value() == "0"
+def test_the_moving_table_shows_the_digits_of_the_static_one(opened) -> None:
+    last = "rows => rows.map((r) => r.lastChild.textContent)"
+    page = opened(sweep(start={"prompt": EVIL}))
+    static = page.locator(".pl-static tbody tr").evaluate_all(last)
+    page.locator("summary").click()
+    assert page.locator("details tbody tr").evaluate_all(last) == static == ["1,234.50", "0.00", "3.00"]
+    page.get_by_role("radio").first.check()
+    assert page.locator("details tbody tr").evaluate_all(last) == ["1.01", "0.13", "not measured"]
 
 
 def test_a_place_that_all_prompts_share_is_drawn_once(opened) -> None:
-    """A mean over pictures is the same for each prompt; below the path there is no other stop."""
+    """A mean over pictures is the same for each prompt."""
     axes = [Axis("prompt", ["a", "b", "c"]), Axis("method", ["x", "y"]), Axis("steps", [2, 4])]
-    images = flat(*[(0, 0, 0)] * 12)
     metrics = [Metric("ms", [10, 20, 30, 20] * 3, unit="ms"), Metric("ssim", [0.5, 0.75, 0.6, 0.8] * 3, digits=2)]
-    page = opened(sweep(axes=axes, images=images, metrics=metrics, baseline=None))
+    page = opened(sweep(axes=axes, images=flat(*[(0, 0, 0)] * 12), metrics=metrics, baseline=None))
     assert page.locator(".chart > svg circle.dot").count() == page.locator(".chart > svg circle.other").count() == 2
-    alone = [Metric("ms", [10, 20] * 6, unit="ms"), Metric("ssim", [0.5, 0.75] * 6, digits=2)]
-    page = opened(sweep(axes=axes, images=images, metrics=alone, baseline=None))
-    assert page.locator("circle.other").count() == 0 and "other stops" not in page.locator(".legend").text_content()
 
 
 def test_the_histogram_follows_the_slider_and_says_what_python_says(opened) -> None:
@@ -85,7 +70,14 @@ def test_the_drawn_denoiser_answers_to_keyboard_mouse_and_links(opened) -> None:
     page = opened(blocks())
     slider, say = page.get_by_role("slider"), page.locator(".say")
     assert say.text_content() == "small, conv_out: 30.0\u00a0% of the parameters, 3.00\u00a0M of 10.00\u00a0M."
-    assert page.locator("line.skip").count() == 2 and page.locator("g.block").count() == 8
+    assert page.locator("line.skip").count() == 2
+    boxes = page.locator("g.block").evaluate_all(
+        """all => all.map((g) => [g.querySelector('text').textContent,
+          Number(g.firstChild.getAttribute('x')), Number(g.firstChild.getAttribute('y'))])"""
+    )
+    at = {name: (x, y) for name, x, y in boxes}  # a block stands where the data flow
+    assert at["down_blocks.0"][1] == at["up_blocks.1"][1] < at["down_blocks.1"][1] == at["up_blocks.0"][1]
+    assert at["mid_block"][1] == max(y for _, y in at.values()) and len(set(at.values())) == len(UNET) == 8
     slider.press("ArrowLeft")
     assert slider.get_attribute("aria-valuetext") == say.text_content()
     assert say.text_content().startswith("small, up_blocks.1: 10.0\u00a0%")
@@ -93,23 +85,9 @@ def test_the_drawn_denoiser_answers_to_keyboard_mouse_and_links(opened) -> None:
     assert page.locator("g.chosen").text_content() == "mid_block10.0\u00a0%"
     page.get_by_role("radio", name="latency").check()
     assert page.locator("g.block", has_text="up_blocks.1").text_content() == "up_blocks.142.9\u00a0%"
-    page.evaluate("location.hash = '#blocks:model=chain&measure=params&block=transformer_blocks.13'")
+    page.evaluate("location.hash = '#blocks:model=chain&measure=latency&block=transformer_blocks.13'")
     page.wait_for_function("document.querySelector('#blocks').shadowRoot.querySelectorAll('g.block').length === 28")
-    assert say.text_content().startswith("chain, transformer_blocks.13: 3.6\u00a0%")
-    page.get_by_role("radio", name="latency").check()
     assert say.text_content() == "chain, transformer_blocks.13: latency not measured."
-
-
-def test_a_block_stands_where_the_data_flow(opened) -> None:
-    page = opened(blocks())
-    boxes = page.locator("g.block").evaluate_all(
-        """all => all.map((g) => [g.querySelector('text').textContent,
-          Number(g.firstChild.getAttribute('x')), Number(g.firstChild.getAttribute('y'))])"""
-    )
-    at = {name: (x, y) for name, x, y in boxes}
-    assert at["down_blocks.0"][1] == at["up_blocks.1"][1] < at["down_blocks.1"][1] == at["up_blocks.0"][1]
-    assert at["mid_block"][1] == max(y for _, y in at.values()) and at["conv_out"][0] == at["up_blocks.0"][0]
-    assert len(set(at.values())) == len(UNET)
 
 
 def test_with_a_kernel_the_stop_is_computed_and_shown_beside_the_record(live) -> None:

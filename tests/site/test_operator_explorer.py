@@ -51,8 +51,12 @@ def test_the_slider_steps_through_the_operators_and_speaks(opened) -> None:
 
 def test_the_ratio_slider_removes_the_lowest_and_shows_only_what_was_recorded(opened) -> None:
     page = opened(operators())
+    page.locator("summary").click()
+    names = page.locator("details tbody th").all_text_contents()
+    assert names[0] == "mid_block.resnets.0" and names[-1] == "up_blocks.0.upsamplers.0" and len(names) == len(PATHS)
     many = page.get_by_role("slider").nth(1)
     many.press("End")
+    assert page.locator("details tbody th").all_text_contents() == ["0", "1", "3"]
     assert shows(page, 2)
     said = "Without the 3 lowest-scored operators: 30.0 % of the MACs and 20.0 % of the parameters are gone; "
     said += "SSIM of this picture 0.800"
@@ -60,35 +64,29 @@ def test_the_ratio_slider_removes_the_lowest_and_shows_only_what_was_recorded(op
     gone = page.locator("g.gone")
     assert {g.get_attribute("id") for g in gone.all()} == {f"worth-cell-{PATHS.index(p)}" for p in (PATHS[9], PATHS[8])}
     page.get_by_role("radio", name="single layers").check()
-    assert page.locator("g.gone").count() == 3 and shows(page, 2), "the attention is seen among the single layers"
+    assert gone.count() == 3 and shows(page, 2), "the attention is seen among the single layers"
     many.press("Home")
     assert page.locator(".say").text_content() == "Nothing is removed." and shows(page, 0)
-    assert many.get_attribute("max") == "2" and page.locator("g.gone").count() == 0
+    assert many.get_attribute("max") == "2" and gone.count() == 0
 
 
-def test_cells_answer_to_the_mouse_and_to_the_arrow_keys(opened) -> None:
+def test_cells_answer_to_mouse_and_arrow_keys_and_a_finer_view_keeps_the_place(opened) -> None:
     page = opened(operators(start={"operator": "conv_in"}))
-    drawing = page.get_by_role("listbox")
+    drawing, shown = page.get_by_role("listbox"), page.locator("output").first
     page.locator("#worth-cell-9").click()
-    assert page.locator("output").first.text_content() == "mid_block.resnets.0" and shows(page, STOPS + 9)
+    assert shown.text_content() == "mid_block.resnets.0" and shows(page, STOPS + 9)
     assert page.locator("g.chosen").get_attribute("aria-selected") == "true"
     assert drawing.get_attribute("aria-activedescendant") == "worth-cell-9"
     page.locator("#worth-cell-0").click()
     drawing.focus()
     page.keyboard.press("ArrowDown")
-    assert page.locator("output").first.text_content() in (PATHS[1], PATHS[3])
+    assert shown.text_content() in (PATHS[1], PATHS[3])
     page.keyboard.press("ArrowUp")
-    page.keyboard.press("ArrowRight")
-    assert page.locator("output").first.text_content() == "conv_out"
-    page.keyboard.press("ArrowRight")
-    assert page.locator("output").first.text_content() == "conv_out", "there is nothing further right"
-    label = page.locator("#worth-cell-13").get_attribute("aria-label")
-    assert label == "conv_out, convolution, score 10"
-
-
-def test_a_finer_view_keeps_the_place(opened) -> None:
-    page = opened(operators(start={"operator": PATHS[3]}))
-    shown = page.locator("output").first
+    for _ in range(2):  # there is nothing further right
+        page.keyboard.press("ArrowRight")
+        assert shown.text_content() == "conv_out"
+    assert page.locator("#worth-cell-13").get_attribute("aria-label") == "conv_out, convolution, score 10"
+    page.locator("#worth-cell-3").click()
     for view, path in (("single layers", PATHS[5]), ("inside", PATHS[4]), ("whole blocks", PATHS[3])):
         page.get_by_role("radio", name=view).check()
         assert shown.text_content() == path
@@ -106,15 +104,6 @@ def test_links_set_it_and_say_what_was_not_recorded(opened) -> None:
     assert shows(page, 2)
     page.get_by_role("slider").nth(1).press("Home")
     assert page.evaluate("location.hash") == "#worth:prompt=lion&ratio=0"
-
-
-def test_the_table_lists_all_from_the_lowest_score(opened) -> None:
-    page = opened(operators())
-    page.locator("summary").click()
-    names = page.locator("details tbody th").all_text_contents()
-    assert names[0] == "mid_block.resnets.0" and names[-1] == "up_blocks.0.upsamplers.0" and len(names) == len(PATHS)
-    page.get_by_role("slider").nth(1).press("End")
-    assert page.locator("details tbody th").all_text_contents() == ["0", "1", "3"]
 
 
 def test_with_a_kernel_the_picture_is_drawn_anew(live) -> None:

@@ -1,9 +1,6 @@
 """A pretended GPU: tensors say that they are on "cuda:0", refuse what a GPU refuses, and compute on the CPU.
 
-Three things go wrong on a GPU only, and all of them are seen here: tensors on two devices meet; a value is read, so the
-CPU waits until all queued work is done; numbers differ.  Speed and memory are not seen, nor what the kernels of a GPU
-do otherwise than those of a CPU, nor `torch.compile`.  To PyTorch the tensors are on the "meta" device, so inside the
-mode that one cannot be used for anything else.
+So tensors on two devices that meet are seen, and reads, for which the CPU waits until all queued work is done.
 """
 
 from __future__ import annotations
@@ -37,34 +34,24 @@ class Pretended(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, *given):
         raise RuntimeError(f"{func} of a pretended tensor, outside `with gpu:`")
-
-    def get_device(self) -> int:
-        return 0
 
     def tolist(self) -> list:
         return self.cpu().tolist()
 
-    def numpy(self):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy.")
-
 
 class PretendedGPU(TorchDispatchMode):
-    """Runs everything inside `with gpu:`; counts by file what was read from the GPU, and what was copied to it."""
+    """Runs everything inside `with gpu:`; counts by module the copies and reads that make the CPU wait."""
 
     def __enter__(self):
-        self.reads, self.uploads = Counter(), Counter()
+        self.waits = Counter()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes a CPU tensor first
         return super().__enter__()
 
     def __exit__(self, *error):
         torch._C._set_only_lift_cpu_tensors(False)
         return super().__exit__(*error)
-
-    def mine(self, counter: Counter) -> dict[str, int]:
-        """Keep what this package does; samplers of diffusers read values, too."""
-        return {name: count for name, count in counter.items() if not name.startswith(("diffusers/", "transformers/"))}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, op = kwargs or {}, func.overloadpacket
@@ -76,7 +63,7 @@ class PretendedGPU(TorchDispatchMode):
             to_gpu = ours[0]
         if op in (aten.copy_, aten._to_copy):
             if to_gpu != ours[-1]:
-                (self.uploads if to_gpu else self.reads)[_place()] += 1
+                self._count()
         elif any(ours) and not (op in _INDEXING and ours[0]):
             if any(tensor.ndim and not our for tensor, our in zip(tensors, ours, strict=True)):
                 raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cuda:0 and cpu")
@@ -84,7 +71,7 @@ class PretendedGPU(TorchDispatchMode):
             raise RuntimeError(f"{func}: expected a 'cuda' device type for generator but found 'cpu'")
         by_mask = op in _INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1])
         if any(ours) and (op in _READS or by_mask):
-            self.reads[_place()] += 1
+            self._count()
         here = {**kwargs, "device": torch.device("cpu")} if device is not None and to_gpu else kwargs
         out = func(*tree_map(real, args), **tree_map(real, here))
         if not to_gpu:
@@ -92,14 +79,22 @@ class PretendedGPU(TorchDispatchMode):
         out = tree_map(lambda x: Pretended(x) if isinstance(x, torch.Tensor) else x, out)
         return return_and_correct_aliasing(func, args, kwargs, out)
 
+    def _count(self) -> None:
+        """Name the module, outside PyTorch, that asks for an operation; samplers of diffusers read values, too."""
+        frame = sys._getframe(2)
+        while (name := frame.f_globals["__name__"]).partition(".")[0] in ("torch", __name__):
+            frame = frame.f_back
+        if not name.startswith(("diffusers.", "transformers.")):
+            self.waits[name] += 1
+
     def holds(self, thing):
         """Return a copy of a module, or of a pipeline, on this GPU."""
         thing = copy.deepcopy(thing)
-        parts = [thing] if isinstance(thing, nn.Module) else thing.components.values()
-        for part in (inner for top in parts if isinstance(top, nn.Module) for inner in top.modules()):
-            for name, weight in part._parameters.items():
-                if weight is not None:
-                    with self:
+        tops = [thing] if isinstance(thing, nn.Module) else thing.components.values()
+        for part in (inner for top in tops if isinstance(top, nn.Module) for inner in top.modules()):
+            with self:
+                for name, weight in part._parameters.items():
+                    if weight is not None:
                         part._parameters[name] = nn.Parameter(Pretended(weight.detach()), weight.requires_grad)
             part._buffers.update({k: None if b is None else Pretended(b) for k, b in part._buffers.items()})
         return thing
@@ -107,12 +102,3 @@ class PretendedGPU(TorchDispatchMode):
 
 def real(x):
     return x.inner if isinstance(x, Pretended) else x
-
-
-def _place() -> str:
-    """Name the file, outside PyTorch, that asked for an operation."""
-    frame = sys._getframe(2)
-    while (name := frame.f_globals["__name__"]).partition(".")[0] in ("torch", __name__):
-        frame = frame.f_back
-    packages = ("diffusers.", "transformers.", "pruning_lib.", "pruning_book.")
-    return (name if name.startswith(packages) else name.rpartition(".")[2]).replace(".", "/") + ".py"

@@ -1,4 +1,4 @@
-"""Schedules beside everything a diffusers pipeline may do: the same four promises, for every way of using one.
+"""Schedules beside everything a diffusers pipeline may do, and what else reaches into a denoiser: the same promises.
 
 All on is bit-identical; what a schedule leaves out does not run; two runs in a row are equal; outside, nothing is left.
 """
@@ -9,178 +9,127 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from DeepCache import DeepCacheSDHelper
 from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, apply_first_block_cache, apply_group_offloading
 from on_gpu import macs_of_run, some
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tiny import laid_out
-from tiny_ways import STEPS, WAYS, counting, drawing, expected, hooks_left, text, with_lora
+from tiny import laid_out, tiny
+from tiny_ways import STEPS, WAYS, counting, drawing, expected, hooks_left
 
 import pruning_lib as pl
 from pruning_lib.denoisers import denoiser_of
 from pruning_lib.steps.schedule import grid_of
 
-LATER = {"image to image": 2, "inpainting": 2}  # the row at which strength 0.61 begins
+
+def set_up(way: str = "text"):
+    """Return a pipeline, its call, a schedule, and what is drawn without it and with it."""
+    pipe, draw = WAYS[way]()
+    if way == "Flux":  # computes its timesteps from the picture's size: they are read off a run
+        with pytest.raises(ValueError, match="does not tell its timesteps for 5 steps alone"):
+            grid_of(pipe, STEPS)
+    plain = draw()
+    told = {"timesteps": pipe.scheduler.timesteps.tolist()}
+    schedule = some(grid_of(pipe, STEPS, **told) if way == "Flux" else laid_out(pipe, STEPS))
+    with schedule.applied(pipe):
+        return pipe, draw, schedule, plain, draw()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way(way):
-    pipe, draw = WAYS[way]()
-    plain = draw()
-    # Flux computes its timesteps from the picture's size: they are read off a run
-    told = {"timesteps": pipe.scheduler.timesteps.tolist()}
-    grid = grid_of(pipe, STEPS, **told) if way == "Flux" else laid_out(pipe, STEPS)
-    begins = LATER.get(way, 0)
-    calls = {"Flux": 2}.get(way, 1)  # guidance in two calls, each with values of its own
-
-    with grid.full().applied(pipe), counting(pipe) as ran:
+    pipe, draw, schedule, plain, pruned = set_up(way)
+    begins = 2 if way == "image to image" else 0  # the row at which strength 0.61 begins
+    calls = 2 if way == "Flux" else 1  # guidance in two calls, each with values of its own
+    with schedule.grid.full().applied(pipe), counting(pipe) as ran:
         assert torch.equal(draw(), plain), "all on: bit for bit"
     assert set(ran.values()) == {calls * (STEPS - begins)}
-
-    schedule = some(grid)
-    with schedule.applied(pipe):
-        with counting(pipe) as ran:
-            pruned = draw()
+    with schedule.applied(pipe), counting(pipe) as ran:
+        assert torch.equal(draw(), pruned), "a second run is the same"
         assert ran == expected(schedule, begins, calls)
         assert torch.equal(draw(), pruned), "nothing is left over from the run before"
+        left = macs_of_run(draw) if way in ("DiT", "SDXL") else 0
     assert pruned.isfinite().all() and not torch.equal(pruned, plain)
-    assert not hooks_left(denoiser_of(pipe)[1])
-    with counting(pipe) as ran:
-        assert torch.equal(draw(), plain), "outside, the pipeline is as it was"
-    assert set(ran.values()) == {calls * (STEPS - begins)}
-
-
-@pytest.mark.parametrize(
-    ("way", "samples", "grains"),
-    [("sd-2.1", 2, ["blocks", "modules"]), ("DiT", 4, ["blocks", "layers"]), ("SDXL", 4, ["layers"])],
-)
-def test_the_macs_that_are_claimed_are_the_macs_that_run(way, samples, grains):
-    pipe, draw = WAYS[way]()
-    whole = macs_of_run(draw)
-    for grain in grains:
-        grid = laid_out(pipe, STEPS, grain)
-        schedule = some(grid, seed=1)
-        with schedule.applied(pipe):
-            left = macs_of_run(draw)
-        claimed = samples * (grid.full().macs() - schedule.macs())
-        if (way, grain) == ("DiT", "blocks"):  # its last norm calls the embedding inside the first block once more
-            embedding = pl.count_macs(pipe.transformer).modules["transformer_blocks.0.norm1.emb"].macs // 2
-            claimed -= samples * embedding * int((~schedule.live()[:, 0]).sum())
-        assert whole - left == claimed > 0, grain
+    assert torch.equal(draw(), plain) and not hooks_left(denoiser_of(pipe)[1]), "outside, it is as it was"
+    if left:
+        samples = 4 if way == "DiT" else 2  # guidance doubles them
+        assert macs_of_run(draw) - left == samples * (schedule.grid.full().macs() - schedule.macs()) > 0
 
 
 def test_one_context_many_kinds_of_runs():
-    """Batch size and guidance change from run to run; nothing of one run reaches the next."""
-    pipe, _ = text()
+    """Batch size and guidance change from run to run; nothing of one run reaches the next, not even a stopped one."""
+    pipe = tiny()
 
-    def draw(prompts, guidance):
-        return drawing(pipe, prompts, batch=len(prompts), guidance_scale=guidance)[1]()
+    def draw(prompts, guidance, **more):
+        return drawing(pipe, prompts, batch=len(prompts), guidance_scale=guidance)[1](**more)
 
-    asked = [(["lion"], 3.0), (["lion", "pizza"], 1.0), (["pizza"], 3.0), (["lion"], 1.0), (["a", "b", "c"], 3.0)]
+    def enough(pipe, step, timestep, values):
+        pipe._interrupt = step == 1  # diffusers' own way: the remaining calls are passed over
+        return values
+
+    asked = [(["lion"], 3.0), (["lion", "pizza"], 1.0), (["lion"], 1.0), (["a", "b", "c"], 3.0)]
     schedule, alone = some(laid_out(pipe, STEPS)), []
     for case in asked:
         with schedule.applied(pipe):
             alone.append(draw(*case))
-    with schedule.applied(pipe):
+    with schedule.applied(pipe) as run:
         assert all(torch.equal(draw(*case), one) for case, one in zip(asked, alone, strict=True))
-        together = draw(["lion", "pizza", "red heart"], 3.0)
-        assert torch.allclose(together[:1], alone[0], atol=1e-4), "in a batch as alone"
+        draw(*asked[0], callback_on_step_end=enough)
+        assert run.called <= 2
+        assert torch.equal(draw(*asked[0]), alone[0])
 
 
-class StopError(Exception):
-    """What a test raises in the middle of a run."""
-
-
-@pytest.mark.parametrize(
-    ("where", "error"), [("unit", KeyboardInterrupt), ("callback", StopError), ("scheduler", StopError)]
-)
-def test_an_interrupted_run_leaves_nothing_behind(monkeypatch, where, error):
-    pipe, draw = text(batch=2)
-    schedule, plain = some(laid_out(pipe, STEPS)), draw()
+@pytest.mark.parametrize("where", ["unit", "scheduler"])
+def test_an_interrupted_run_leaves_nothing_behind(monkeypatch, where):
+    pipe, draw, schedule, plain, _ = set_up()
     on = schedule.on.clone()
     on[:, -1] = True  # so that the unit of the test runs at every call
     schedule = schedule.grid.schedule(on)
     with schedule.applied(pipe):
         pruned = draw()
-    calls = []
+    last = pipe.unet.up_blocks[-1].resnets[-1].conv1
+    part, name = (last, "forward") if where == "unit" else (pipe.scheduler, "step")
+    work, other, calls = getattr(part, name), drawing(pipe, ["house", "lion"], batch=2)[1], []
 
-    def stop(*args, **more):
+    def stop(*given, **more):
         calls.append(1)
-        if len(calls) > 1:  # the second step
-            raise error
-        return step(*args, **more) if where == "scheduler" else {} if where == "callback" else None
+        if len(calls) % 2 == 0:  # the second step
+            raise KeyboardInterrupt
+        return work(*given, **more)
 
-    step, other = pipe.scheduler.step, drawing(pipe, "house")[1]
-
-    def broken():
-        """Break a run of another batch size after its first step."""
-        calls.clear()
-        module = pipe.unet.up_blocks[-1].resnets[-1].conv1  # of the last unit: others are computed already
+    def broken() -> None:
         with monkeypatch.context() as patch:
-            hook = module.register_forward_pre_hook(stop) if where == "unit" else None
-            if where == "scheduler":
-                patch.setattr(pipe.scheduler, "step", stop)
-            try:
-                other(**({"callback_on_step_end": stop} if where == "callback" else {}))
-            finally:
-                if hook:
-                    hook.remove()
+            patch.setattr(part, name, stop)
+            other()
 
     with schedule.applied(pipe):
-        with pytest.raises(error):
+        with pytest.raises(KeyboardInterrupt):
             broken()
-        assert torch.equal(draw(), pruned), "the run after a broken one is right"
-    with pytest.raises(error), schedule.applied(pipe):  # and it may leave the block
+        assert torch.equal(draw(), pruned), "the run after a broken one, of another batch size, is right"
+    with pytest.raises(KeyboardInterrupt), schedule.applied(pipe):  # and it may leave the block
         broken()
-    assert "set_timesteps" not in vars(pipe.scheduler)
-    assert not any({"forward", "_diffusers_hook"} & vars(module).keys() for module in pipe.unet.modules())
+    assert "set_timesteps" not in vars(pipe.scheduler) and not hooks_left(pipe.unet)
     assert torch.equal(draw(), plain)
 
 
-def test_a_run_that_is_stopped_early_is_no_error():
-    """`pipe._interrupt` is diffusers' own way: the remaining calls are passed over."""
-    pipe, draw = text()
-
-    def enough(pipe, step, timestep, values):
-        pipe._interrupt = step == 1
-        return values
-
-    with some(laid_out(pipe, STEPS)).applied(pipe) as run:
-        pruned = draw()
-        draw(callback_on_step_end=enough)
-        assert run.called <= 2
-        assert torch.equal(draw(), pruned)
-
-
-def test_a_schedule_goes_with_other_weights_of_the_same_model():
-    """Made without LoRA, applied with it, scaled, and without it again."""
-    pipe, draw = text()
-    schedule, plain = some(laid_out(pipe, STEPS)), draw()
-    with schedule.applied(pipe):
-        without = draw()
-    with_lora(pipe)
+def test_lora_that_is_added_loaded_and_taken_off(tmp_path):
+    """A schedule goes with other weights of the same model: made without LoRA, applied with it, and without again."""
+    pipe, draw, schedule, plain, without = set_up()
+    torch.manual_seed(5)
+    layers = {"target_modules": ["to_q", "to_v", "conv1"], "init_lora_weights": False}
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, **layers))
     tuned = draw()
-    assert not torch.equal(tuned, plain)
     with schedule.applied(pipe):
         with counting(pipe) as ran:
-            assert not torch.equal(draw(), without)
-        assert ran == expected(schedule)
+            pruned = draw()
+        assert ran == expected(schedule) and not torch.equal(pruned, without)
         pipe.unet.disable_adapters()  # inside the block as well
         assert torch.equal(draw(), without)
-    assert torch.equal(draw(), plain)
-    pipe.unet.enable_adapters()
-    assert torch.equal(draw(), tuned)
-
-
-def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
-    pipe, draw = text(change=with_lora)
-    tuned = draw()
+    assert torch.equal(draw(), plain) and not torch.equal(tuned, plain)
     pipe.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
-    pipe, draw = text()
-    plain, schedule = draw(), some(laid_out(pipe, STEPS))
+    pipe, draw = WAYS["text"]()
     pipe.load_lora_weights(tmp_path, adapter_name="tuned")
-    with schedule.applied(pipe), counting(pipe) as ran:
-        draw()
-    assert ran == expected(schedule)
     with schedule.grid.full().applied(pipe):
         assert torch.equal(draw(), tuned)
         pipe.unload_lora_weights()  # inside: adapters live in the modules that are hooked
@@ -188,73 +137,96 @@ def test_weights_of_lora_loaded_by_the_pipeline(tmp_path):
     assert torch.equal(draw(), plain)
 
 
-def removed(pipe):
-    """Return a pipeline without some layers; the one that is given is left alone."""
-    return pl.remove_operators(pipe, ["down_blocks.1.resnets.1", "up_blocks.3.attentions.1", "mid_block.attentions.0"])
-
-
-def narrowed(pipe):
-    """Return a pipeline with fewer channels."""
-    unet = pl.prune_structured(pipe.unet, 0.4, importance="random").unet
-    return type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
-
-
-@pytest.mark.parametrize("prune", [removed, narrowed])
+@pytest.mark.parametrize(
+    "prune",
+    [
+        lambda pipe: pl.remove_operators(pipe, ["down_blocks.0.resnets.1", "mid_block.attentions.0"]).unet,
+        lambda pipe: pl.prune_structured(pipe.unet, 0.4, importance="random").unet,
+    ],
+)
 def test_a_pruned_denoiser_has_a_grid_of_its_own(prune):
-    """It refuses the schedule of the whole one, and holds the four promises with its own."""
-    pipe, _ = text(kind="sd-1.5")
+    """It refuses the schedule of the whole one, and follows its own."""
+    pipe, draw = drawing(tiny(), "lion")
     whole = some(laid_out(pipe, STEPS))
-    small, draw = drawing(prune(pipe), "lion")
-    with pytest.raises(ValueError, match="made for another denoiser"), whole.applied(small):
+    pipe.unet = prune(pipe)
+    with pytest.raises(ValueError, match="made for another denoiser"), whole.applied(pipe):
         pass
-    grid = grid_of(small, STEPS)
+    grid = grid_of(pipe, STEPS)
     assert grid.shape == whole.grid.shape and sum(grid.macs) < sum(whole.grid.macs)
-    plain, macs = draw(), macs_of_run(draw)
-    with grid.full().applied(small):
-        assert torch.equal(draw(), plain)
-    schedule = some(grid)
-    with schedule.applied(small):
-        pruned = draw()
-        assert macs - macs_of_run(draw) == 2 * (grid.full().macs() - schedule.macs()) > 0
-        assert torch.equal(draw(), pruned) and not torch.equal(pruned, plain)
-    assert torch.equal(draw(), plain) and not hooks_left(small.unet)
+    plain, schedule = draw(), some(grid)
+    with schedule.applied(pipe), counting(pipe) as ran:
+        assert not torch.equal(draw(), plain)
+    assert ran == expected(schedule)
+    assert torch.equal(draw(), plain) and not hooks_left(pipe.unet)
 
 
-def test_a_denoiser_that_follows_a_schedule_is_not_copied():
+def test_a_denoiser_that_follows_a_schedule_is_neither_copied_nor_shared():
     """diffusers' hooks hold on to the module they were put on: a copy would silently run the original's layers."""
-    pipe, draw = text()
-    schedule, plain = some(laid_out(pipe, STEPS)), draw()
-    path = "mid_block.attentions.0"
-    with schedule.applied(pipe):
-        for copying in (lambda: copy.deepcopy(pipe.unet), lambda: pl.remove_operators(pipe, [path])):
-            with pytest.raises(RuntimeError, match="cannot be copied while a schedule is applied"):
-                copying()
-    assert torch.equal(draw(), plain)
-    assert not torch.equal(drawing(pl.remove_operators(pipe, [path]), "lion", guidance_scale=3.0)[1](), plain)
-
-
-def test_two_pipelines_of_one_denoiser():
-    """Text to image and image to image share their UNet; one schedule serves both, one at a time."""
-    pipe, draw = text()
-    schedule = some(laid_out(pipe, STEPS))
+    pipe, draw, schedule, plain, pruned = set_up()
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    with schedule.applied(pipe), pytest.raises(RuntimeError, match="already applied"), schedule.applied(other):
-        pass
-    assert not hooks_left(pipe.unet)
-    with schedule.applied(other):
-        first = draw()  # shares scheduler and denoiser, so it follows as well
     with schedule.applied(pipe):
-        assert torch.equal(draw(), first)
+        for copying in (copy.deepcopy, lambda unet: pl.remove_operators(pipe, ["mid_block.attentions.0"])):
+            with pytest.raises(RuntimeError, match="cannot be copied while a schedule is applied"):
+                copying(pipe.unet)
+        with pytest.raises(RuntimeError, match="already applied"), schedule.applied(other):
+            pass
+    assert torch.equal(draw(), plain) and not hooks_left(pipe.unet)
+    with schedule.applied(other):  # shares scheduler and denoiser, so the first pipeline follows as well
+        assert torch.equal(draw(), pruned)
 
 
-def test_half_precision():
-    pipe, draw = text(guidance=7.5)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        torch.nn.Module.to(part, torch.bfloat16)
-    plain, grid = draw(), laid_out(pipe, STEPS)
-    assert plain.dtype == torch.bfloat16
-    with grid.full().applied(pipe):
-        assert torch.equal(draw(), plain)
-    with some(grid).applied(pipe), counting(pipe) as ran:
-        draw()
-    assert ran == expected(some(grid))
+def offload_layers(unet) -> None:
+    """As `enable_sequential_cpu_offload`: weights live elsewhere and are fetched layer by layer."""
+    cpu_offload(unet, execution_device="cpu", offload_buffers=True)
+
+
+def offload_groups(unet) -> None:
+    """diffusers' own, through the registry that our hooks use."""
+    cpu = torch.device("cpu")
+    apply_group_offloading(unet, cpu, cpu, offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [offload_layers, offload_groups])
+def test_offloaded(offload):
+    pipe, draw, schedule, plain, pruned = set_up()
+    offload(pipe.unet)
+    assert grid_of(pipe, STEPS) == schedule.grid, "weights that are elsewhere do not change the structure"
+    with schedule.applied(pipe), counting(pipe) as ran:
+        assert torch.equal(draw(), pruned)
+    assert ran == expected(schedule)
+    assert torch.equal(draw(), plain) and not hooks_left(pipe.unet)
+
+
+def test_deepcache_is_refused():
+    pipe, draw, schedule, plain, pruned = set_up()
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    with schedule.applied(pipe):
+        helper.enable()
+        with pytest.raises(RuntimeError, match=r"DeepCache is enabled.*disable\(\)"):  # at the next run
+            draw()
+        with pytest.raises(RuntimeError, match="DeepCache is enabled"), schedule.applied(pipe):
+            pass
+        helper.disable()
+        assert torch.equal(draw(), pruned)
+    assert torch.equal(draw(), plain)
+
+
+def test_beside_a_cache_of_diffusers():
+    """Both work on the same registry."""
+    pipe, draw, schedule, plain, ours = set_up("Flux")
+    model = pipe.transformer
+    registry = HookRegistry.check_if_exists_or_initialize(model)
+    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.05))
+    cached = draw()
+    registry.reset_stateful_hooks()
+    with schedule.applied(pipe):
+        assert draw().isfinite().all()
+    registry.reset_stateful_hooks()
+    assert torch.equal(draw(), cached) and not hooks_left(model), "theirs is as it was"
+    registries = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
+    for name in {name for found in registries if found for name in found.hooks}:
+        registry.remove_hook(name, recurse=True)
+    with schedule.applied(pipe):
+        assert torch.equal(draw(), ours), "ours is as it was"
+    assert torch.equal(draw(), plain)

@@ -1,143 +1,132 @@
-"""Schedules on every sampler of diffusers that a pipeline may bring: repeated, fractional and doubled timesteps."""
+"""Samplers of diffusers that a pipeline may bring, repeated and fractional timesteps, and what skipped calls answer."""
 
 from __future__ import annotations
 
 import diffusers
 import pytest
 import torch
-from tiny import laid_out
-from tiny_ways import STEPS, sd3, text
+from on_gpu import STEPS, draw, some
+from tiny import laid_out, tiny
 
-from pruning_lib.steps.schedule import Schedule, grid_of
+from pruning_lib.steps.budget import every
+from pruning_lib.steps.replay import LastValue, hold_of
+from pruning_lib.steps.schedule import Schedule
 
 # sampler -> (class, options, calls that STEPS steps make)
 SAMPLERS = {
-    "DDIM": ("DDIMScheduler", {}, 5),
     "DDPM": ("DDPMScheduler", {}, 5),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}, 6),  # the second timestep twice
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": False}, 14),  # Runge-Kutta: four calls for each of the first steps
-    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}, 5),
     "DPM-Solver++ SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 5),
-    "DPM-Solver++, single step": ("DPMSolverSinglestepScheduler", {}, 5),
-    "UniPC": ("UniPCMultistepScheduler", {}, 5),
-    "DEIS": ("DEISMultistepScheduler", {}, 5),
     "Euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, 5),  # fractional timesteps
-    "Euler, Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, 5),
-    "Euler, ancestral": ("EulerAncestralDiscreteScheduler", {}, 5),
     "Heun": ("HeunDiscreteScheduler", {}, 9),  # two calls a step but the last
-    "DPM2": ("KDPM2DiscreteScheduler", {}, 9),
     "LCM": ("LCMScheduler", {}, 5),
-    "TCD": ("TCDScheduler", {}, 5),
 }
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A tiny pipeline with text, its call, and the configuration of its sampler."""
-    pipe, draw = text()
-    return pipe, draw, pipe.scheduler.config
+    """A tiny pipeline with text, and the configuration of its sampler."""
+    pipe = tiny()
+    return pipe, pipe.scheduler.config
 
 
 def use(small, name: str, **more):
     """Give the pipeline a sampler; return the grid of its calls."""
-    pipe, _, config = small
     kind, options, _ = SAMPLERS[name]
-    pipe.scheduler = getattr(diffusers, kind).from_config(config, **options, **more)
-    return laid_out(pipe, STEPS)
-
-
-def half(grid) -> Schedule:
-    """Return a schedule of half the cells, with at least one call that is skipped."""
-    on = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    on[0], on[2], on[3] = True, True, False
-    return grid.schedule(on, method="by chance")
+    small[0].scheduler = getattr(diffusers, kind).from_config(small[1], **options, **more)
+    return laid_out(small[0], STEPS)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler(small, tmp_path, name):
-    pipe, draw, *_ = small
-    grid, calls = use(small, name), SAMPLERS[name][2]
+    pipe, grid, calls, seen = small[0], use(small, name), SAMPLERS[name][2], []
     assert grid.shape[0] == calls and grid.steps == STEPS
-    seen = []
     hook = pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(float(args[1])))
-    plain = draw()
+    plain = draw(pipe)
     hook.remove()
     assert list(grid.timesteps) == pytest.approx(seen), "a row for every call, in order"
     with grid.full().applied(pipe) as run:
-        assert torch.equal(draw(), plain), "all on: bit for bit"
+        assert torch.equal(draw(pipe), plain), "all on: bit for bit"
         assert (run.called, run.computed) == (calls, len(grid.names) * calls)
-    schedule = half(grid)
+    schedule = some(grid)
     with schedule.applied(pipe) as run:
-        first = draw()
+        first = draw(pipe)
         assert run.called == int(grid.calls(schedule.on).sum()) < calls
         assert run.computed == int(schedule.live().sum())
         assert first.isfinite().all() and not torch.equal(first, plain)
     with Schedule.load(schedule.save(tmp_path / "a.json")).applied(pipe):
-        assert torch.equal(draw(), first), "saved, loaded and drawn again"
-    assert torch.equal(draw(), plain), "outside, the pipeline is as it was"
+        assert torch.equal(draw(pipe), first), "saved, loaded and drawn again"
+    assert torch.equal(draw(pipe), plain), "outside, the pipeline is as it was"
 
 
-def test_a_row_reuses_what_the_sampler_asked_for_before(small):
-    """PLMS asks twice at its second timestep: the rows are two, and the second may reuse the first."""
-    pipe, draw, *_ = small
-    grid = use(small, "PLMS")
-    assert grid.timesteps[1] == grid.timesteps[2]
-    on = torch.ones(grid.shape, dtype=torch.bool)
-    on[2] = False
-    outputs = []
-    hook = pipe.unet.register_forward_hook(lambda unet, args, output: outputs.append(output[0].clone()))
-    with grid.schedule(on).applied(pipe) as run:
-        draw()
-        assert run.called == grid.shape[0] - 1
-    hook.remove()
-    assert len(outputs) == grid.shape[0] and torch.equal(outputs[2], outputs[1])
-    assert not torch.equal(outputs[3], outputs[2])
-
-
-def test_another_sampler_or_spacing_is_refused_before_any_work(small):
-    pipe, draw, *_ = small
-    calls = []
-    hook = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    plms = half(use(small, "PLMS"))
+def test_another_sampler_or_spacing_is_refused_before_any_work(small, monkeypatch):
+    pipe = small[0]
+    monkeypatch.setattr(pipe.unet, "forward", None)  # no call can be made
+    plms = some(use(small, "PLMS"))
     with plms.applied(pipe), pytest.raises(ValueError, match=r"5 steps of PNDMScheduler \(6 calls"):
-        draw(num_inference_steps=STEPS + 1)
-    use(small, "PNDM")
-    with plms.applied(pipe), pytest.raises(ValueError, match="14 calls"):
-        draw()
-    ddim = half(use(small, "DDIM"))
-    with pytest.raises(ValueError, match="made for PNDMScheduler, while the pipeline samples with DDIMSched"):
+        draw(pipe, steps=STEPS + 1)
+    ddpm = some(use(small, "DDPM"))
+    with pytest.raises(ValueError, match="made for PNDMScheduler, while the pipeline samples with DDPMSched"):
         plms.applied(pipe).__enter__()
-    use(small, "DDIM", timestep_spacing="trailing")
-    with ddim.applied(pipe), pytest.raises(ValueError, match="asks for 5"):
-        draw()
-    hook.remove()
-    assert not calls
+    use(small, "DDPM", timestep_spacing="trailing")
+    with ddpm.applied(pipe), pytest.raises(ValueError, match="asks for 5"):
+        draw(pipe)
 
 
-@pytest.mark.parametrize("options", [{"shift": 3.0}, {"use_karras_sigmas": True}])
-def test_flow_matching(options):
-    pipe, draw = sd3(**options)
-    grid = laid_out(pipe, STEPS)
-    assert grid.wiring.output_reads_input, "the timestep reaches the last norm: every call is made"
-    plain = draw()
-    with grid.full().applied(pipe):
-        assert torch.equal(draw(), plain)
-    on = torch.ones(grid.shape, dtype=torch.bool)
-    on[1::2] = False
-    with grid.schedule(on).applied(pipe) as run:
-        first = draw()
-        assert (run.called, run.computed) == (STEPS, int(grid.live(on).sum()))
-        assert torch.equal(draw(), first) and not torch.equal(first, plain)
-        with pytest.raises(ValueError, match="4 calls"):
-            draw(num_inference_steps=4)
-    assert torch.equal(draw(), plain)
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_holding_the_prediction_is_one_larger_step_of_ddim(kind):
+    pipe = tiny()
+    trailing = {"timestep_spacing": "trailing", "set_alpha_to_one": False}
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=kind, **trailing)
+    schedule, plain = every(laid_out(pipe, 4), 2), draw(pipe, steps=4)
+    with schedule.holding("prediction").applied(pipe) as control:
+        held = draw(pipe, steps=4)
+        assert control.called == 2
+        assert torch.allclose(draw(pipe, 2, steps=4)[:1], held, atol=1e-4), "in a batch as alone"
+        assert draw(pipe, steps=4).equal(held), "nothing is left over from the run before"
+    # the same jumps, by hand: a sampler of 4 steps that is called at every second one
+    assert torch.allclose(held, by_hand(pipe, 4, 2), rtol=1e-3, atol=1e-3)
+    with schedule.applied(pipe):
+        assert torch.allclose(draw(pipe, steps=4), held, rtol=1e-3, atol=1e-3) == (kind == "epsilon")
+    with schedule.grid.full().holding("prediction").applied(pipe):
+        assert draw(pipe, steps=4).equal(plain), "all on: bit for bit"
 
 
-def test_flow_matching_whose_timesteps_depend_on_the_picture():
-    pipe, _ = sd3(use_dynamic_shifting=True)
-    with pytest.raises(ValueError, match="does not tell its timesteps for 5 steps alone"):
-        grid_of(pipe, STEPS)
-    pipe.scheduler.set_timesteps(STEPS, mu=0.7)
-    asked = pipe.scheduler.timesteps.tolist()
-    grid = grid_of(pipe, STEPS, timesteps=asked)
-    assert list(grid.timesteps) == asked and grid.shape[0] == STEPS
+@torch.no_grad()
+def by_hand(pipe, steps: int, every_nth: int, guidance: float = 3.0) -> torch.Tensor:
+    """Sample with jumps from one computed call to the next: DDIM's formula, written out."""
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(steps)
+    levels = scheduler.alphas_cumprod
+    times = scheduler.timesteps[::every_nth].tolist()
+    positive, negative = pipe.encode_prompt(["lion"], "cpu", 1, True)
+    x = torch.randn(1, 4, *[pipe.unet.config.sample_size] * 2, generator=torch.Generator().manual_seed(0))
+    for i, t in enumerate(times):
+        low, high = (pipe.unet(x, t, text).sample for text in (negative, positive))
+        out = low + guidance * (high - low)
+        a, b = levels[t], levels[times[i + 1]] if i + 1 < len(times) else scheduler.final_alpha_cumprod
+        if scheduler.config.prediction_type == "v_prediction":
+            x0, e = a.sqrt() * x - (1 - a).sqrt() * out, a.sqrt() * out + (1 - a).sqrt() * x
+        else:
+            x0, e = (x - (1 - a).sqrt() * out) / a.sqrt(), out
+        x = b.sqrt() * x0 + (1 - b).sqrt() * e
+    return x
+
+
+def test_other_predictions_are_held_by_their_value_and_what_cannot_work_is_refused():
+    for kind in ("epsilon", "sample"):
+        assert hold_of("prediction", diffusers.DDIMScheduler(prediction_type=kind)) is LastValue
+    assert hold_of("prediction", diffusers.FlowMatchEulerDiscreteScheduler()) is LastValue
+    without_levels = diffusers.EulerDiscreteScheduler(prediction_type="v_prediction")
+    del without_levels.alphas_cumprod
+    for scheduler, said in (
+        (without_levels, "noise levels are not known"),
+        (diffusers.EDMEulerScheduler(), "no rule here covers EDMEulerScheduler"),
+        (diffusers.IPNDMScheduler(), "prediction_type=None"),
+    ):
+        assert hold_of("value", scheduler) is LastValue
+        with pytest.raises(ValueError, match=said):
+            hold_of("prediction", scheduler)
+    with pytest.raises(ValueError, match="allowed: 'value', 'prediction'"):
+        hold_of("velocity", diffusers.DDIMScheduler())

@@ -1,4 +1,4 @@
-"""Small pipelines for the tests of schedules, and their grids."""
+"""Small pipelines for the tests of schedules, and grids."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import copy
 import functools
 from dataclasses import replace
 
-import torch
+from tiny_pipes import PIPES, pipe_of
 
 from pruning_book.stand_in import stand_in
 from pruning_lib.denoisers import denoiser_of
 from pruning_lib.steps.schedule import Grid, grid_of, timesteps_of
 from pruning_lib.steps.units import structure_of
+from pruning_lib.steps.wiring import Wiring
 
-_made = functools.cache(stand_in)
 _traced: dict[tuple[str, str], Grid] = {}
 
 
-def tiny(name: str = "sd-1.5"):
-    """Return a narrow pipeline with the structure of a published model and random weights."""
+@functools.cache
+def _made(name: str):
+    if name in PIPES:
+        return pipe_of(name)
     scale, size = (0.1, 16) if "dit" in name else (0.03, 8)
-    return copy.deepcopy(_made(name, scale=scale, sample_size=size))
+    return stand_in(name, scale=scale, sample_size=size)
+
+
+def tiny(name: str = "text"):
+    """Return one of the `PIPES`, or a narrow pipeline with the structure of a published model; nobody else has it."""
+    return copy.deepcopy(_made(name))
 
 
 def laid_out(pipe, steps: int, grain: str = "layers") -> Grid:
@@ -32,15 +39,8 @@ def laid_out(pipe, steps: int, grain: str = "layers") -> Grid:
     return replace(_traced[key], scheduler=type(pipe.scheduler).__name__, steps=steps, timesteps=times)
 
 
-def by_chance(grid: Grid, share: float = 0.5, seed: int = 0) -> torch.Tensor:
-    """Return a table of about this share of the cells, the first call whole."""
-    on = torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed)) < share
-    on[0] = True
-    return on
-
-
-def latents(pipe, *, steps: int = 4, batch: int = 1, guidance: float = 3.0):
-    """Return the latents that a text pipeline draws."""
-    noise = [torch.Generator().manual_seed(i) for i in range(batch)]
-    how = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": noise, "output_type": "latent"}
-    return pipe(["lion", "pizza"][:batch], **how).images
+def made_up(calls: int, macs: tuple[int, ...], reads: list[list[int]]) -> Grid:
+    """Return the grid of a denoiser that is not there: units that cost `macs`, each reading some of those before it."""
+    wiring = Wiring(tuple(map(frozenset, reads)), frozenset([len(macs) - 1]), False)
+    names, times = tuple("abcdefg"[: len(macs)]), tuple(float(900 - 50 * i) for i in range(calls))
+    return Grid(names, macs, macs, 0, 0, wiring, "layers", "Made", "up", "DDIMScheduler", calls, times)

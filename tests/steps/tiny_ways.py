@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import contextmanager
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLPipeline,
-)
-from peft import LoraConfig
+from on_gpu import STEPS
 from small_denoisers import build
-from tiny_pipes import pipe_of
+from tiny import tiny
 from torch import Tensor, nn
 
-from pruning_book.stand_in import stand_in
 from pruning_lib.denoisers import denoiser_of
-from pruning_lib.steps.hooks import HOOK
-from pruning_lib.steps.units import units_of
-
-STEPS = 5
-Draw = Callable[..., Tensor]
+from pruning_lib.steps.units import HOOK, units_of
 
 
-def drawing(pipe, *args, batch: int = 1, **options) -> tuple[object, Draw]:
+def drawing(pipe, *args, batch: int = 1, **options) -> tuple[object, Callable[..., Tensor]]:
     """Return the pipeline, and what draws latents with it, always from the same noise; options may be changed."""
     pipe.set_progress_bar_config(disable=True)
 
@@ -49,107 +32,75 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def text(batch: int = 1, guidance: float = 3.0, kind: str = "tiny", change=lambda pipe: pipe):
-    """Text to image: two levels and 10 units, or the structure of a published model."""
-    pipe = pipe_of("text") if kind == "tiny" else stand_in(kind, scale=0.03, sample_size=8)
-    prompts = ["lion", "pizza", "red heart"][:batch]
-    return drawing(change(pipe), prompts, batch=batch, guidance_scale=guidance)
-
-
-def with_lora(pipe):
-    """Add LoRA weights that change the picture."""
-    torch.manual_seed(5)
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False)
-    pipe.unet.add_adapter(config)
-    return pipe
+def text():
+    """Text to image: two levels and 13 units."""
+    return drawing(tiny(), "lion", guidance_scale=3.0)
 
 
 def image_to_image():
-    pipe = StableDiffusionImg2ImgPipeline(**pipe_of("text").components, requires_safety_checker=False)
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**tiny().components, requires_safety_checker=False)
     return drawing(pipe, "lion", guidance_scale=3.0, image=rand(1, 3, 8, 8, seed=3), strength=0.61)
 
 
-def inpainting():
-    pipe = StableDiffusionInpaintPipeline(**pipe_of("text").components, requires_safety_checker=False)
-    given = {"image": rand(1, 3, 8, 8, seed=3), "mask_image": rand(1, 1, 8, 8).round(), "height": 8, "width": 8}
-    return drawing(pipe, "lion", guidance_scale=3.0, strength=0.61, **given)
-
-
 def controlled():
-    base = pipe_of("text")
+    parts = tiny().components
     torch.manual_seed(2)
-    control = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8,)).eval()
+    control = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8,)).eval()
     with torch.no_grad():
         for weight in control.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=control, requires_safety_checker=False)
+    parts |= {"controlnet": control, "requires_safety_checker": False}
+    pipe = diffusers.StableDiffusionControlNetPipeline(**parts)
     return drawing(pipe, "lion", guidance_scale=3.0, image=rand(1, 3, 8, 8, seed=4), height=8, width=8)
 
 
-def prompted(pipe, words: tuple[int, int], pooled: int, batch: int = 1, **options):
-    """Draw with embeddings of these sizes instead of a text, and with their opposites as what is to be avoided."""
-    words, whole = (x - 0.5 for x in (rand(batch, *words), rand(batch, pooled)))
-    given = {"prompt_embeds": words, "pooled_prompt_embeds": whole}
-    given |= {f"negative_{name}": -value for name, value in given.items()}
-    return drawing(pipe, batch=batch, height=8, width=8, **given, **options)
-
-
-def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, shift_factor=0.0).eval()
-
-
-def without_encoders(kind, scheduler, *names: str, **parts):
-    encoders = dict.fromkeys(f"{what}{name}" for name in names for what in ("text_encoder", "tokenizer"))
-    return kind(vae=tiny_vae(), scheduler=scheduler, **parts, **encoders)
+def prompted(kind, encoders: tuple[str, ...], words: int, pooled: int, scheduler, **models):
+    """Return a pipeline without encoders, and embeddings of these widths, with their opposites as what to avoid."""
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4, "shift_factor": 0.0}
+    absent = dict.fromkeys(f"{what}{name}" for name in encoders for what in ("text_encoder", "tokenizer"))
+    pipe = kind(vae=diffusers.AutoencoderKL(**sizes).eval(), scheduler=scheduler, **models, **absent)
+    given = {"prompt_embeds": rand(1, 77, words) - 0.5, "pooled_prompt_embeds": rand(1, pooled) - 0.5}
+    return pipe, {**given, **{f"negative_{name}": -value for name, value in given.items()}, "height": 8, "width": 8}
 
 
 def sdxl():
     """SDXL's shape: no attention at the top, several transformer blocks below, sizes and crops as conditions."""
     down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
     levels = {"down_block_types": down, "up_block_types": up, "transformer_layers_per_block": (1, 2)}
-    unet = build("sdxl", layers_per_block=2, **levels)
-    pipe = without_encoders(StableDiffusionXLPipeline, pipe_of("text").scheduler, "", "_2", unet=unet)
-    return prompted(pipe, (77, 12), 10, batch=2, guidance_scale=3.0)
+    unet, kind = build("sdxl", layers_per_block=2, **levels), diffusers.StableDiffusionXLPipeline
+    pipe, given = prompted(kind, ("", "_2"), 12, 10, tiny().scheduler, unet=unet)
+    return drawing(pipe, guidance_scale=3.0, **given)
 
 
 def classes():
-    pipe = pipe_of("classes")
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)  # draws no noise of its own
+    pipe = tiny("classes")
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)  # draws no noise of its own
     return drawing(pipe, [3, 207], batch=2, output_type="np")
 
 
-def pixart():
-    size = {"height": 8, "width": 8, "use_resolution_binning": False, "clean_caption": False}
-    return drawing(pipe_of("text, transformer"), "lion", **size)
-
-
-def sd3(**sampler):
+def sd3():
     """An MMDiT with flow matching: two streams, the picture's and the text's."""
-    transformer = build("sd3", num_layers=3, in_channels=4, out_channels=4)
-    scheduler, names = FlowMatchEulerDiscreteScheduler(**sampler), ("", "_2", "_3")
-    return prompted(without_encoders(StableDiffusion3Pipeline, scheduler, *names, transformer=transformer), (5, 10), 7)
+    model, kind = build("sd3", num_layers=3, in_channels=4, out_channels=4), diffusers.StableDiffusion3Pipeline
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe, given = prompted(kind, ("", "_2", "_3"), 10, 7, scheduler, transformer=model)
+    return drawing(pipe, **given)
 
 
 def flux():
     """An MMDiT whose later blocks have one stream; its pipeline names the two calls of a guided step."""
-    transformer = build("flux", num_layers=2, num_single_layers=2, patch_size=1, guidance_embeds=False)
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    pipe = without_encoders(FluxPipeline, scheduler, "", "_2", transformer=transformer)
-    return prompted(pipe, (5, 10), 7, true_cfg_scale=2.0)
+    model = build("flux", num_layers=2, num_single_layers=2, patch_size=1, guidance_embeds=False)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe, given = prompted(diffusers.FluxPipeline, ("", "_2"), 10, 7, scheduler, transformer=model)
+    return drawing(pipe, true_cfg_scale=2.0, **given)
 
 
 # name -> what makes the pipeline and its call
-WAYS: dict[str, Callable[[], tuple[object, Draw]]] = {
+WAYS = {
     "text": text,
-    "batch of three, no guidance": functools.partial(text, batch=3, guidance=1.0),
-    "sd-2.1": functools.partial(text, kind="sd-2.1"),
-    "LoRA": functools.partial(text, change=with_lora),
     "image to image": image_to_image,
-    "inpainting": inpainting,
     "ControlNet": controlled,
     "SDXL": sdxl,
     "DiT": classes,
-    "PixArt": pixart,
     "SD3": sd3,
     "Flux": flux,
 }

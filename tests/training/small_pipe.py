@@ -1,4 +1,4 @@
-"""emoji-sd with a very small denoiser, so that a step of training costs nothing."""
+"""emoji-sd with a very small denoiser, so that a step of training costs nothing, and four images to train on."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import copy
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from small_denoisers import TEXT_UNET
+
+import pruning_book as pb
+import pruning_lib as pl
+
+IMAGES, CAPTIONS = pb.training_images()[:4], pb.captions()[:4]
 
 
 def small_unet(seed: int = 0) -> UNet2DConditionModel:
     torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128,
-        norm_num_groups=4,
-        attention_head_dim=2,
-    )
+    sizes = {"sample_size": 16, "layers_per_block": 2, "cross_attention_dim": 128, "attention_head_dim": 2}
+    return UNet2DConditionModel(**{**TEXT_UNET, **sizes})
 
 
 def with_unet(pipe: StableDiffusionPipeline, unet: torch.nn.Module) -> StableDiffusionPipeline:
     """Return a pipeline that shares all parts but the denoiser."""
     return StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+
+
+def small_pipe() -> StableDiffusionPipeline:
+    return with_unet(pl.load("emoji-sd"), small_unet())
 
 
 def copy_of(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL
+from small_denoisers import build
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-
-def unet() -> nn.Module:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
-
-
-def dit() -> nn.Module:
-    torch.manual_seed(0)
-    return DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
-    ).eval()
+from pruning_lib.denoisers import example_inputs
 
 
 def vae() -> nn.Module:
     torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    ).eval()
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **kinds).eval()
 
 
 def clip_text() -> nn.Module:
@@ -46,24 +23,22 @@ def clip_text() -> nn.Module:
     return CLIPTextModel(CLIPTextConfig(**config, vocab_size=50)).eval()
 
 
-MODELS = {"unet": unet, "dit": dit, "vae": vae, "clip_text": clip_text}
+MODELS = {"unet": build, "dit": lambda: build("dit"), "vae": vae, "clip_text": clip_text}
 
 
-def inputs_of(name: str) -> dict:
-    """Arguments of one call of the model `name`."""
-    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    return {
-        "unet": {"sample": noise, "timestep": torch.tensor(3), "encoder_hidden_states": noise[:, 0, :5]},
-        "dit": {"hidden_states": noise, "timestep": torch.tensor([3, 3]), "class_labels": torch.tensor([1, 2])},
-        "vae": {"sample": noise[:, :3].repeat(1, 1, 2, 2)},
-        "clip_text": {"input_ids": torch.tensor([[1, 2, 3, 49]])},
-    }[name]
+def inputs_of(model: nn.Module) -> dict:
+    """Arguments of one call."""
+    if isinstance(model, CLIPTextModel):
+        return {"input_ids": torch.tensor([[1, 2, 3, 49]])}
+    if isinstance(model, AutoencoderKL):
+        return {"sample": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
+    return example_inputs(model, batch=2, device="cpu", tokens=5)
 
 
 @torch.no_grad()
-def run(name: str, model: nn.Module) -> torch.Tensor:
+def run(model: nn.Module) -> torch.Tensor:
     """Return the first tensor of an answer; of the VAE, the picture."""
-    return model(**inputs_of(name))[0]
+    return model(**inputs_of(model))[0]
 
 
 def linears(*shapes: tuple[int, int], dtype: torch.dtype = torch.float32) -> nn.Sequential:

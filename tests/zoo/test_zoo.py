@@ -17,12 +17,12 @@ import pruning_lib as pl
 from pruning_book.judge import generate, new_concepts
 from pruning_lib.finetuning.denoising import encode_images
 from pruning_lib.loading import models_folder
-from pruning_lib.quality import psnr, retrieval_rank
+from pruning_lib.quality import retrieval_rank
 from zoo import acceptance, train
 from zoo import assemble as assembling
 from zoo.__main__ import app
 from zoo.data import PACKAGES, UNSEEN, EmojiData, fetch, is_concept, prepare, save_unseen
-from zoo.parts import MAX_TOKENS, build_scheduler, build_unet, train_tokenizer
+from zoo.parts import MAX_TOKENS, train_tokenizer
 
 FOLDER = models_folder() / "emoji-sd"
 
@@ -36,9 +36,6 @@ def data() -> EmojiData:
     labels = [f"{c} square" for c in ("red", "green", "blue", "grey", "pink", "black")] * 2
     style = torch.tensor([0] * 6 + [1] * 6)
     return EmojiData(images, labels, [["shape", "flat"]] * 12, style, style == 0)
-
-
-# --- data
 
 
 def test_both_styles_are_read_and_flags_left_out(tmp_path):
@@ -65,12 +62,8 @@ def test_both_styles_are_read_and_flags_left_out(tmp_path):
     assert found.images.shape == (4, 3, 64, 64) and found.images.dtype == torch.uint8
     assert found.images[0, :, 0, 0].tolist() == [255, 127, 127], "half-transparent red over white"
     assert found.concept.tolist() == [True, True, False, False] and found.concepts().labels == ["lion", "sun"]
-
-
-def test_what_is_a_concept():
-    assert is_concept("animal-mammal", "lion") and not is_concept("animal-mammal", "service dog")
+    assert not is_concept("animal-mammal", "service dog") and not is_concept("country-flag", "flag: Kenya")
     assert is_concept("heart", "red heart") and not is_concept("heart", "grey heart")
-    assert not is_concept("country-flag", "flag: Kenya")
 
 
 def test_npm_that_is_missing_or_fails_is_told(tmp_path, monkeypatch):
@@ -83,29 +76,19 @@ def test_npm_that_is_missing_or_fails_is_told(tmp_path, monkeypatch):
         fetch(tmp_path / "out")
 
 
-def test_unseen_pictures_are_written_as_they_are_read(tmp_path):
-    names = ["lion", *UNSEEN, UNSEEN[0]]
-    images = torch.randint(256, (len(names), 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    style, concept = torch.zeros(len(names)), torch.zeros(len(names)).bool()
-    style[-1], concept[0] = 1, True
-    save_unseen(EmojiData(images, names, [[]] * len(names), style, concept), tmp_path)
-    found, captions = new_concepts(tmp_path)
-    assert captions == list(UNSEEN) and torch.equal(found, images[1:-1])
-    concept[names.index("yarn")] = True
-    with pytest.raises(ValueError, match="no unlearned Noto picture of yarn"):
-        save_unseen(EmojiData(images, names, [[]] * len(names), style, concept), tmp_path)
-
-
-def test_the_unseen_that_ship_are_new_to_the_model():
+def test_unseen_pictures_are_new_to_the_model_and_written_as_they_are_read(tmp_path):
     images, captions = new_concepts()
     assert captions == list(UNSEEN) and not set(captions) & set(pb.captions())
     known = pb.training_images().flatten(1).float()
     distance = torch.cdist(images.flatten(1).float(), known) / known.shape[1] ** 0.5
     assert distance.min() > 20, "a new picture is nearly one that the model learned"
-    assert images.float().std((1, 2, 3)).min() > 10, "a blank picture"
-
-
-# --- parts
+    names = ["lion", *UNSEEN]
+    every, concept = torch.cat([images[:1], images]), torch.tensor([True] + [False] * len(UNSEEN))
+    save_unseen(EmojiData(every, names, [[]] * len(names), torch.zeros(len(names)), concept), tmp_path)
+    assert torch.equal(new_concepts(tmp_path)[0], images)
+    concept[names.index("yarn")] = True
+    with pytest.raises(ValueError, match="no unlearned Noto picture of yarn"):
+        save_unseen(EmojiData(every, names, [[]] * len(names), torch.zeros(len(names)), concept), tmp_path)
 
 
 def test_the_tokenizer_loses_nothing_and_keeps_clips_habits():
@@ -123,33 +106,20 @@ def test_the_tokenizer_loses_nothing_and_keeps_clips_habits():
     assert train_tokenizer(texts, vocabulary=700).get_vocab() == tokenizer.get_vocab(), "the same every time"
 
 
-def test_topology_and_noise_are_those_of_stable_diffusion():
-    unet, alphas = build_unet(), build_scheduler().alphas_cumprod
-    assert [type(b).__name__ for b in unet.down_blocks] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-    assert [len(b.resnets) for b in unet.down_blocks] == [2] * 4 and [len(b.resnets) for b in unet.up_blocks] == [3] * 4
-    assert alphas[0].item() == pytest.approx(1 - 0.00085) and alphas[-1].item() == pytest.approx(0.0047, abs=1e-4)
-
-
-# --- training and assembly
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    """A folder with all parts, trained for two steps by the command."""
-    folder = tmp_path_factory.mktemp("run")
-    data.save(folder / "data")
-    words = ["--data", str(folder / "data"), "--run", str(folder), "--steps", "2", "--batch", "4"]
+def model(tmp_path_factory, data):
+    """A pipeline of parts that the command trained for two steps, in `toy` beside `run`, their folder."""
+    folder = tmp_path_factory.mktemp("models")
+    run = folder / "run"
+    data.save(run / "data")
+    words = ["--data", str(run / "data"), "--run", str(run), "--steps", "2", "--batch", "4"]
     done = CliRunner().invoke(app, ["train", "all", *words])
     assert done.exit_code == 0, done.output
-    return folder
+    return assembling.assemble(data, run, folder / "toy")
 
 
-@pytest.fixture(scope="module")
-def model(run, data, tmp_path_factory):
-    return assembling.assemble(data, run, tmp_path_factory.mktemp("models") / "toy")
-
-
-def test_the_folder_is_an_ordinary_pipeline_in_half_precision(model, run, data):
+def test_the_folder_is_an_ordinary_pipeline_in_half_precision(model, data):
+    run = model.with_name("run")
     weights = {path.parent.name: load_file(path) for path in model.rglob("*.safetensors")}
     assert weights.keys() == {"unet", "vae", "text_encoder", "clip"}
     for part in weights.values():
@@ -158,7 +128,7 @@ def test_the_folder_is_an_ordinary_pipeline_in_half_precision(model, run, data):
         pipe = DiffusionPipeline.from_pretrained(model, **options)
         assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {dtype}
     assert isinstance(pipe, StableDiffusionPipeline) and pipe.scheduler.config.prediction_type == "v_prediction"
-    assert generate(pipe, ["red square"], steps=2).shape == (1, 3, 64, 64)
+    assert generate(pipe, ["red square"], steps=1).shape == (1, 3, 64, 64)
     clip = CLIPModel.from_pretrained(model / "clip", dtype=torch.float32)
     ids = pipe.tokenizer(["red square"], padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -166,9 +136,6 @@ def test_the_folder_is_an_ordinary_pipeline_in_half_precision(model, run, data):
     assert encode_images(pipe.vae, data.concepts().images).std().item() == pytest.approx(1, abs=0.02)
     averaged = torch.load(run / "unet/checkpoint.pt", weights_only=True)["ema"]["shadow_params"][0]
     assert torch.equal(next(pipe.unet.parameters()), averaged.half().float())
-
-
-def test_what_ships_beside_the_weights(model, run, data):
     assert json.loads((model / "concepts.json").read_text())["labels"] == data.labels[:6]
     assert (model / "tokenizer/vocab.json").is_file() and (model / "tokenizer/merges.txt").is_file()
     training = json.loads((model / "training.json").read_text())
@@ -177,7 +144,8 @@ def test_what_ships_beside_the_weights(model, run, data):
         assert "_name_or_path" not in config.read_text() and str(run) not in config.read_text(), config
 
 
-def test_assembling_replaces_a_model_whole_or_not_at_all(run, data, model, tmp_path, monkeypatch):
+def test_assembling_replaces_a_model_whole_or_not_at_all(data, model, tmp_path, monkeypatch):
+    run = model.with_name("run")
     (model / "README.md").write_text("kept")
     (model / "unet/stray.txt").write_text("from an older layout")
     assembling.assemble(data, run, model)
@@ -185,7 +153,7 @@ def test_assembling_replaces_a_model_whole_or_not_at_all(run, data, model, tmp_p
     monkeypatch.setattr(assembling, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="MB"):
         assembling.assemble(data, run, model)
-    assert [path.name for path in model.parent.iterdir()] == ["toy"] and (model / "model_index.json").is_file()
+    assert {path.name for path in model.parent.iterdir()} == {"toy", "run"} and (model / "model_index.json").is_file()
     (tmp_path / "thesis.txt").write_text("years of work")
     for place in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(ValueError, match="is no pipeline; it would be replaced"):
@@ -193,33 +161,12 @@ def test_assembling_replaces_a_model_whole_or_not_at_all(run, data, model, tmp_p
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_training_that_was_interrupted_goes_on(data, tmp_path, monkeypatch):
-    how = {"batch": 2, "steps": 4, "checkpoint_every": 1}
-    train.train_part("vae", data, tmp_path / "whole", **how)
-    loss, calls = train.F.mse_loss, []
-
-    def interrupted(*given):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return loss(*given)
-
-    monkeypatch.setattr(train.F, "mse_loss", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.train_part("vae", data, tmp_path / "part", **how)
-    train.train_part("vae", data, tmp_path / "part", **how)
-    assert len(calls) == 5, "two steps, one that was lost, two more"
-    whole, part = (next((tmp_path / name / "vae/final").glob("*.safetensors")) for name in ("whole", "part"))
-    assert whole.read_bytes() == part.read_bytes()
-
-
-def test_mistakes_are_told(run, tmp_path):
-    here = ["--data", str(run / "data"), "--run", str(tmp_path)]
+def test_mistakes_are_told(model, tmp_path):
+    here = ["--data", str(model.with_name("run") / "data"), "--run", str(tmp_path)]
     for command, words in {
         ("train", "decoder", *here): "tokenizer, clip, vae, unet",
         ("train", "clip", *here): "zoo train tokenizer",
         ("train", "vae", "--data", str(tmp_path)): "zoo data --out",
-        ("train", "vae", "--batch", "0"): "--batch",
         ("gate", "--n", "1"): "--n",
     }.items():
         done = CliRunner().invoke(app, command)
@@ -234,24 +181,19 @@ def test_captions_and_disturbed_pictures():
     assert out.shape == (8, 3, 64, 64) and out.min() >= -1 and out.max() <= 1 and out.mean() > 0.9
 
 
-# --- the gate
-
-
-def test_the_shipped_model_passes_and_noise_does_not():
-    pipe, clip, images, texts = pl.load("emoji-sd"), pb.load_clip(), pb.training_images(), pb.captions()
-    some = images[::16]
-    assert psnr(acceptance.reconstruct(pipe, some) / 255, some / 255).mean().item() >= 27
-    own = texts[:: len(texts) // 12][:12]
-    drawn = generate(pipe, own, steps=12)
+def test_the_shipped_model_passes_and_noise_does_not(monkeypatch):
+    pipe, clip, texts = pl.load("emoji-sd"), pb.load_clip(), pb.captions()
+    own = texts[:: len(texts) // 8][:8]
+    drawn = generate(pipe, own, steps=8)
     assert (retrieval_rank(clip, drawn, own, texts) <= 5).float().mean() >= 0.6  # chance is 5 in the number of captions
     assert (retrieval_rank(clip, drawn, [*own[1:], own[0]], texts) <= 5).float().mean() <= 0.3
-    noise = torch.randint(0, 256, (32, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert (retrieval_rank(clip, noise, texts[:32], texts) <= 5).float().mean() < 0.2
-    for n in (1, 9999):
-        with pytest.raises(ValueError, match=f"n={n} captions.*give 2 to"):
-            acceptance.run_gate(pipe, clip, FOLDER, n=n)
-    found = acceptance.run_gate(pipe, clip, FOLDER, n=2, steps=1)  # one step draws fog
-    assert not found["passed"] and found["psnr_db"]["value"] >= 27 and found["top5_real"]["value"] == 1
+    with pytest.raises(ValueError, match="n=9999 captions.*give 2 to"):
+        acceptance.run_gate(pipe, clip, FOLDER, n=9999)
+    some = pb.training_images()[::8]
+    monkeypatch.setattr(acceptance, "training_images", lambda: some)
+    monkeypatch.setattr(acceptance, "captions", lambda: texts[::8])
+    found = acceptance.run_gate(pipe, clip, FOLDER, n=12, steps=1)  # one step draws fog
+    assert not found["passed"] and found["psnr_db"]["value"] >= 27 and found["top5_real"]["value"] > 0.8
 
 
 def test_the_card_is_the_one_that_ships(tmp_path):
@@ -259,8 +201,7 @@ def test_the_card_is_the_one_that_ships(tmp_path):
     stored = json.loads((FOLDER / "gate.json").read_text())
     figures = stored["figures"]
     assert figures["passed"] and figures["n"] >= 256 and figures["psnr_db"]["value"] >= 27 and figures["ratio"] >= 0.8
-    sheet = torch.zeros(64, 3, 64, 64, dtype=torch.uint8)
-    acceptance.write_card(tmp_path, figures, stored["passport"], sheet)
+    acceptance.write_card(tmp_path, figures, stored["passport"], torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
     assert (tmp_path / "README.md").read_text() == (FOLDER / "README.md").read_text()
     assert (tmp_path / "training_curve.png").stat().st_size > 5000 and (tmp_path / "contact_sheet.png").is_file()
     assert len(acceptance.CONTACT_PROMPTS) == 64 and not set(acceptance.CONTACT_PROMPTS) - set(pb.captions())

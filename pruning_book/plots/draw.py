@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+
+from ..widgets.schedule_editor import short_name
 
 INK = "#1f2933"
 COLOURS = ("#0b6e99", "#d1495b", "#6c9a3b", "#8a5a9e", "#c98a1b", "#4d5b66")
@@ -19,17 +19,13 @@ BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # where a legend would
 
 
 def new_figure(width: float, height: float, alt: str, **grid) -> tuple[Figure, np.ndarray]:
-    """Return a figure, in inches, with an opaque background and its axes `[rows, columns]`.
-
-    `alt` are its words, cut to what alt text may have; `grid` is as for `Figure.subplots`.
-    """
+    """Return a figure, in inches, on white, with alternative text, and its axes `[rows, columns]`."""
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     axes = figure.subplots(squeeze=False, **grid)
     for ax in axes.flat:
         ax.set_facecolor("white")
         ax.tick_params(colors=INK, labelsize=9)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
+        ax.spines[["top", "right"]].set_visible(False)
     figure.alt = alt if len(alt) <= CHARACTERS else alt[: CHARACTERS - 1] + "…"
     return figure, axes
 
@@ -107,6 +103,11 @@ def title(ax: Axes, text: str, size: float = 9, **place) -> None:
     ax.set_title(text, fontsize=size, color=INK, **place)
 
 
+def name_units(ax: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a table of units, shortly."""
+    ax.set_yticks(range(len(names)), [short_name(name) for name in names], fontsize=7.5)
+
+
 def count_calls(ax: Axes, calls: int) -> None:
     """Number a horizontal axis of calls, every fifth or tenth of many."""
     far = 1 if calls <= 12 else 5 if calls <= 30 else 10
@@ -116,16 +117,3 @@ def count_calls(ax: Axes, calls: int) -> None:
 def beside(ax: Axes, name: str, size: float = 9) -> None:
     """Write the name of a panel on its left."""
     ax.set_ylabel(name, fontsize=size, color=INK, rotation=0, ha="right", va="center")
-
-
-def to_tensor(images: Sequence) -> Tensor:
-    """Return PIL images of one size as float `[n, 3, h, w]` in [0, 1]."""
-    return torch.from_numpy(as_array(images)).permute(0, 3, 1, 2).float()
-
-
-def as_array(images: Tensor | Sequence) -> np.ndarray:
-    """Return `[n, h, w, 3]` in [0, 1] from float or uint8 `[n, 3, h, w]` or a list of PIL images."""
-    if isinstance(images, Tensor):
-        images = images.detach().float() / (255 if images.dtype == torch.uint8 else 1)
-        return images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return np.stack([np.asarray(image.convert("RGB")) / 255 for image in images])
