@@ -84,7 +84,7 @@ def test_what_only_looks(tiny_pipeline):
     out = runs("models")
     assert all(info.name in out and info.repo in out and info.licence in out for info in pl.models())
     stamp = json.loads(runs("passport"))
-    assert stamp["device"] == "cpu" and stamp["versions"]["torch"] == torch.__version__
+    assert stamp["device"] == "cpu" and stamp["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     out = runs("macs", "sd-1.5")
     total = next(line for line in out.splitlines() if line.startswith("total"))
     assert "859.5 M" in total and "401.6 G" in total and "338.6 G" in total

@@ -196,3 +196,19 @@ def test_what_is_refused(scores: Scores) -> None:
     ):
         with pytest.raises((KeyError, OSError, TypeError, ValueError), match=says):
             attempt()
+
+
+def test_out_of_memory_names_the_batch_to_try_and_keeps_what_is_finished(scores: Scores) -> None:
+    pipe, calls = pipe_of("text"), []
+
+    def full(*_):
+        calls.append(1)
+        if len(calls) > 3 * 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    hook = pipe.unet.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError, match=r"batch=2: CUDA .*Try batch=1\. 2 finished scores are kept") as told:
+        score(pipe)
+    hook.remove()
+    found = score(pipe, folder=str(told.value).split("folder='")[1].split("'")[0], batch=1)  # a temporary folder
+    assert all(found.values()[p] == pytest.approx(v, rel=1e-3) for p, v in scores.values().items())

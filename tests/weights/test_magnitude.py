@@ -203,3 +203,24 @@ def test_what_cannot_be_packed_is_refused_and_left_as_it_was() -> None:
         with pytest.raises(ValueError, match=words):
             to_semi_structured(model)
         assert bits(model) == before
+
+
+def test_packing_takes_what_fits_on_a_gpu_that_is_new_enough(monkeypatch) -> None:
+    """Up to the kernel itself: on a machine without it, the device and the packing are replaced."""
+    packed = []
+
+    class OnGpu(nn.Parameter):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda w: packed.append(w.shape) or w.clone())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    model = nn.Sequential(*[layer for rows in (32, 16) for layer in linears((64, rows), dtype=torch.float16)])
+    prune_nm(model).finish()
+    model[0].weight = OnGpu(model[0].weight.detach())
+    for capability in ((7, 5), (8, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        if capability < (8, 0):
+            with pytest.raises(ValueError, match=r"Tesla T4 has compute capability 7\.5"):
+                to_semi_structured(model)
+    stayed = to_semi_structured(model)
+    assert packed == [(32, 64)] and list(stayed) == ["1"] and "multiple of 32" in stayed["1"]

@@ -161,6 +161,26 @@ def test_assembling_replaces_a_model_whole_or_not_at_all(data, model, tmp_path, 
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_training_that_was_interrupted_goes_on(data, tmp_path, monkeypatch):
+    how = {"batch": 2, "steps": 4, "checkpoint_every": 1}
+    train.train_part("vae", data, tmp_path / "whole", **how)
+    loss, calls = train.F.mse_loss, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    monkeypatch.setattr(train.F, "mse_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_part("vae", data, tmp_path / "part", **how)
+    train.train_part("vae", data, tmp_path / "part", **how)
+    assert len(calls) == 5, "two steps, one that was lost, two more"
+    whole, part = (next((tmp_path / name / "vae/final").glob("*.safetensors")) for name in ("whole", "part"))
+    assert whole.read_bytes() == part.read_bytes()
+
+
 def test_mistakes_are_told(model, tmp_path):
     here = ["--data", str(model.with_name("run") / "data"), "--run", str(tmp_path)]
     for command, words in {
