@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +99,7 @@ def latent_shift(
 
 
 # Formula -> attribute of an `OperatorScore`. High: much depends on what was changed.
+Formula = Callable[["OperatorScore", "OperatorScore"], float]
 FORMULAS = {"paper": "score", "mean": "avg_dist", "std": "std_dist", "mse": "mse"}
 
 
@@ -142,20 +143,35 @@ class Scores:
         """Paths of operators without which the denoiser gave infinities or NaN; their scores are infinite."""
         return [op.path for op, scored in zip(self.operators, self.scored, strict=True) if not scored.is_finite]
 
-    def values(self, formula: str = "paper") -> dict[str, float]:
-        """Return path -> score by one of `FORMULAS`, else a ValueError; in the order of `operators`."""
-        if formula not in FORMULAS:
+    def values(self, formula: str | Formula = "paper") -> dict[str, float]:
+        """Return path -> score, in the order of `operators`, by a formula: one of `FORMULAS`, or a function.
+
+        The function is given (original, modified), two `OperatorScore` with `avg` and `std`, and returns a number: high
+        where much depends on the operator. Another name is a ValueError, and so is a function where no parts were kept.
+        """
+        if callable(formula):
+            if any(s.avg is None for s in (self.original, *self.scored)):
+                raise ValueError("These scores hold no averages and standard deviations. Score the operators again.")
+            worth = formula
+        elif formula in FORMULAS:
+            worth = lambda original, modified: getattr(modified, FORMULAS[formula])  # noqa: E731
+        else:
             raise ValueError(f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)}")
         pairs = zip(self.operators, self.scored, strict=True)
-        return {op.path: getattr(s, FORMULAS[formula]) if s.is_finite else math.inf for op, s in pairs}
+        return {op.path: worth(self.original, s) if s.is_finite else math.inf for op, s in pairs}
 
-    def ranked(self, formula: str = "paper") -> list[str]:
+    def ranked(self, formula: str | Formula = "paper") -> list[str]:
         """Return the paths, lowest score first; equal ones in the order in which they run."""
         values = self.values(formula)
         return sorted(values, key=values.__getitem__)
 
     def lowest(
-        self, count: int | None = None, *, formula: str = "paper", pipe: DiffusionPipeline | None = None, **budget
+        self,
+        count: int | None = None,
+        *,
+        formula: str | Formula = "paper",
+        pipe: DiffusionPipeline | None = None,
+        **budget,
     ) -> Plan:
         """Plan to change the operators of lowest score; never those whose score is infinite.
 
@@ -184,7 +200,7 @@ class Scores:
         sampling = {**self.sampling, "num_latents": len(rows)}
         return replace(self, scored=tuple(scored), original=original, sampling=sampling)
 
-    def table(self, formula: str = "paper", count: int | None = None) -> str:
+    def table(self, formula: str | Formula = "paper", count: int | None = None) -> str:
         """Return one line per operator, lowest score first: path, kind, modification, score, its two parts, MACs."""
         values, rows = self.values(formula), []
         for path in self.ranked(formula)[:count]:

@@ -70,6 +70,8 @@ def test_the_score_is_the_papers(scores: Scores) -> None:
     assert avg > 0.001 and std > 0.001 and torch.equal(scores[path].latents, modified)
     found = [scores.values(formula)[path] for formula in ("paper", "mean", "std", "mse")]
     assert found == pytest.approx([avg + std, avg, std, mse], rel=1e-4)
+    own = scores.values(lambda original, modified: (original.avg - modified.avg).norm().item())
+    assert own == pytest.approx(scores.values("mean"), rel=1e-4)
     assert torch.equal(scores[path].avg, modified.double().mean(0).float())
 
 
