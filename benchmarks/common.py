@@ -225,7 +225,7 @@ def once_drawn(path: Path, draw: Callable[..., object], *given):
     return torch.load(path, weights_only=True)
 
 
-def drawn_once(work: Path, told: str, draw: Callable[[], Tensor]) -> Tensor:
+def pictures_once(work: Path, told: str, draw: Callable[[], Tensor]) -> Tensor:
     """Return pictures in [0, 1] as uint8, drawn once; `told` says what they are of."""
     file = work / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.pt"
     return once_drawn(file, lambda: (draw() * 255).round().to(torch.uint8))

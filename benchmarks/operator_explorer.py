@@ -29,7 +29,7 @@ from pruning_lib.operators.budget import reductions
 from pruning_lib.operators.find import DEFAULT_KINDS, Operator
 from pruning_lib.quality import ssim
 
-from .common import Record, drawn_once, likeness, rounded, unit
+from .common import Record, likeness, pictures_once, rounded, unit
 from .operator_scores import SCORES
 
 QUALITY = 92  # of the sheet: its pictures are looked at, and every figure was computed before
@@ -49,7 +49,7 @@ def explored(scores: pl.Scores, captions: Sequence[str], work: Path, device: str
     drawn = []
     for plan in tqdm(jobs, desc="changes", unit="change"):
         told = json.dumps([sorted(dict(plan.changes).items()), list(captions)])
-        drawn.append(drawn_once(work, told, partial(changed_pictures, pipe, plan, captions)))
+        drawn.append(pictures_once(work, told, partial(changed_pictures, pipe, plan, captions)))
     similar = [ssim(unit(drawn[0]), unit(found)) for found in drawn]
     explorer = assemble(pipe.unet, scores, plans, drawn, similar)
     each = dict(zip(scores.operators.paths, map(rounded, similar[len(plans) :]), strict=True))

@@ -21,7 +21,7 @@ from pruning_lib.steps.evaluate import Evaluator
 from pruning_lib.steps.schedule import Grid, Schedule, encode_table, grid_of
 from pruning_lib.steps.search import local_search
 
-from .common import Record, drawn_once, held_out, likeness, pruner_prompts, unit
+from .common import Record, held_out, likeness, pictures_once, pruner_prompts, unit
 
 BUDGETS = (0.5, 0.35, 0.2)
 SEARCH_PROMPTS = 8
@@ -47,7 +47,7 @@ def painted(captions: Sequence[str], images: int, work: Path, device: str = "cpu
     for name, (_, on, _) in tqdm(tables.items()):
         schedule = grid.schedule(on)
         told = repr([encode_table(schedule.live()), list(captions)])  # dead work makes no other picture
-        drawn[name] = drawn_once(work, told, partial(scheduled_pictures, pipe, schedule, captions))
+        drawn[name] = pictures_once(work, told, partial(scheduled_pictures, pipe, schedule, captions))
     whole = unit(drawn["everything"])
     for name, (group, on, note) in tables.items():
         shown, mean = likeness(ssim(whole, unit(drawn[name])), len(PROMPTS))

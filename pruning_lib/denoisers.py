@@ -46,6 +46,8 @@ class _Maker:
     generator: torch.Generator
 
     def normal(self, *shape: int) -> Tensor:
+        if torch.device(self.device).type == "meta":  # shapes alone: nothing need be drawn
+            return torch.empty(self.batch, *shape, device="meta", dtype=self.dtype)
         drawn = torch.randn(self.batch, *shape, generator=self.generator, device="cpu")
         return drawn.to(self.device, self.dtype)
 
@@ -84,7 +86,8 @@ def _tokens_beside(where: str | None) -> int | None:
     """Read the text length from the text encoder's configuration in the same pipeline folder, if there is one."""
     with suppress(OSError, ValueError):
         config = json.loads((Path(where).parent / "text_encoder/config.json").read_text("utf-8")) if where else {}
-        return config.get("max_position_embeddings") or None
+        length = config.get("max_position_embeddings")
+        return length if isinstance(length, int) and length >= 1 else None
 
 
 def _dit(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:

@@ -98,8 +98,8 @@ def latent_shift(
     return OperatorScore(changes, avg.float(), std.float(), *distances, seconds, latents if keep else None)
 
 
-# Formula -> attribute of an `OperatorScore`. High: much depends on what was changed.
 Formula = Callable[["OperatorScore", "OperatorScore"], float]
+# Formula -> attribute of an `OperatorScore`. High: much depends on what was changed.
 FORMULAS = {"paper": "score", "mean": "avg_dist", "std": "std_dist", "mse": "mse"}
 
 
@@ -149,16 +149,16 @@ class Scores:
         The function is given (original, modified), two `OperatorScore` with `avg` and `std`, and returns a number: high
         where much depends on the operator. Another name is a ValueError, and so is a function where no parts were kept.
         """
-        if callable(formula):
-            if any(s.avg is None for s in (self.original, *self.scored)):
-                raise ValueError("These scores hold no averages and standard deviations. Score the operators again.")
-            worth = formula
-        elif formula in FORMULAS:
-            worth = lambda original, modified: getattr(modified, FORMULAS[formula])  # noqa: E731
-        else:
+        if not callable(formula) and formula not in FORMULAS:
             raise ValueError(f"formula={formula!r} is unknown. {nearest(str(formula), FORMULAS)}")
+        if callable(formula) and any(s.avg is None for s in (self.original, *self.scored)):
+            raise ValueError("These scores hold no averages and standard deviations. Score the operators again.")
+
+        def worth(modified: OperatorScore) -> float:
+            return formula(self.original, modified) if callable(formula) else getattr(modified, FORMULAS[formula])
+
         pairs = zip(self.operators, self.scored, strict=True)
-        return {op.path: worth(self.original, s) if s.is_finite else math.inf for op, s in pairs}
+        return {op.path: worth(s) if s.is_finite else math.inf for op, s in pairs}
 
     def ranked(self, formula: str | Formula = "paper") -> list[str]:
         """Return the paths, lowest score first; equal ones in the order in which they run."""

@@ -109,7 +109,8 @@ class Grid:
 
     def macs_ratio(self, on: Tensor, *, attention: bool = True) -> float:
         """Return the share of MACs that a table keeps, in (0, 1]."""
-        return self.macs_of(on, attention=attention) / self.full().macs(attention=attention)
+        everything = self.total_macs if attention else self.full().macs(attention=False)
+        return self.macs_of(on, attention=attention) / everything
 
     def full(self) -> Schedule:
         """Return the schedule that computes everything."""
