@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ from nbformat import NotebookNode
 from setup_cell import chapters
 
 CACHE = Path("_build/.jupyter_cache")
+# A reader's own matplotlibrc, or a list of fonts in the home folder that names none of matplotlib's, changes no page.
+MATPLOTLIB = Path("_build/.matplotlib")
 PAGE_BUDGET_S = 180  # three minutes a chapter on two cores
 CELL_TIMEOUT_S = 600
 TOGETHER = 2
@@ -97,6 +100,8 @@ def execute(root: Path, path: Path) -> None:
     """
     cache = get_cache(str(root / CACHE))
     notebook = read(root, path)
+    (root / MATPLOTLIB).mkdir(parents=True, exist_ok=True)
+    os.environ["MPLCONFIGDIR"] = str((root / MATPLOTLIB).resolve())
     try:
         result = _run(notebook, path)
     except AssertionError:  # on Ctrl-C nbclient shuts the kernel down, then trips over its absence
@@ -176,6 +181,7 @@ def execute_all(root: Path) -> list[Run]:
     # A GPU must not make a build recompute everything; fingerprint.py knows the mode.
     os.environ["PRUNING_LIB_MODE"] = os.environ.get("PRUNING_LIB_MODE") or "replay"
     cache, runs = get_cache(str(root / CACHE)), {}
+    shutil.rmtree(root / MATPLOTLIB, ignore_errors=True)
     paths = chapters(root)
 
     def note(path: Path, record: object, fresh: bool) -> None:

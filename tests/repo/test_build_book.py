@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.font_manager import FontManager
 
 import build_book
 from mini_book import PAGE, MiniBook
@@ -47,6 +49,19 @@ def test_a_change_of_the_library_reaches_the_page_and_buttons_follow_the_remote(
     assert code == 0 and "in the cache" in output and "the answer is 2" in book.page(), output
     assert f"colab.research.google.com/github/someone/a-fork/blob/main/{PAGE}.ipynb" in book.page()
     assert f"https://github.com/someone/a-fork/edit/main/{PAGE}.md" in book.page()
+
+
+def test_what_a_reader_keeps_for_matplotlib_changes_no_page(book: MiniBook, monkeypatch) -> None:
+    book.write("home/matplotlibrc", "figure.dpi: 7\n")
+    own = {"__class__": "FontManager", "_version": FontManager.__version__, "ttflist": [], "afmlist": []}
+    book.write(f"home/fontlist-v{FontManager.__version__}.json", json.dumps(own))  # and no font known at all
+    monkeypatch.setenv("MPLCONFIGDIR", str(book.folder / "home"))
+    book.chapter(
+        "import matplotlib.font_manager as fonts\n\n"
+        "print('dots', fonts.mpl.rcParams['figure.dpi'], 'mathematics', 'cmr10' in fonts.get_font_names())"
+    )
+    code, output = book.build()
+    assert code == 0 and "dots 100.0 mathematics True" in book.page(), output
 
 
 def test_a_failing_cell_a_dead_kernel_and_a_warning_fail_every_build(book: MiniBook) -> None:
