@@ -16,7 +16,7 @@ export TORCH_INDEX PIP_ARGS
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup book test quick unit site-tests lint pair gpu gpu-wheels lock serve clean distclean
+.PHONY: help setup book test quick unit compat site-tests lint pair gpu gpu-wheels lock serve clean distclean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ quick: setup ## Under a minute: lint, the house's rules, and the tests that find
 
 unit: setup $(TORCHVISION_STAMP) ## Run the tests that need no built book
 	@PRUNING_LIB_TORCHVISION_TARGET="$(abspath $(TORCHVISION_TARGET))" $(TEST) -m "not book"
+
+compat: setup ## Try every tiny pipeline of tests/compat, not the sample that `make test` takes
+	@COMPAT=all $(TEST) --dist load tests/compat
 
 site-tests: setup ## Run the tests of the built book
 	@$(VENV_PYTHON) scripts/find_chromium.py --install

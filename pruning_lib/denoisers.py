@@ -5,12 +5,15 @@ A *family* is one function that turns a configuration into the arguments of `for
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -24,14 +27,36 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+_NAMES = ("unet", "transformer", "prior", "decoder")
+_TIMES = {"timestep", "timesteps", "t", "timestep_ratio"}
+
+
+def denoisers_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """Return what removes noise in a pipeline, by component, the first one first: what a noise level is given to."""
+    components = getattr(pipe, "components", None)
+    if isinstance(pipe, nn.Module) or not isinstance(components, dict):
+        hint = " It looks like a denoiser: pass the pipeline that holds it." if isinstance(pipe, nn.Module) else ""
+        raise TypeError(f"Expected a diffusers pipeline, got {type(pipe).__name__}.{hint}")
+    found = {name: module for name, module in components.items() if isinstance(module, nn.Module)}
+    whole = {name: getattr(module, "_orig_mod", module) for name, module in found.items()}  # torch.compile wraps it
+    denoisers = {
+        name: module
+        for name, module in whole.items()
+        if name in _NAMES
+        or ("Control" not in type(module).__name__ and _TIMES & {*inspect.signature(type(module).forward).parameters})
+    }
+    if not denoisers:
+        raise TypeError(
+            f"{type(pipe).__name__} holds no denoiser: none of its components {', '.join(whole)} is called with a "
+            "timestep."
+        )
+    order = sorted(denoisers, key=lambda name: (_NAMES.index(name) if name in _NAMES else len(_NAMES), name))
+    return {name: denoisers[name] for name in order}
+
+
 def denoiser_of(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
-    """Return the name of the component that removes noise, "unet" or "transformer", and the module itself."""
-    for name in ("unet", "transformer"):
-        module = getattr(pipe, name, None)
-        if isinstance(module, nn.Module) and hasattr(pipe, "components"):
-            return name, getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    hint = " It looks like a denoiser: pass the pipeline that holds it." if isinstance(pipe, nn.Module) else ""
-    raise TypeError(f"Expected a diffusers pipeline with a unet or a transformer, got {type(pipe).__name__}.{hint}")
+    """Return the name of the component that removes noise, such as "unet" or "transformer", and the module itself."""
+    return next(iter(denoisers_of(pipe).items()))
 
 
 @dataclass
@@ -182,6 +207,11 @@ def example_inputs(
     return _FAMILIES[kind](config, make)
 
 
+def is_known(denoiser: nn.Module) -> bool:
+    """Whether `example_inputs` knows a denoiser's family."""
+    return any(cls.__name__ in _FAMILIES for cls in type(denoiser).__mro__)
+
+
 def _family(denoiser: nn.Module) -> str:
     if not isinstance(denoiser, nn.Module):
         hint = " Pass its denoiser: pipe.unet or pipe.transformer." if hasattr(denoiser, "components") else ""
@@ -218,17 +248,36 @@ def _copy(value: object, seen: dict[int, object]) -> object:
     if not isinstance(value, nn.Module):
         seen[id(value)] = on_meta(value)
         return seen[id(value)]
-    copy = seen[id(value)] = value.__new__(type(value))
+    own = seen[id(value)] = value.__new__(type(value))
     for name, part in vars(value).items():
         if name in ("_modules", "_parameters", "_buffers"):
             part = type(part)((key, _copy(child, seen)) for key, child in part.items())
         elif "_hooks" in name and isinstance(part, dict):
             part = OrderedDict()
-        elif isinstance(part, Tensor):
-            part = _copy(part, seen)
+        else:
+            part = _copy_plain(part, seen)
         if name not in _PATCHES:
-            copy.__dict__[name] = part
-    return copy
+            own.__dict__[name] = part
+    return own
+
+
+def _copy_plain(value: object, seen: dict[int, object]) -> object:
+    """Copy what a module keeps beside its parts; some compute tables into lists or objects when they first run."""
+    if isinstance(value, (Tensor, nn.Module)):
+        return _copy(value, seen)
+    if id(value) in seen:
+        return seen[id(value)]
+    if type(value) in (list, tuple):
+        return type(value)(_copy_plain(part, seen) for part in value)
+    if type(value) is dict:
+        return {key: _copy_plain(part, seen) for key, part in value.items()}
+    ours = type(value).__module__.split(".")[0] not in ("builtins", "torch", "types", "enum", "functools")
+    if ours and not isinstance(value, (type, Mapping, Enum)) and getattr(value, "__dict__", None):
+        own = seen[id(value)] = copy.copy(value)
+        for key, part in vars(value).items():
+            vars(own)[key] = _copy_plain(part, seen)
+        return own
+    return value
 
 
 def on_meta(value: object) -> object:

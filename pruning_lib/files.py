@@ -6,6 +6,7 @@ A file of ours is JSON, or safetensors with JSON in its header, and says what it
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -72,10 +74,33 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
 
 
+def plain(value: object) -> object:
+    """Return values as JSON can hold them; of tensors, arrays, pictures and functions a digest."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    kind, content = type(value).__name__, repr(value).encode()
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        raw = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        content = f"{value.dtype} {tuple(value.shape)}".encode() + raw
+    elif callable(getattr(value, "tobytes", None)):  # an array, or a picture of PIL
+        about = [getattr(value, name, None) for name in ("shape", "dtype", "size", "mode")]
+        content = repr(about).encode() + value.tobytes()
+    elif callable(value):
+        content = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', kind)}".encode()
+    return {"digest": f"{kind} {hashlib.sha256(content).hexdigest()[:16]}"}
+
+
 def save_json(path: str | Path, kind: str, version: int, data: Mapping) -> Path:
     """Write `data` as a JSON file of this kind and version, whole or not at all."""
     with write_whole(path) as part:
-        part.write_text(json.dumps({"format": f"pruning_lib.{kind}/{version}", **data}, indent=1) + "\n", "utf-8")
+        part.write_text(
+            json.dumps({"format": f"pruning_lib.{kind}/{version}", **plain(data)}, indent=1) + "\n", "utf-8"
+        )
     return Path(path)
 
 
@@ -92,7 +117,7 @@ def save_tensors(path: str | Path, kind: str, version: int, tensors: Mapping[str
     """Write tensors, and plain values beside them, as a .safetensors file of this kind and version."""
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"{path} does not end in .safetensors.")
-    note = json.dumps({"format": f"pruning_lib.{kind}/{version}", **data})
+    note = json.dumps({"format": f"pruning_lib.{kind}/{version}", **plain(data)})
     with write_whole(path) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {kind: note})
     return Path(path)

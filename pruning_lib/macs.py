@@ -173,7 +173,7 @@ def count_macs(
     for path, module in model.named_modules():  # the copy is ours: its hooks need no removal
         module.register_forward_pre_hook(partial(enter, path))
         module.register_forward_hook(leave)
-    counter = _Counter({_storage(t) for t in [*model.parameters(), *model.buffers()]}, stack)
+    counter = MacsCounter(model, stack)
     try:
         with torch.no_grad(), counter:
             model(**inputs)
@@ -190,13 +190,14 @@ def count_macs(
 _FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
-class _Counter(TorchDispatchMode):
+class MacsCounter(TorchDispatchMode):
     """Adds up each product under the innermost module that is running: [with weights, of activations]."""
 
-    def __init__(self, weights: set[int], stack: list[str]):
+    def __init__(self, model: nn.Module, stack: list):
         super().__init__()
-        self.weights, self.stack = weights, stack
-        self.macs: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        self.weights = {storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        self.stack = stack  # what is running, by any name, innermost last
+        self.macs: dict[object, list[int]] = defaultdict(lambda: [0, 0])
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -209,11 +210,12 @@ class _Counter(TorchDispatchMode):
         # A linear layer may reach us as mm, addmm or bmm, depending on strides and bias, and attention as a fused
         # operator, bmm or baddbmm, depending on the processor.  What tells them apart is whether a factor is a weight.
         if name in _FACTORS:
-            return not any(_storage(args[i]) in self.weights for i in _FACTORS[name])
+            return not any(storage(args[i]) in self.weights for i in _FACTORS[name])
         return "attention" in name
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """Return what tells memory apart, while it lives."""
     # Views of a weight (transposed, expanded) share its storage object, also on meta, where data pointers are all 0.
     return tensor.untyped_storage()._cdata
 

@@ -6,19 +6,22 @@ Every latent has a generator of its own: neither the batch nor its neighbours ch
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from .capture import stepping, to_latents
 from .checks import check_whole, nearest
 from .denoisers import denoiser_of
 
@@ -55,20 +58,37 @@ class Unroll:
     ):
         denoiser_of(pipe)  # a pipeline it must be
         self.pipe, self.name = pipe, type(pipe).__name__
+        self.stepped: Callable[[object], None] = lambda timestep: None  # is told every step of the scheduler
+        self.again: Callable[[], None] = lambda: None  # is told that a run begins anew
         self._run = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad
         takes = inspect.signature(self._run).parameters
         self.argument = next((argument for argument in _ASKED_BY if argument in takes), "")
-        if not self.argument:
-            raise TypeError(f"{self.name} gives one latent at a time: it takes none of {', '.join(_ASKED_BY)}.")
         check_whole("steps", steps, 1)
         scale = {} if guidance_scale is None else {"guidance_scale": float(guidance_scale)}
         self.call: dict[str, object] = {"num_inference_steps": steps, **scale, **(options or {})}
-        for argument in self.call:
+        for argument, value in self.call.items():
             if argument not in takes:
                 raise ValueError(f"{self.name} takes no {argument!r}. {nearest(argument, takes)}")
+            if isinstance(value, Mapping) and {*value} == {"digest"}:
+                raise ValueError(
+                    f"{argument} was noted as a digest only ({value['digest']}), since it is no plain value. Give it "
+                    f"again: options={{{argument!r}: ...}}."
+                )
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What the pipeline is called with besides prompts, noise and the number of steps."""
+        return {key: value for key, value in self.call.items() if key != "num_inference_steps"}
 
     def check(self, prompts: object) -> list:
         """Return prompts as a list, after checking that the pipeline draws from such."""
+        if isinstance(prompts, Sequence) and prompts and all(isinstance(prompt, Mapping) for prompt in prompts):
+            return list(prompts)
+        if not self.argument:
+            raise TypeError(
+                f"{self.name} takes none of {', '.join(_ASKED_BY)}. Give a prompt as the arguments of its call, such "
+                "as [{'image': image}], or [{}] where `options` say it all."
+            )
         kind, wanted = _ASKED_BY[self.argument]
         if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)) or not prompts:
             raise ValueError(f"prompts={prompts!r}, but {self.name} {wanted}. Give a list of at least one.")
@@ -86,9 +106,12 @@ class Unroll:
 
     def asked(self, prompts: Sequence, seeds: Sequence[int]) -> dict[str, object]:
         """Return the arguments of the pipeline's call that ask for these."""
-        which = len(seeds) if self.argument == "batch_size" else list(prompts)
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return {self.argument: which, "generator": noise, **self.call}
+        # one alone is given as it is: some pipelines take no list, and the numbers are the same
+        told = {"generator": noise if len(noise) > 1 else noise[0], **self.call}
+        if isinstance(prompts[0], Mapping):
+            return {**told, **_together(prompts)}
+        return {self.argument: len(seeds) if self.argument == "batch_size" else list(prompts), **told}
 
     def latents(self, prompts: Sequence, seeds: Sequence[int]) -> Tensor:
         """Draw latents `[n, ...]` in the denoiser's type, with a graph behind them if gates with gradients are there.
@@ -99,24 +122,63 @@ class Unroll:
         """
         asked = self.asked(prompts, seeds)
         no_bar = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
-        step = _last_step_stops(self.pipe.scheduler, asked["generator"])
-        with _replaced(self.pipe, "_progress_bar_config", no_bar), _replaced(self.pipe.scheduler, "step", step):
+        noise = asked["generator"]
+        last = _LastStep(noise if isinstance(noise, list) else [noise])
+        # a copy, for solvers with a memory keep outputs, and the graph behind them
+        scheduler = copy.deepcopy(self.pipe.scheduler) if torch.is_grad_enabled() else self.pipe.scheduler
+
+        def again() -> None:
+            last.steps = 0
+            self.again()
+
+        with ExitStack() as stack:
+            if scheduler is not self.pipe.scheduler:
+                stack.enter_context(_replaced(self.pipe, "scheduler", scheduler))
+            stack.enter_context(stepping(scheduler, self.stepped))
+            stack.enter_context(_replaced(self.pipe, "_progress_bar_config", no_bar))
+            stack.enter_context(_replaced(scheduler, "step", last.of(scheduler)))
+            for name in ("vae", "vqvae"):
+                if isinstance(vae := getattr(self.pipe, name, None), nn.Module) and hasattr(vae, "decode"):
+                    channels = getattr(vae.config, "out_channels", 3)
+                    stack.enter_context(_replaced(vae, "decode", functools.partial(_nothing, channels)))
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(seeds[0])  # some pipelines draw from the global generator, too
             try:
-                self._run(self.pipe, **asked)
-            except _SamplingFinished as finished:
-                return finished.args[0][: len(seeds)]  # with guidance some pipelines carry each twice
+                to_latents(self.pipe, functools.partial(self._run, self.pipe), asked, again)
             finally:
                 self.pipe.maybe_free_model_hooks()  # what the pipeline itself does at its end
-        raise TypeError(f"{self.name} has no last latents: it does not call scheduler.step once for each timestep.")
+        if last.latents is None:
+            raise TypeError(f"{self.name} has no last latents: it does not call scheduler.step.")
+        return last.latents[: len(seeds)]  # with guidance some pipelines carry each twice
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents, differentiably, to floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type if any."""
-        vae = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None)
-        if not isinstance(vae, nn.Module):
+        """Decode latents, differentiably, to floats in [0, 1], `[n, 3, h, w]`, of the autoencoder's type if any.
+
+        Packed latents are unpacked by the pipeline; those that still are no `[n, c, h, w]` are a ValueError.
+        """
+        found = (getattr(self.pipe, name, None) for name in ("vae", "vqvae", "movq"))
+        vae = next((part for part in found if isinstance(part, nn.Module)), None)
+        if vae is None:
             return (latents / 2 + 0.5).clamp(0, 1)
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        scaled = latents.to(vae.dtype) / (getattr(vae.config, "scaling_factor", None) or 1.0) + shift
-        return (vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        config, unpack = vae.config, getattr(self.pipe, "_unpack_latents", None)
+        if latents.ndim == 3 and unpack is not None:
+            usual = getattr(self.pipe, "default_sample_size", 0) * self.pipe.vae_scale_factor
+            sides = [self.call.get(side) or usual for side in ("height", "width")]
+            latents = unpack(latents, *sides, self.pipe.vae_scale_factor)
+        channels = getattr(config, "latent_channels", None)
+        if latents.ndim != 4 or latents.shape[1] != (channels or latents.shape[1]):
+            raise ValueError(
+                f"The last latents of {self.name} have shape {tuple(latents.shape)}, and its {type(vae).__name__} does "
+                "not decode them as they are. Use loss='latent', which decodes nothing."
+            )
+        latents, scale = latents.to(vae.dtype), getattr(config, "scaling_factor", None) or 1.0
+        mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
+            latents = latents * std / scale + mean
+        else:
+            latents = latents / scale + (getattr(config, "shift_factor", None) or 0.0)
+        return (vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
 
 def pictures(
@@ -234,26 +296,51 @@ def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
         setattr(owner, name, before) if had else delattr(owner, name)
 
 
-class _SamplingFinished(Exception):
-    """Ends a pipeline's call after its last step; its argument is what that step returned."""
+def _together(prompts: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Put the arguments of several calls, each for one latent, into one: tensors and lists one after the other."""
+    merged = {}
+    for key, first in prompts[0].items():
+        parts = [prompt[key] for prompt in prompts]
+        if isinstance(first, Tensor):
+            merged[key] = torch.cat(parts)
+        elif isinstance(first, list):
+            merged[key] = [member for part in parts for member in part]
+        else:
+            merged[key] = first if len(parts) == 1 else parts
+    return merged
 
 
-def _last_step_stops(scheduler: SchedulerMixin, noise: list[torch.Generator]) -> Callable:
-    """Return `scheduler.step`, whose last call raises `_SamplingFinished`, and whose noise is that of the latents."""
-    step, calls = scheduler.step, count(1)
-    takes_generator = "generator" in inspect.signature(step).parameters
+def _nothing(channels: int, latents: Tensor, *args: object, return_dict: bool = True, **kwargs: object) -> object:
+    """Stand in for `vae.decode` where nobody looks at the picture."""
+    sample = latents.new_zeros(len(latents), channels, 8, 8)
+    return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    @functools.wraps(step)
-    def counted(*args, **kwargs):
-        if takes_generator and kwargs.get("generator") is None:  # some pipelines hand none on
-            sample = kwargs["sample"] if "sample" in kwargs else args[2]
-            kwargs["generator"] = noise * (len(sample) // len(noise))
-        result = step(*args, **kwargs)
-        if next(calls) == len(scheduler.timesteps):
-            raise _SamplingFinished(result[0] if isinstance(result, tuple) else result.prev_sample)
-        return result
 
-    return counted
+class _LastStep:
+    """Notes what the scheduler's last step returned, and gives steps that draw noise that of the latents."""
+
+    def __init__(self, noise: list[torch.Generator]):
+        self.noise, self.latents, self.steps = noise, None, 0
+
+    def of(self, scheduler: SchedulerMixin) -> Callable:
+        """Return `scheduler.step`, watched."""
+        step = scheduler.step
+        takes_generator = "generator" in inspect.signature(step).parameters
+
+        @functools.wraps(step)
+        def watched(*args, **kwargs):
+            if takes_generator and kwargs.get("generator") is None:  # some pipelines hand none on
+                sample = kwargs["sample"] if "sample" in kwargs else args[2]
+                kwargs["generator"] = self.noise * (len(sample) // len(self.noise))
+            result = step(*args, **kwargs)
+            self.latents = result[0] if isinstance(result, tuple) else result.prev_sample
+            self.steps += 1
+            if self.steps == len(scheduler.timesteps):  # what pipelines do with it needs no graph
+                plain = self.latents.detach()
+                result = (plain, *result[1:]) if isinstance(result, tuple) else type(result)(plain)
+            return result
+
+        return watched
 
 
 @contextmanager

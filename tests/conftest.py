@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The scripts and the book's extensions are programs, not a package; tests import them as they import each other.
-ROOMS = ("site", "repo", "weights", "operators", "steps", "training", "book", "gpu")
+ROOMS = ("site", "repo", "weights", "operators", "steps", "training", "book", "gpu", "compat")
 sys.path[:0] = [str(ROOT / name) for name in ("scripts", "tests", "_ext", *(f"tests/{room}" for room in ROOMS))]
 # No test may wait for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

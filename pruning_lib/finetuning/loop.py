@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..checks import check_device, check_number, check_whole
-from ..files import write_whole
+from ..files import plain, write_whole
 from ..processes import Processes
 
 Loss = Callable[[torch.Generator], "tuple[Tensor, dict[str, float]]"]
@@ -81,10 +81,10 @@ def lr_factor(step: int, config: FitConfig) -> float:
 def note_run(path: Path, told: dict[str, object], differs: str, processes: Processes) -> Path:
     """Note in the file `path` what a run is about, and return its folder, made when absent; each process calls this.
 
-    Where the note there says something else than `told`, plain values, a ValueError in every process names what
+    Where the note there says something else than `told`, a ValueError in every process names what
     `differs`: "other captions, or another teacher".
     """
-    note, folder = json.dumps(told, ensure_ascii=False), path.parent
+    note, folder = json.dumps(plain(told), ensure_ascii=False), path.parent
     folder.mkdir(parents=True, exist_ok=True)
     if processes.any(path.is_file() and path.read_text("utf-8") != note):
         raise ValueError(f"{folder} holds a run with {differs}. Choose another folder.")

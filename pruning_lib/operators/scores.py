@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..checks import nearest, text_table
 from ..denoisers import Fingerprint, denoiser_of
-from ..files import check_place, load_tensors, reading, save_tensors, write_whole
+from ..files import check_place, load_tensors, plain, reading, save_tensors, write_whole
 from .budget import choose
 from .find import Operator, Operators
 from .plan import Plan
@@ -256,7 +256,7 @@ class ScoreCache:
     def __init__(self, folder: str | Path | None, settings: Mapping[str, object]):
         self._own = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="operator-scores-") if folder is None else folder)
-        mine, path = json.loads(json.dumps(settings, default=str)), self.folder / "settings.json"
+        mine, path = plain(settings), self.folder / "settings.json"
         check_place(path)
         if not path.is_file():
             with write_whole(path) as part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..checks import check_whole
-from ..files import load_json, reading, save_json
+from ..files import load_json, plain, reading, save_json
 from ..processes import is_out_of_memory
 from ..sampling import Unroll
 from .budget import check_budget
@@ -29,7 +28,7 @@ class Known:
     def __init__(self, folder: str | Path | None = None, about: Mapping[str, object] | None = None):
         self.path = Path(folder) / "search.json" if folder else None
         self.found: dict[str, dict[str, list | None]] = {"losses": {}, "gradients": {}}
-        self.about = json.loads(json.dumps(about))
+        self.about = plain(about)
         if self.path and self.path.exists():
             told = load_json(self.path, "search")
             with reading("search", self.path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..capture import place_in, stepping
 from ..denoisers import denoiser_of
 from .units import Control, Unit, Values, attach
 
@@ -99,17 +101,59 @@ def hold_of(name: str, scheduler: SchedulerMixin) -> Callable[[], LastValue]:
     return functools.partial(LastPrediction, levels.tolist())
 
 
+Key = tuple[str | None, int]  # of a stream of calls: its context, and its place among those of one step
+
+
+class ByStep(Control):
+    """Knows of every call its row and its stream: rows are counted by the scheduler's steps, not by timesteps.
+
+    Pipelines that call the denoiser several times a step have a stream for each: by the name that they give it, else by
+    its place in the row.
+    """
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a run."""
+        self.row, self._places, self._calls = 0, Counter(), None
+
+    def stream(self, context: str | None) -> Key:
+        """Return the stream of a call that begins now."""
+        key = context, self._places[context]
+        if context is None and self._calls is not None and key[1] >= self._calls:
+            raise self._unlike(key[1] + 1)
+        self._places[context] += 1
+        return key
+
+    def stepped(self, timestep: object) -> None:
+        """Take note of a step of the scheduler: a row ends."""
+        calls = self._places[None]
+        if set(self._places) <= {None} and calls != (self._calls or calls):
+            raise self._unlike(calls)
+        self._calls = self._calls or calls
+        self.row += 1
+        self._places.clear()
+
+    def _unlike(self, calls: int) -> ValueError:
+        return ValueError(
+            f"The pipeline calls its denoiser {self._calls} times a step, but {calls} times in step {self.row + 1}, "
+            "and does not say which call is which. Switch off what changes between steps."
+        )
+
+
 @dataclass
 class _Stream:
-    """What one stream of calls keeps; a pipeline that calls the denoiser twice a step has two."""
+    """What one stream of calls keeps."""
 
-    row: int | None = None
-    batch: int | None = None
-    values: dict[int, Values] = field(default_factory=dict)
+    row: int
+    batch: int
+    values: dict[tuple[int, int], Values] = field(default_factory=dict)  # by unit and by which of its runs in a call
     hold: LastValue | None = None  # None until a call was made
+    last: tuple | None = None  # sample and output of the first row, whose timestep may turn out later
 
 
-class Replay(Control):
+class Replay(ByStep):
     """Follows a schedule: computes the `live` cells, bool `[T, N]`, and calls the denoiser at the rows `calls` `[T]`.
 
     What `hold` makes, one for each stream, answers the other calls. Since the last run began, `computed` counts the
@@ -119,61 +163,91 @@ class Replay(Control):
     def __init__(self, live: Tensor, calls: Tensor, timesteps: Sequence[float], hold: Callable = LastValue):
         self.live, self.calls = live.tolist(), calls.tolist()
         self.timesteps, self.hold = timesteps, hold
-        self.reset()
+        self.begins: Callable[[], int | None] = lambda: None  # the row that the scheduler is set to begin at
+        super().__init__()
 
-    def reset(self) -> None:
+    def restart(self) -> None:
         """Forget everything: a new run begins."""
-        self._streams: dict[str | None, _Stream] = {}
-        self._now, self._off = _Stream(), [False] * len(self.live[0])
+        super().restart()
+        self.row, self._first = None, True
+        self._streams: dict[Key, _Stream] = {}
+        self._now, self._off = _Stream(0, 0), [False] * len(self.live[0])
         self.computed = self.called = 0
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
         sample, timestep = sample_and_timestep(args, kwargs)
-        stream = self._streams.setdefault(context, _Stream())
-        row = self._row(stream.row, timestep)
-        if stream.row is None or row != stream.row + 1 or stream.batch != len(sample):
+        if self.row is None or self.row >= len(self.timesteps):  # a loop written by hand may start over
+            self.restart()
+            self.row = self._begin(timestep)
+        row, key = self.row, self.stream(context)
+        stream = self._streams.get(key)
+        if stream is None or stream.row != row - 1 or stream.batch != len(sample):
             # Nothing that is kept fits: compute all, as at a first call.
-            self._streams[context] = stream = _Stream(batch=len(sample))
-        stream.row, at = row, self.timesteps[row]  # the number: reading the tensor would make an accelerator wait
+            self._streams[key] = stream = _Stream(row, len(sample))
+        stream.row, at = row, self.timesteps[row]
         if not self.calls[row] and stream.hold is not None:
             return stream.hold.predict(at)
         self._now = stream
         # A unit is passed over where the schedule says so and something is kept to pass on.
-        self._off = [not live and unit in stream.values for unit, live in enumerate(self.live[row])]
+        self._off = [not live and (unit, 1) in stream.values for unit, live in enumerate(self.live[row])]
         self.called += 1
         output = forward()
         stream.hold = stream.hold or self.hold()
         stream.hold.update(sample, at, output)
+        stream.last = (sample, output) if self._first else None
         return output
 
     def skips(self, index: int) -> bool:
-        return self._off[index]
+        return self._off[index] and (index, self.times[index] or 1) in self._now.values
+
+    def keeps(self, index: int) -> bool:
+        following = self._now.row + 1
+        if self._first:  # which row that is may turn out later
+            return True
+        return following < len(self.live) and not self.live[following][index]
 
     def unit(self, index: int, compute: Callable[[], Values] | None) -> Values:
-        if not self._off[index]:
-            self.computed += 1
-            self._now.values[index] = compute()
-        return self._now.values[index]
+        key = index, self.times[index]
+        if compute is None:
+            return self._now.values[key]
+        self.computed += self.times[index] == 1
+        values = compute()
+        if self.keeps(index):
+            self._now.values[key] = values
+        else:
+            self._now.values.pop(key, None)
+        return values
 
-    def _row(self, last: int | None, timestep: object) -> int:
-        """Tell which row this call is: the next one, or, at a run's first call, where its timestep stands."""
-        following = 0 if last is None else last + 1
-        on_cpu = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
-        if last is not None and following < len(self.timesteps) and not on_cpu:
-            return following  # reading a number from an accelerator would make it wait
+    def _begin(self, timestep: object) -> int:
+        """Tell at which row a run begins: image to image begins in the middle."""
+        begins = self.begins()
+        if begins is not None:
+            return begins
+        if timestep is None:
+            return 0
         t = _number(timestep)
-        rows = [row for unit in (1, 1000) for row in self._nearest(t * unit)]  # some want fractions of 1000
-        if rows:  # image to image begins in the middle; a loop written by hand may start over
-            return following if following in rows else rows[0]
-        raise ValueError(
-            f"The denoiser is called at timestep {t:g}, which this schedule does not have: its {len(self.timesteps)} "
-            f"calls are at timesteps {_few(self.timesteps)}. Sample with the scheduler and steps that it was made for."
-        )
-
-    def _nearest(self, t: float) -> list[int]:
         distances = [abs(t - other) for other in self.timesteps]
-        least, room = min(distances), max(0.01 * t, 1e-3)  # for timesteps rounded to half precision
-        return [row for row, distance in enumerate(distances) if distance == least <= room]
+        return distances.index(min(distances)) if min(distances) <= max(0.01 * t, 1e-3) else 0
+
+    def stepped(self, timestep: object) -> None:
+        if self.row is None or self.row >= len(self.timesteps):
+            return  # steps of somebody else's loop
+        on_cpu = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        if on_cpu and not _same(told := _number(timestep), self.timesteps[self.row]):
+            rows = [row for row, other in enumerate(self.timesteps) if _same(told, other)]
+            if not self._first or not rows:
+                raise ValueError(
+                    f"The scheduler steps at timestep {told:g}, where this schedule's row {self.row + 1} of "
+                    f"{len(self.timesteps)} is at {self.timesteps[self.row]:g}. A schedule needs one step for each "
+                    "row, with the scheduler, steps and settings that it was made for."
+                )
+            self.row = rows[0]
+            for stream in self._streams.values():
+                stream.row = self.row
+                if stream.last is not None:
+                    stream.hold.update(stream.last[0], self.timesteps[self.row], stream.last[1])
+        self._first = False
+        super().stepped(timestep)
 
 
 @contextmanager
@@ -183,37 +257,55 @@ def following(pipe: DiffusionPipeline, units: Sequence[Unit], control: Replay, s
     A run of other timesteps than the control's, those of so many `steps`, is refused when it begins.
     """
     scheduler, denoiser = pipe.scheduler, denoiser_of(pipe)[1]
-    set_timesteps = scheduler.set_timesteps
+    set_timesteps, ahead = scheduler.set_timesteps, 0
     _check_alone(denoiser)
 
     @functools.wraps(set_timesteps)  # pipelines read its signature
     def begin(*args, **kwargs):
+        nonlocal ahead
         _check_alone(denoiser)
         result = set_timesteps(*args, **kwargs)
-        control.reset()
+        control.restart()
         asked, told = [float(t) for t in scheduler.timesteps.tolist()], control.timesteps
-        pairs = zip(asked, told, strict=False)
-        if len(asked) != len(told) or not all(abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in pairs):
+        place = place_in(asked, told)  # image to image leaves out the first
+        ahead = (place or 1) - 1
+        if place is None:
             raise ValueError(
                 f"This schedule is for {steps} steps of {type(scheduler).__name__} ({len(told)} calls at timesteps "
-                f"{_few(told)}), but the run asks for {scheduler.num_inference_steps} ({len(asked)} calls at "
-                f"{_few(asked)}). Use num_inference_steps={steps} and the scheduler's settings as they were."
+                f"{_few(told)}), but the run asks for {len(asked)} calls at {_few(asked)}. "
+                f"Use num_inference_steps={steps} and the scheduler's settings as they were."
             )
         return result
 
-    with attach(denoiser, units, control):
+    def begins() -> int | None:
+        if not hasattr(scheduler, "set_begin_index"):
+            return None
+        return max(0, (scheduler.begin_index or 0) - ahead)
+
+    control.begins = begins
+    with attach(denoiser, units, control), stepping(scheduler, control.stepped):
         scheduler.set_timesteps = begin
         try:
             yield control
         finally:
             del scheduler.set_timesteps
-            control.reset()
+            control.restart()
 
 
 def _check_alone(denoiser: nn.Module) -> None:
     if str(getattr(vars(denoiser).get("forward"), "__module__", "")).startswith("DeepCache"):
         told = "DeepCache is enabled on this pipeline, and it would skip what a schedule computes"
         raise RuntimeError(f"{told}. Call disable() of its helper first, or use the schedule budget.deepcache instead.")
+    registry = getattr(denoiser, "_diffusers_hook", None)
+    if registry is not None and any("faster_cache" in name for name in registry.hooks):
+        raise RuntimeError(
+            "FasterCache is enabled on this denoiser, and it changes the batch below what a schedule keeps. Call "
+            "disable_cache() of the denoiser first."
+        )
+
+
+def _same(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-3 * max(1.0, abs(b))
 
 
 def _few(timesteps: Sequence[float]) -> str:
@@ -222,8 +314,11 @@ def _few(timesteps: Sequence[float]) -> str:
 
 def sample_and_timestep(args: tuple, kwargs: dict) -> tuple[Tensor, object]:
     """Return what a denoiser was called with."""
-    sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-    return sample, args[1] if len(args) > 1 else kwargs.get("timestep")
+    sample = (*args, *kwargs.values())[0]
+    for name in ("sample", "hidden_states"):
+        sample = kwargs.get(name, sample)
+    times = (kwargs.get(name) for name in ("timestep", "timesteps", "t", "timestep_ratio"))
+    return sample, next((t for t in times if t is not None), args[1] if len(args) > 1 else None)
 
 
 def _number(timestep: object) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..capture import NotStarted, captured, example_call
 from ..checks import check_whole
-from ..denoisers import denoiser_of
+from ..denoisers import denoiser_of, is_known
 from ..files import check_format, load_json, reading, save_json
-from ..macs import count_macs
 from .replay import Replay, check_hold, following, hold_of
 from .units import GRAINS, Unit, structure_of, units_of
-from .wiring import Wiring, live_cells, trace_wiring
+from .wiring import Wiring, live_cells, trace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-_VERSIONS = (1, 2)  # of files
+_VERSIONS = (1, 2, 3)  # of files
 
 
 def encode_table(on: Tensor) -> list[str]:
@@ -48,7 +48,7 @@ def decode_table(rows: Sequence[str]) -> Tensor:
 class Grid:
     """T calls of a denoiser, in order, times its N units."""
 
-    names: tuple[str, ...]  # of the units, in the order in which they run
+    units: tuple[Unit, ...]  # in the order in which they run
     macs: tuple[int, ...]  # per unit, of one sample and one call
     macs_without_attention: tuple[int, ...]
     base_macs: int  # of what runs in every call besides the units
@@ -60,6 +60,11 @@ class Grid:
     scheduler: str  # its class
     steps: int  # `num_inference_steps` that gives these timesteps
     timesteps: tuple[float, ...]  # of the T calls, as the scheduler lists them; some call more often than `steps`
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the units."""
+        return tuple(unit.name for unit in self.units)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,6 +138,8 @@ class Grid:
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         units = {name: list(getattr(self, name)) for name in ("names", "macs", "macs_without_attention")}
+        units |= {"modules": [list(unit.modules) for unit in self.units]}
+        units |= {"streams": [list(map(list, unit.streams)) for unit in self.units]}
         return {
             "units": {"grain": self.grain, **units},
             "base_macs": self.base_macs,
@@ -150,7 +157,16 @@ class Grid:
         denoiser = {"class_name": data["denoiser"]["class"], "structure": data["denoiser"]["structure"]}
         flat = {**data, **data["units"], **denoiser, "wiring": Wiring.from_dict(data["wiring"])}
         flat["timesteps"] = map(float, flat["timesteps"])
-        lists = ("names", "macs", "macs_without_attention", "timesteps")
+        lists = ("units", "macs", "macs_without_attention", "timesteps")
+        names, nothing = flat["names"], [()] * len(flat["names"])
+        old = data.get("version", _VERSIONS[-1]) < 3  # did not tell the units' modules
+        told = zip(names, *(nothing if old else flat[key] for key in ("modules", "streams")), strict=True)
+        flat["units"] = [Unit(name, tuple(paths), tuple((k, j) for k, j in streams)) for name, paths, streams in told]
+        for unit in flat["units"]:
+            if not all(isinstance(path, str) for path in unit.modules) or False:
+                raise TypeError(f"{unit.modules!r} stands where the modules of {unit.name} belong")
+            for place in (place for pair in unit.streams for place in pair):
+                check_whole("a stream", place, 0)
         grid = cls(**{f.name: tuple(flat[f.name]) if f.name in lists else flat[f.name] for f in fields(cls)})
         for text in (*grid.names, grid.class_name, grid.structure, grid.scheduler):
             if not isinstance(text, str):
@@ -183,6 +199,7 @@ def grid_of(
     *,
     timesteps: Sequence[float] | None = None,
     sample_size: int | tuple[int, int] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Grid:
     """Lay out the units of a pipeline's denoiser over the steps of its scheduler: costs, wiring and timesteps.
 
@@ -198,18 +215,26 @@ def grid_of(
             raise ValueError(f"The grid is for {grain.steps} steps, but steps={steps}.")
         return grain
     denoiser = denoiser_of(pipe)[1]
-    timesteps = timesteps_of(pipe, steps) if timesteps is None else tuple(map(float, timesteps))
-    units = units_of(denoiser, grain)
-    costs = count_macs(denoiser, sample_size=sample_size).modules
-    macs = tuple(sum(costs[path].macs for path in unit.modules) for unit in units)
-    without = tuple(sum(costs[path].macs_without_attention for path in unit.modules) for unit in units)
+    call = None
+    if sample_size is None and timesteps is None and not _without_weights(denoiser):
+        try:
+            call = captured(pipe, steps, options)
+            timesteps = call.timesteps
+        except NotStarted:  # such as without a text encoder, for those who hand over embeddings
+            if options or not is_known(denoiser):
+                raise
+    if call is None:
+        call = example_call(denoiser, sample_size=sample_size)
+        timesteps = timesteps_of(pipe, steps) if timesteps is None else tuple(map(float, timesteps))
+    units = units_of(denoiser, grain, call=call)
+    traced = trace(denoiser, units, call=call)
     return Grid(
-        names=tuple(unit.name for unit in units),
-        macs=macs,
-        macs_without_attention=without,
-        base_macs=costs[""].macs - sum(macs),
-        base_macs_without_attention=costs[""].macs_without_attention - sum(without),
-        wiring=trace_wiring(denoiser, units, sample_size=sample_size),
+        units=units,
+        macs=tuple(macs // call.batch for macs in traced.macs),
+        macs_without_attention=tuple(macs // call.batch for macs in traced.macs_without_attention),
+        base_macs=traced.base[0] // call.batch,
+        base_macs_without_attention=traced.base[1] // call.batch,
+        wiring=traced.wiring,
         grain=grain,
         class_name=type(denoiser).__name__,
         structure=structure_of(denoiser),
@@ -217,6 +242,12 @@ def grid_of(
         steps=steps,
         timesteps=timesteps,
     )
+
+
+def _without_weights(denoiser: nn.Module) -> bool:
+    """Whether a denoiser is a structure alone; one whose weights wait elsewhere, offloaded, is not."""
+    bare = any(weight.device.type == "meta" for weight in denoiser.parameters())
+    return bare and not any(hasattr(module, "_hf_hook") for module in denoiser.modules())
 
 
 def timesteps_of(pipe: DiffusionPipeline, steps: int) -> tuple[float, ...]:
@@ -236,8 +267,12 @@ def timesteps_of(pipe: DiffusionPipeline, steps: int) -> tuple[float, ...]:
 
 def units_for(grid: Grid, denoiser: nn.Module) -> tuple[Unit, ...]:
     """Return the units of a denoiser, if they are those of a grid; else raise ValueError."""
-    found, units = (type(denoiser).__name__, structure_of(denoiser)), units_of(denoiser, grid.grain)
-    if found != (grid.class_name, grid.structure) or tuple(unit.name for unit in units) != grid.names:
+    found, units = (type(denoiser).__name__, structure_of(denoiser)), grid.units
+    fits = found == (grid.class_name, grid.structure)
+    if fits and not all(unit.modules for unit in units):  # read from an older file
+        units = units_of(denoiser, grid.grain)
+    paths = dict(denoiser.named_modules())
+    if not fits or grid.names != tuple(u.name for u in units) or any(p not in paths for u in units for p in u.modules):
         raise ValueError(
             f"This schedule, or grid, was made for another denoiser: a {grid.class_name} of structure "
             f"{grid.structure}, while the pipeline holds a {found[0]} of structure {found[1]}. Make one for this one; "

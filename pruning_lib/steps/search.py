@@ -296,7 +296,8 @@ def search_schedule(
     check_whole("images", images, 1)
     check_whole("evaluations", evaluations, 1)
     check_whole("seed", seed, 0)
-    grid = grid_of(pipe, steps, grain)
+    scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    grid = grid_of(pipe, steps, grain, options={**(options or {}), **scale})
     check_budget(grid, keep)
     call = {"guidance_scale": guidance_scale, "options": options}
     prompts = Unroll(pipe, steps=steps, **call).check(prompts)

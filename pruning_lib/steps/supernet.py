@@ -18,9 +18,9 @@ from ..denoisers import denoiser_of
 from ..processes import is_out_of_memory
 from ..quality import ssim
 from ..sampling import Unroll
-from .replay import LastValue, hold_of, sample_and_timestep
+from .replay import ByStep, Key, LastValue, hold_of, sample_and_timestep
 from .schedule import Grid, Schedule, grid_of, units_for
-from .units import Control, Values, attach
+from .units import Values, attach
 
 LOSSES = ("ssim", "l1", "l2", "ssim+l1", "latent")
 _OF_PICTURES = {
@@ -49,7 +49,7 @@ def consistency(name: str, net: SuperNet | Unroll, latents: Tensor, wanted: Tens
     return sum(_OF_PICTURES[part](*pictures) for part in name.split("+"))
 
 
-class SoftGates(Control):
+class SoftGates(ByStep):
     """Mixes every unit's new value with its last one: at a gate of 1 it is unpruned, at 0 reused.
 
     Values are handed from call to call as arguments, never hidden in modules, so a call can be checkpointed as a whole:
@@ -60,54 +60,79 @@ class SoftGates(Control):
 
     def __init__(self, *, checkpointing: bool = True, schedule: Schedule | None = None, hold: Callable = LastValue):
         self.checkpointing, self.schedule, self.hold = checkpointing, schedule, hold
+        self.module: nn.Module | None = None  # the denoiser
         self.calls = [] if schedule is None else schedule.grid.calls(schedule.on).tolist()
+        super().__init__()
         self.begin(None)
 
     def begin(self, gates: Tensor | None) -> None:
         """Begin a run with gates `[T, N]`, or an untouched one. Row 0 is not used: nothing is kept yet."""
-        self.gates, self._after = gates, []
-        # Per stream of calls, for some pipelines make two per step:
-        self._rows: dict[str | None, int] = {}
-        self._caches: dict[str | None, list[Values]] = {}
-        self._holds: dict[str | None, LastValue] = {}
+        self.restart()
+        self.gates, self._mixing = gates, False
+        # per stream of calls, for some pipelines make several per step
+        self._caches: dict[Key, dict[tuple[int, int], Values]] = {}
+        self._holds: dict[Key, LastValue] = {}
 
     def denoiser(self, forward: Callable[[], object], args: tuple, kwargs: dict, context: str | None) -> object:
         """Run one call as a function of its gates and of the values of the call before."""
         if self.gates is None:
             return forward()
-        row = self._rows.get(context, 0)
+        row, key = self.row, self.stream(context)
         if row >= len(self.gates):
-            raise ValueError(f"The denoiser is called more often than the {len(self.gates)} times that gates are for.")
-        self._rows[context] = row + 1
+            raise ValueError(f"The denoiser is called at more steps than the {len(self.gates)} that gates are for.")
         if self.schedule and not self.calls[row]:
-            return self._holds[context].predict(self.schedule.grid.timesteps[row])
+            return self._holds[key].predict(self.schedule.grid.timesteps[row])
 
-        def call(gates: Tensor, before: list[Values] | None) -> tuple[object, list[Values]]:
-            self._now, self._before, self._after = gates, before, [[] for _ in gates]
-            return forward(), self._after
+        processors = getattr(self.module, "attn_processors", None)  # some pipelines take theirs off at their end
 
-        state = self.gates[row], self._caches.get(context)
+        def call(gates: Tensor, before: dict | None) -> tuple[object, dict]:
+            self._now, self._before, self._after, self._mixing = gates, before, {}, True
+            try:
+                with _with_processors(self.module, processors):
+                    return forward(), self._after
+            finally:
+                self._mixing = False
+
+        state = self.gates[row], self._caches.get(key)
         if self.checkpointing and torch.is_grad_enabled():
-            output, self._caches[context] = checkpoint(call, *state, use_reentrant=False)
+            output, self._caches[key] = checkpoint(call, *state, use_reentrant=False)
         else:
-            output, self._caches[context] = call(*state)
+            output, self._caches[key] = call(*state)
         if self.schedule:
-            hold = self._holds.setdefault(context, self.hold())
+            hold = self._holds.setdefault(key, self.hold())
             hold.update(sample_and_timestep(args, kwargs)[0], self.schedule.grid.timesteps[row], output)
         return output
+
+    def keeps(self, index: int) -> bool:
+        return self._mixing
 
     def unit(self, index: int, compute: Callable[[], Values] | None) -> Values:
         """Return the mixture, and keep it for the next call."""
         values = compute()
-        if not self._after:  # an untouched run
+        if not self._mixing:  # an untouched run
             return values
+        key = index, self.times[index]
         if self._before is not None:
             gate = self._now[index].to(values[0].device, values[0].dtype)
             # lerp, so that a gate of 1 gives the new value bit for bit
-            pairs = zip(self._before[index], values, strict=True)
+            pairs = zip(self._before[key], values, strict=True)
             values = [torch.lerp(old.to(new.dtype), new, gate) for old, new in pairs]
-        self._after[index] = values
+        self._after[key] = values
         return values
+
+
+@contextmanager
+def _with_processors(module: nn.Module | None, processors: dict | None) -> Iterator[None]:
+    """Compute with the attention processors of the first time, for when activations are computed again."""
+    now = getattr(module, "attn_processors", None)
+    if not processors or all(now.get(name) is processor for name, processor in processors.items()):
+        yield
+        return
+    module.set_attn_processor(dict(processors))
+    try:
+        yield
+    finally:
+        module.set_attn_processor(dict(now))
 
 
 class SuperNet:
@@ -146,9 +171,9 @@ class SuperNet:
                 "loss='latent' save memory. A schedule that is found runs offloaded."
             )
         self.pipe = pipe
-        self.grid = grid if isinstance(grid, Grid) else grid_of(pipe, grid)
+        self.unroll = Unroll(pipe, steps=grid.steps if isinstance(grid, Grid) else grid, **sampling)
+        self.grid = grid if isinstance(grid, Grid) else grid_of(pipe, grid, options=self.unroll.options)
         self._units = units_for(self.grid, self._denoiser)
-        self.unroll = Unroll(pipe, steps=self.grid.steps, **sampling)
         hold = LastValue if schedule is None else hold_of(schedule.hold, pipe.scheduler)
         self.control = SoftGates(checkpointing=checkpointing, schedule=schedule, hold=hold)
         self._open: ExitStack | None = None
@@ -158,6 +183,8 @@ class SuperNet:
             raise RuntimeError("This SuperNet is open already: one `with` block at a time.")
         with ExitStack() as stack:
             stack.enter_context(attach(self._denoiser, self._units, self.control))
+            self.unroll.stepped, self.control.module = self.control.stepped, self._denoiser
+            self.unroll.again = lambda: self.control.begin(self.control.gates)
             modules = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
             for parameter in [p for module in modules for p in module.parameters() if p.requires_grad]:
                 parameter.requires_grad_(False)  # only gates are trained
@@ -274,11 +301,26 @@ def loss_and_gradient(
             with torch.autocast(net.pipe._execution_device.type, torch.bfloat16, enabled=bf16):
                 wanted = net.reference(prompts, seeds) if wanted is None else wanted
                 value = consistency(loss, net, net.latents(gates, prompts, seeds), wanted).mean()
-            (scale * value).backward()
+            _backward(net, scale * value)
         found = torch.zeros_like(gates) if gates.grad is None else gates.grad / scale
         if found.isfinite().all():
             break
     return value.item(), found.float().cpu()
+
+
+def _backward(net: SuperNet, loss: Tensor) -> None:
+    """Take the gradient, or say why this pipeline gives none."""
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        if not any(
+            words in str(error) for words in ("does not require grad", "inplace operation", "Recomputed values")
+        ):
+            raise
+        raise ValueError(
+            f"No gradient comes through the steps of {type(net.pipe).__name__}: it draws tokens, or changes its "
+            "latents in place. Use search_schedule, which needs none."
+        ) from error
 
 
 @contextmanager

@@ -151,7 +151,8 @@ def train_pruner(
     config = config_of(recipe, steps, {**settings, "seed": seed, "device": str(device)})
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; expected a function of a TrainingStep.")
-    grid = grid_of(pipe, steps, grain)
+    call = {**(options or {}), **({} if guidance_scale is None else {"guidance_scale": guidance_scale})}
+    grid = grid_of(pipe, steps, grain, options=call)
     net = SuperNet(pipe, grid, guidance_scale=guidance_scale, options=options, checkpointing=config.checkpointing)
     prompts = net.unroll.check(prompts)
     if config.keep_macs and "keep_macs" not in settings:  # those that the first call leaves room for

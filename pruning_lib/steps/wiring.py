@@ -6,15 +6,20 @@ value, so a value computed now may be read many steps from now.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..denoisers import example_inputs, meta_copy
-from .units import Control, Unit, attach
+from ..capture import Call, example_call
+from ..macs import MacsCounter, storage
+from .units import Control, Unit, attach, tensors
 
 
 @dataclass(frozen=True)
@@ -85,61 +90,112 @@ def paper_cascade(on: Tensor, wiring: Wiring) -> Tensor:
     return live_cells(on, wiring, later=False)
 
 
-def trace_wiring(
-    denoiser: nn.Module, units: Sequence[Unit], *, sample_size: int | tuple[int, int] | None = None
-) -> Wiring:
-    """Trace which unit, as `units_of` lists them, reads which, in one call without weights.
+@dataclass(frozen=True)
+class Traced:
+    """What one call of a denoiser tells about its units."""
 
-    Every unit's value leaves a mark in autograd's graph; what a unit reads are the nearest marks behind its input. The
-    sample's size is that of `example_inputs`.
+    wiring: Wiring
+    macs: tuple[int, ...]  # per unit, of the whole call, attention products included
+    macs_without_attention: tuple[int, ...]
+    base: tuple[int, int]  # what runs besides the units, with and without attention products
+
+
+def trace(denoiser: nn.Module, units: Sequence[Unit], *, call: Call | None = None) -> Traced:
+    """Trace which unit, as `units_of` lists them, reads which, and what each costs, in one call on the structure alone.
+
+    Every tensor carries the set of units whose values it was made from, and operations hand these sets on; the value of
+    a unit carries that unit only. So what a unit reads is what its inputs carry. `call` is as for `units_of`.
     """
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    call = call or example_call(denoiser)
+    model, args, kwargs = call.on(denoiser)
+    args, kwargs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
+    tracer, running = _Tracer(len(units)), [-1]
+    counter = MacsCounter(model, running)
 
-    def in_the_graph(value: object) -> object:
-        return value.detach().float().requires_grad_() if isinstance(value, Tensor) else value
+    def enter(index, *_):
+        running.append(index)
 
-    model, tracer = meta_copy(denoiser), _Tracer()
-    inputs = example_inputs(model, sample_size=sample_size)
-    for name, value in inputs.items():
-        # A timestep can carry a gradient as a fraction; numbers of classes choose rows of a table and must stay whole.
-        if name != "class_labels" or value.is_floating_point():
-            inputs[name] = pytree.tree_map(in_the_graph, value)
-    with attach(model, units, tracer), torch.enable_grad():
-        output = model(**inputs, return_dict=False)
-    missing = [unit.name for index, unit in enumerate(units) if index not in tracer.read]
+    def leave(*_):
+        running.pop()
+
+    handles = []
+    for index, unit in enumerate(units):
+        for module in map(model.get_submodule, unit.modules):
+            handles += [module.register_forward_pre_hook(partial(enter, index)), module.register_forward_hook(leave)]
+    try:
+        with attach(model, units, tracer), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), tracer.origins, counter:
+            tracer.origins.mark(tensors((args, kwargs)), tracer.given)
+            output = model(*args, **kwargs)
+            final = tracer.origins.of(tensors(output))
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [unit.name for unit, read in zip(units, tracer.read, strict=True) if read is None]
     if missing:
-        raise RuntimeError(f"{type(model).__name__} did not call these units: {', '.join(missing[:5])}.")
-    final, reads_input = tracer.walk(pytree.tree_leaves(output))
-    return Wiring(tuple(frozenset(tracer.read[i]) for i in range(len(units))), frozenset(final), reads_input)
+        raise RuntimeError(f"{type(denoiser).__name__} did not call these units: {', '.join(missing[:5])}.")
+    n = len(units)
+
+    def members(mask: int) -> frozenset[int]:
+        return frozenset(unit for unit in range(n) if mask >> unit & 1)
+
+    wiring = Wiring(tuple(map(members, tracer.read)), members(final), bool(final & tracer.given))
+    sums = [counter.macs[index] for index in (*range(n), -1)]
+    whole, without = [weights + products for weights, products in sums], [weights for weights, _ in sums]
+    return Traced(wiring, tuple(whole[:-1]), tuple(without[:-1]), (whole[-1], without[-1]))
+
+
+def trace_wiring(denoiser: nn.Module, units: Sequence[Unit], *, call: Call | None = None) -> Wiring:
+    """Return the wiring alone of what `trace` finds."""
+    return trace(denoiser, units, call=call).wiring
+
+
+class _Origins(TorchDispatchMode):
+    """Hands on, from operation to operation, where tensors come from: bits of a whole number, one for each storage."""
+
+    _SHAPES = re.compile("(zeros|ones|empty|full|rand|randn)_like|new_(zeros|ones|empty|full)")  # values are not read
+
+    def __init__(self):
+        super().__init__()
+        self.bits: dict[int, int] = {}
+
+    def of(self, some: Iterable[Tensor]) -> int:
+        found = 0
+        for tensor in some:
+            found |= self.bits.get(storage(tensor), 0)
+        return found
+
+    def mark(self, some: Iterable[Tensor], bits: int) -> None:
+        for tensor in some:
+            self.bits[storage(tensor)] = bits
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = tensors((args, kwargs))
+        bits = 0 if self._SHAPES.fullmatch(func.overloadpacket.__name__) else self.of(given)
+        known = {storage(tensor) for tensor in given}
+        out = func(*args, **kwargs)
+        for tensor in tensors(out):  # a view, and what was written in place, keeps what it came from
+            key = storage(tensor)
+            self.bits[key] = bits | (self.bits.get(key, 0) if key in known else 0)
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self.mark(tensors(value), self.of(tensors(value)) | bits)
+        return out
 
 
 class _Tracer(Control):
     """Marks the value of every unit, and notes what each reads."""
 
-    def __init__(self):
-        self.read: dict[int, set[int]] = {}
-        self.nodes: dict[object, int] = {}
+    def __init__(self, units: int):
+        self.origins, self.given = _Origins(), 1 << units
+        self.read: list[int | None] = [None] * units
 
     def enters(self, index, args, kwargs):
-        found, _ = self.walk(pytree.tree_leaves((args, kwargs)))
-        self.read.setdefault(index, set()).update(found)
+        self.read[index] = (self.read[index] or 0) | self.origins.of(tensors((args, kwargs))) & (self.given - 1)
 
     def unit(self, index, compute):
-        marked = [value.clone() for value in compute()]  # the copy leaves a node of its own
-        self.nodes |= {value.grad_fn: index for value in marked}
+        marked = [value.clone() for value in compute()]
+        self.origins.mark(marked, 1 << index)
         return marked
-
-    def walk(self, tensors: Iterable[object]) -> tuple[set[int], bool]:
-        """Return the nearest units behind these tensors, and whether a path leads past them to the inputs."""
-        stack = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
-        found, seen, leaf = set(), set(), False
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node in self.nodes:
-                found.add(self.nodes[node])
-                continue
-            leaf |= type(node).__name__ == "AccumulateGrad"
-            stack += [before for before, _ in node.next_functions if before is not None]
-        return found, leaf

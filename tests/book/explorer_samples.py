@@ -14,6 +14,7 @@ from pruning_book.widgets.operators import OperatorExplorer, OperatorResult, Pru
 from pruning_book.widgets.schedule_editor import PaintedStop, SchedulePainter
 from pruning_book.widgets.sweep import SweepExplorer
 from pruning_lib.steps.schedule import Grid, encode_table
+from pruning_lib.steps.units import Unit
 from pruning_lib.steps.wiring import Wiring
 
 EVIL = "</script><b>"
@@ -130,7 +131,11 @@ SCHEDULES = {
 def grid(**changes) -> Grid:
     """Return a grid of 4 steps x 4 units, 1000 M MACs a call."""
     given = {
-        **{"names": UNITS, "wiring": Wiring(INPUTS, frozenset({3}), False), "grain": "layers"},
+        **{
+            "units": tuple(Unit(name, (name,)) for name in UNITS),
+            "wiring": Wiring(INPUTS, frozenset({3}), False),
+            "grain": "layers",
+        },
         **{"class_name": "UNet2DConditionModel", "structure": "0" * 16, "scheduler": "DDIMScheduler"},
         "macs": (100_000_000, 200_000_000, 300_000_000, 350_000_000),
         "macs_without_attention": (100_000_000, 200_000_000, 250_000_000, 300_000_000),

@@ -21,7 +21,7 @@ PIXART = ["transformer_blocks.5", "transformer_blocks.20.attn2", "transformer_bl
     ("name", "paths", "options"), [("sd-1.5", SD15, {}), ("pixart-alpha", PIXART, {"use_resolution_binning": False})]
 )
 def test_from_scores_to_a_saved_pipeline(name, paths, options, tmp_path):
-    pipe, how = stand_in(name), {"num_latents": 2, "steps": 1, "options": options}
+    pipe, how = stand_in(name), {"num_latents": 2, "steps": 2, "options": options}
     whole = denoiser_of(pipe)[1]
     before = {key: value.clone() for key, value in whole.state_dict().items()}
     scores = pl.score_operators(pipe, ["lion"], operators=paths, progress=False, **how)

@@ -42,7 +42,7 @@ def look(model: nn.Module, grain: str = "layers"):
 @pytest.mark.parametrize("model", ["sd-1.5", "ldm-celebahq-256"])
 def test_a_u_of_four_levels_has_27_layers_with_eleven_skip_connections(model):
     units, wiring, reads = look(pl.denoiser_on_meta(model))
-    assert list(reads) == LAYERS and {unit.kind for unit in units} == {"output"}
+    assert list(reads) == LAYERS and not any(unit.streams for unit in units)
     for name, before in zip(LAYERS, [None, *LAYERS], strict=False):
         assert reads[name] == {before, SKIPS.get(name)} - {None}
     assert wiring.output == {26} and not wiring.output_reads_input
@@ -77,7 +77,7 @@ def test_in_a_stream_all_that_was_added_before_is_read_and_its_start_by_the_outp
     units, wiring, reads = look(build(model, num_layers=3), grain)
     names = ("",) if branches == 1 else (".attn1", ".attn2", ".ff")
     assert list(reads) == [f"transformer_blocks.{i}{branch}" for i in range(3) for branch in names]
-    assert {unit.kind for unit in units} == {"contribution" if grain == "blocks" else "output"}
+    assert {bool(unit.streams) for unit in units} == {grain == "blocks"}
     assert wiring.inputs == tuple(frozenset(range(i)) for i in range(len(units)))
     assert wiring.output == set(range(len(units))) and wiring.output_reads_input
 
@@ -94,7 +94,7 @@ def test_sd3_has_a_stream_of_text_beside_the_stream_of_the_picture():
 
 def test_what_has_no_units_is_refused():
     for wrong, error, message in (
-        ((nn.Linear(2, 2),), TypeError, "neither up_blocks nor transformer_blocks"),
+        ((nn.Linear(2, 2),), TypeError, "not of a known family"),
         ((SimpleNamespace(components={}),), TypeError, r"pipe\.unet or pipe\.transformer"),
         ((nn.Linear(2, 2), "layer"), ValueError, "no grain 'layer'"),
     ):

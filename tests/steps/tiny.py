@@ -11,7 +11,7 @@ from tiny_pipes import PIPES, pipe_of
 from pruning_book.stand_in import stand_in
 from pruning_lib.denoisers import denoiser_of
 from pruning_lib.steps.schedule import Grid, grid_of, timesteps_of
-from pruning_lib.steps.units import structure_of
+from pruning_lib.steps.units import Unit, structure_of
 from pruning_lib.steps.wiring import Wiring
 
 _traced: dict[tuple[str, str], Grid] = {}
@@ -43,4 +43,5 @@ def made_up(calls: int, macs: tuple[int, ...], reads: list[list[int]]) -> Grid:
     """Return the grid of a denoiser that is not there: units that cost `macs`, each reading some of those before it."""
     wiring = Wiring(tuple(map(frozenset, reads)), frozenset([len(macs) - 1]), False)
     names, times = tuple("abcdefg"[: len(macs)]), tuple(float(900 - 50 * i) for i in range(calls))
-    return Grid(names, macs, macs, 0, 0, wiring, "layers", "Made", "up", "DDIMScheduler", calls, times)
+    units = tuple(Unit(name, (name,)) for name in names)
+    return Grid(units, macs, macs, 0, 0, wiring, "layers", "Made", "up", "DDIMScheduler", calls, times)
