@@ -18,7 +18,7 @@ import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.judge import generate
 from pruning_book.ldm_layout import ldm_ema, to_ldm
-from pruning_lib.finetuning.loop import read_checkpoint
+from pruning_lib.finetuning.folder import read_checkpoint
 from pruning_lib.loading import models_folder
 from pruning_lib.quality import clip_score, psnr, retrieval_rank, ssim
 from pruning_lib.sampling import quietly

@@ -1,4 +1,4 @@
-"""What a pipeline calls its denoiser with: one run of it recorded, its calls answered by shape instead of computed.
+"""What a pipeline calls its denoiser with: one run recorded, its calls answered by shape; and what a call costs.
 
 So the inputs need no table of models: whatever the pipeline hands on (images, masks, residuals of a ControlNet, several
 texts) is there, and so are the timesteps of the run and how often each of its steps calls the denoiser.
@@ -7,7 +7,8 @@ texts) is there, and so are the timesteps of the run and how often each of its s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .checks import check_whole, nearest
-from .denoisers import denoiser_of, denoisers_of, example_inputs, meta_copy, on_meta
+from .denoisers import denoiser_of, denoisers_of, example_inputs, is_known, meta_copy, on_meta
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -63,7 +66,9 @@ def example_call(denoiser: nn.Module, *, sample_size: int | tuple[int, int] | No
     return Call((), example_inputs(denoiser, sample_size=sample_size), 1, (), 1)
 
 
-def captured(pipe: DiffusionPipeline, steps: int, options: Mapping[str, object] | None = None) -> Call:
+def captured(
+    pipe: DiffusionPipeline, steps: int, options: Mapping[str, object] | None = None, *, first: bool = False
+) -> Call:
     """Run a pipeline, let its calls of the denoiser be answered by zeros, and return what it called it with.
 
     Texts are encoded, and pictures decoded where the pipeline must; the denoiser computes nothing, unless its forward
@@ -73,6 +78,7 @@ def captured(pipe: DiffusionPipeline, steps: int, options: Mapping[str, object] 
         pipe: a diffusers pipeline, with weights.
         steps: `num_inference_steps`, >= 1.
         options: other arguments of its call. An empty text and class 0 stand where it needs one and none is given.
+        first: whether the first call is all that is wanted, of a run that no schedule need follow.
 
     Raises:
         ValueError: the pipeline cannot be called so, or its steps call the denoiser in ways that a schedule cannot
@@ -88,7 +94,7 @@ def captured(pipe: DiffusionPipeline, steps: int, options: Mapping[str, object] 
     for argument, value in _PLAIN.items():
         given = any(key.startswith(argument) and options[key] is not None for key in options)
         if argument in takes and not given:
-            options[argument] = value
+            options |= _embeddings(pipe, denoiser, takes) or {argument: value}
     if "num_inference_steps" in takes:
         options["num_inference_steps"] = steps
     options["generator"] = torch.Generator().manual_seed(0)
@@ -96,9 +102,10 @@ def captured(pipe: DiffusionPipeline, steps: int, options: Mapping[str, object] 
     timesteps: list[float] = []
     answers = {key: _Answers(module, key, rows) for key, module in denoisers_of(pipe).items()}
     with ExitStack() as stack:
+        stack.enter_context(as_it_was(pipe))
         for key, module in denoisers_of(pipe).items():
             stack.enter_context(_instead(module, answers[key]))
-        stack.enter_context(_quiet(pipe))
+        pipe.set_progress_bar_config(**{**getattr(pipe, "_progress_bar_config", {}), "disable": True})
         stack.enter_context(stepping(pipe.scheduler, lambda t: (timesteps.append(float(t)), rows.append([]))))
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(torch.no_grad())
@@ -109,10 +116,34 @@ def captured(pipe: DiffusionPipeline, steps: int, options: Mapping[str, object] 
             told = f"{type(pipe).__name__} could not be run to see what it calls its {name} with: {error}"
             if answers[name].first is None:
                 raise NotStarted(f"{told} Pass what its call needs, as in options={{'image': image}}.") from error
-            raise ValueError(
-                f"{told} It looks into its {name} while it draws, so it cannot follow a schedule."
-            ) from error
-    return _call_of(pipe, name, answers[name], rows, timesteps)
+            if not first:
+                raise ValueError(
+                    f"{told} It looks into its {name} while it draws, so it cannot follow a schedule."
+                ) from error
+        own = [float(t) for t in pipe.scheduler.timesteps.tolist()]
+    if first and answers[name].first is not None:
+        return Call(*answers[name].first, answers[name].batch, tuple(timesteps), 1)
+    return _call_of(pipe, name, answers[name], rows, timesteps, own)
+
+
+def _embeddings(pipe: DiffusionPipeline, denoiser: nn.Module, takes: Collection[str]) -> dict[str, Tensor]:
+    """Return embeddings to call a pipeline of a known family with that has no text encoder; else nothing."""
+    if "prompt_embeds" not in takes or getattr(pipe, "text_encoder", None) is not None or not is_known(denoiser):
+        return {}
+    built, some = example_inputs(denoiser, device="cpu"), next(denoiser.parameters())
+    pooled = built.get("pooled_projections", built.get("added_cond_kwargs", {}).get("text_embeds"))
+    mask = torch.ones(built["encoder_hidden_states"].shape[:2], dtype=torch.long)
+    told = {
+        "prompt_embeds": built["encoder_hidden_states"],
+        "pooled_prompt_embeds": pooled,
+        "prompt_attention_mask": mask,
+    }
+    told |= {f"negative_{name}": value for name, value in told.items()}
+    return {
+        name: value.to(some.device, some.dtype if value.is_floating_point() else None)
+        for name, value in told.items()
+        if name in takes and value is not None
+    }
 
 
 def to_latents(pipe: DiffusionPipeline, run: Callable, options: dict[str, object], again: Callable[[], object]) -> None:
@@ -132,8 +163,10 @@ def to_latents(pipe: DiffusionPipeline, run: Callable, options: dict[str, object
         run(**options, output_type="pt")
 
 
-def _call_of(pipe: DiffusionPipeline, name: str, answers: _Answers, rows: list[list[str]], timesteps: list) -> Call:
-    """Check that a schedule can follow such a run."""
+def _call_of(
+    pipe: DiffusionPipeline, name: str, answers: _Answers, rows: list[list[str]], timesteps: list, own: list[float]
+) -> Call:
+    """Check that a schedule can follow such a run; `own` are the timesteps that the scheduler lists."""
     told, rows = type(pipe).__name__, rows[: len(timesteps)]
     if not timesteps:
         raise ValueError(f"{told} never calls scheduler.step, so its calls cannot be told apart by steps.")
@@ -157,7 +190,6 @@ def _call_of(pipe: DiffusionPipeline, name: str, answers: _Answers, rows: list[l
             f"{told} calls its {name} {counts[0]} times in its first step and {counts[at]} times in step {at + 1}, and "
             "does not say which call is which. Switch off what changes between steps."
         )
-    own = [float(t) for t in pipe.scheduler.timesteps.tolist()]
     if not place_in(own, timesteps):
         raise ValueError(
             f"{told} steps its scheduler {len(timesteps)} times, and not once at each of its {len(own)} timesteps in "
@@ -216,6 +248,40 @@ class _Answers:
         )
 
 
+# Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
+_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
+
+
+class MacsCounter(TorchDispatchMode):
+    """Adds up each product under the innermost module that is running: [with weights, of activations]."""
+
+    def __init__(self, model: nn.Module, stack: list):
+        super().__init__()
+        self.weights = {storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        self.stack = stack  # what is running, by any name, innermost last
+        self.macs: dict[object, list[int]] = defaultdict(lambda: [0, 0])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            macs = formula(*args, **(kwargs or {}), out_val=out) // 2
+            self.macs[self.stack[-1]][self._of_activations(func.overloadpacket.__name__, args)] += macs
+        return out
+
+    def _of_activations(self, name: str, args) -> bool:
+        # A linear layer may reach us as mm, addmm or bmm, depending on strides and bias, and attention as a fused
+        # operator, bmm or baddbmm, depending on the processor.  What tells them apart is whether a factor is a weight.
+        if name in _FACTORS:
+            return not any(storage(args[i]) in self.weights for i in _FACTORS[name])
+        return "attention" in name
+
+
+def storage(tensor: Tensor) -> int:
+    """Return what tells memory apart, while it lives."""
+    # Views of a weight (transposed, expanded) share its storage object, also on meta, where data pointers are all 0.
+    return tensor.untyped_storage()._cdata
+
+
 @contextmanager
 def _instead(module: nn.Module, answers: _Answers) -> Iterator[None]:
     """Let answers stand in for a module's forward; offloading, compilation and hooks around it rest."""
@@ -232,15 +298,21 @@ def _instead(module: nn.Module, answers: _Answers) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
-    before = vars(pipe).get("_progress_bar_config")
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+def as_it_was(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Put back, in the end, what a run notes in its pipeline, in its scheduler and on its denoisers."""
+    owners = [vars(owner) for owner in (pipe, pipe.scheduler)]
+    before = [{key: list(part) if type(part) is list else part for key, part in owner.items()} for owner in owners]
+    bare = [vars(module) for module in denoisers_of(pipe).values() if not hasattr(module, "_diffusers_hook")]
     try:
         yield
     finally:
-        vars(pipe).pop("_progress_bar_config", None)
-        if before is not None:
-            pipe._progress_bar_config = before
+        for owner, kept in zip(owners, before, strict=True):
+            offloading = {key: owner[key] for key in ("_all_hooks",) if key in owner}  # a run puts it on anew
+            owner.clear()
+            owner.update(kept | offloading)
+        for module in bare:  # `cache_context` makes a registry
+            if "_diffusers_hook" in module and not module["_diffusers_hook"].hooks:
+                del module["_diffusers_hook"]
 
 
 class _Step:

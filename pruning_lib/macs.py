@@ -14,10 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry
 
+from .capture import MacsCounter
 from .checks import check_whole, path_levels, text_table
 from .denoisers import example_inputs, meta_copy, on_meta
 
@@ -155,7 +154,7 @@ def count_macs(
     """
     try:
         built = example_inputs(denoiser, sample_size=sample_size, batch=batch, tokens=tokens)
-    except TypeError:
+    except (TypeError, ValueError):
         if not inputs or not isinstance(denoiser, nn.Module):
             raise
         built = {}
@@ -184,40 +183,6 @@ def count_macs(
         ) from error
     modules = _costs(model, counter.macs, order)
     return MacsReport(type(model).__name__, shapes, modules, *(getattr(modules[""], name) for name in _COUNTS))
-
-
-# Positions of the two factors in the arguments of each product; a convolution's second factor is always a weight.
-_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
-
-
-class MacsCounter(TorchDispatchMode):
-    """Adds up each product under the innermost module that is running: [with weights, of activations]."""
-
-    def __init__(self, model: nn.Module, stack: list):
-        super().__init__()
-        self.weights = {storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.stack = stack  # what is running, by any name, innermost last
-        self.macs: dict[object, list[int]] = defaultdict(lambda: [0, 0])
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
-            macs = formula(*args, **(kwargs or {}), out_val=out) // 2
-            self.macs[self.stack[-1]][self._of_activations(func.overloadpacket.__name__, args)] += macs
-        return out
-
-    def _of_activations(self, name: str, args) -> bool:
-        # A linear layer may reach us as mm, addmm or bmm, depending on strides and bias, and attention as a fused
-        # operator, bmm or baddbmm, depending on the processor.  What tells them apart is whether a factor is a weight.
-        if name in _FACTORS:
-            return not any(storage(args[i]) in self.weights for i in _FACTORS[name])
-        return "attention" in name
-
-
-def storage(tensor: Tensor) -> int:
-    """Return what tells memory apart, while it lives."""
-    # Views of a weight (transposed, expanded) share its storage object, also on meta, where data pointers are all 0.
-    return tensor.untyped_storage()._cdata
 
 
 def _costs(model: nn.Module, owned: dict[str, list[int]], order: list[str]) -> dict[str, ModuleCost]:

@@ -21,7 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from .capture import stepping, to_latents
+from .capture import as_it_was, stepping, to_latents
 from .checks import check_whole, nearest
 from .denoisers import denoiser_of
 
@@ -132,6 +132,7 @@ class Unroll:
             self.again()
 
         with ExitStack() as stack:
+            stack.enter_context(as_it_was(self.pipe))
             if scheduler is not self.pipe.scheduler:
                 stack.enter_context(_replaced(self.pipe, "scheduler", scheduler))
             stack.enter_context(stepping(scheduler, self.stepped))

@@ -210,6 +210,6 @@ def execute_all(root: Path) -> list[Run]:
 
 if __name__ == "__main__":
     try:
-        execute(Path(sys.argv[1]), Path(sys.argv[2]))
+        execute(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from pruning_lib.finetuning.loop import read_checkpoint, read_log
+from pruning_lib.finetuning.folder import read_checkpoint, read_log
 
 from .data import EmojiData, contact_sheet
 from .parts import build_scheduler, build_unet, merges_of, text_encoder_of

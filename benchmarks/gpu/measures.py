@@ -21,7 +21,8 @@ import torch
 import pruning_book as pb
 import pruning_lib as pl
 from pruning_book.stand_in import drawn, stand_in
-from pruning_lib.finetuning.loop import FitConfig, read_log
+from pruning_lib.finetuning.folder import read_log
+from pruning_lib.finetuning.loop import FitConfig
 from pruning_lib.loading import denoiser_config
 from pruning_lib.steps.schedule import grid_of
 from zoo.data import EmojiData

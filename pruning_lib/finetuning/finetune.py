@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ..checks import check_number, check_whole
 from ..processes import Processes
 from .denoising import DenoisingTask, NoisyBatch, noise_schedule
-from .loop import AfterStep, FitConfig, Validate, fit, note_run, read_log
+from .folder import note_run, read_log
+from .loop import AfterStep, FitConfig, Validate, fit
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..capture import NotStarted, captured, example_call
+from ..capture import captured, example_call
 from ..checks import check_whole
-from ..denoisers import denoiser_of, is_known
+from ..denoisers import denoiser_of
 from ..files import check_format, load_json, reading, save_json
 from .replay import Replay, check_hold, following, hold_of
 from .units import GRAINS, Unit, structure_of, units_of
@@ -159,11 +159,12 @@ class Grid:
         flat["timesteps"] = map(float, flat["timesteps"])
         lists = ("units", "macs", "macs_without_attention", "timesteps")
         names, nothing = flat["names"], [()] * len(flat["names"])
-        old = data.get("version", _VERSIONS[-1]) < 3  # did not tell the units' modules
+        # what was written before version 3 did not tell the units' modules; a grid inside another file has no version
+        old = data.get("version", 1) < 3 and "modules" not in flat
         told = zip(names, *(nothing if old else flat[key] for key in ("modules", "streams")), strict=True)
         flat["units"] = [Unit(name, tuple(paths), tuple((k, j) for k, j in streams)) for name, paths, streams in told]
         for unit in flat["units"]:
-            if not all(isinstance(path, str) for path in unit.modules) or False:
+            if not all(isinstance(path, str) for path in unit.modules):
                 raise TypeError(f"{unit.modules!r} stands where the modules of {unit.name} belong")
             for place in (place for pair in unit.streams for place in pair):
                 check_whole("a stream", place, 0)
@@ -203,27 +204,28 @@ def grid_of(
 ) -> Grid:
     """Lay out the units of a pipeline's denoiser over the steps of its scheduler: costs, wiring and timesteps.
 
+    All three are those of a run of the pipeline, as `captured` records it.
+
     Args:
-        pipe: a diffusers pipeline; only its denoiser's structure and its scheduler's configuration are read.
+        pipe: a diffusers pipeline. Of one without weights the structure is read, and its scheduler asked.
         steps: `num_inference_steps` of the generation, >= 1.
         grain: of the units, one of `GRAINS`; or a grid of these steps, which is returned as it is.
-        timesteps: of every call of the denoiser, for pipelines that compute their own; default: the scheduler's.
-        sample_size: side of the latent, or (height, width), that MACs are counted at. Default: the configuration's.
+        timesteps, sample_size: where either is given no run is recorded: the timesteps of every call of the denoiser,
+            and the side of the latent, or (height, width), that MACs are counted at, of a known family.
+        options: other arguments of the pipeline's call, such as {"height": 512} or {"image": image}.
+
+    Raises:
+        ValueError: the pipeline cannot be run so, or calls its denoiser in a way that no schedule can follow.
     """
     if isinstance(grain, Grid):
         if grain.steps != steps:
             raise ValueError(f"The grid is for {grain.steps} steps, but steps={steps}.")
         return grain
     denoiser = denoiser_of(pipe)[1]
-    call = None
     if sample_size is None and timesteps is None and not _without_weights(denoiser):
-        try:
-            call = captured(pipe, steps, options)
-            timesteps = call.timesteps
-        except NotStarted:  # such as without a text encoder, for those who hand over embeddings
-            if options or not is_known(denoiser):
-                raise
-    if call is None:
+        call = captured(pipe, steps, options)
+        timesteps = call.timesteps
+    else:
         call = example_call(denoiser, sample_size=sample_size)
         timesteps = timesteps_of(pipe, steps) if timesteps is None else tuple(map(float, timesteps))
     units = units_of(denoiser, grain, call=call)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..checks import check_whole
 from ..denoisers import denoiser_of
 from ..files import load_tensors, reading, save_tensors
-from ..finetuning.loop import add_line, end_line, note_run, read_log, restore, save_checkpoint
+from ..finetuning.folder import add_line, end_line, note_run, read_log, restore, save_checkpoint
 from ..processes import Processes
 from .budget import check_budget, whole_calls, within_budget
 from .gates import GatePruner, PrunerConfig, config_of

@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -261,6 +261,7 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Iter
     Where hooks of this package are in place already, a RuntimeError.
     """
     denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    others = {module for module in denoiser.modules() if hasattr(module, "_diffusers_hook")}
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
     if registry.get_hook(HOOK) is not None:
         told = "A schedule is already applied to this denoiser, or its gates are being trained."
@@ -277,23 +278,30 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Iter
         for module, hook in hooks:
             with _inside_offloading(module):
                 HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+            hook.fn_ref.__class__ = _Reference
             hooked.append(module)
         registry.invalidate_child_registries_cache()
         yield
     finally:
         for module in hooked:
-            _take_off(module)
+            _take_off(module, registered=module in others)
         if hasattr(denoiser, "_diffusers_hook"):  # another's hook is still there
             denoiser._diffusers_hook.invalidate_child_registries_cache()
 
 
-def _take_off(module: nn.Module) -> None:
-    """Remove this package's hook, and every attribute that was not there before it."""
+def _take_off(module: nn.Module, *, registered: bool) -> None:
+    """Remove this package's hook, and every attribute that was not there before it; `registered` others' registry."""
     registry = HookRegistry.check_if_exists_or_initialize(module)
+    above = [ref for ref in registry._fn_refs if ref.original_forward is not None]
+    for ref in above:
+        ref.__class__ = _Reference
     with _inside_offloading(module) as offloaded:
         registry.remove_hook(HOOK, recurse=False)
+    for ref in above:
+        ref.__class__ = HookFunctionReference
     if not registry.hooks:
-        del module._diffusers_hook
+        if not registered:
+            del module._diffusers_hook
         own = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
         if own and not offloaded:
             del module.forward
@@ -313,6 +321,18 @@ def _inside_offloading(module: nn.Module) -> Iterator[bool]:
         yield True
     finally:
         module._old_forward, module.forward = module.forward, offloading
+
+
+class _Reference(HookFunctionReference):
+    """Of a hook that decides itself what to run: when one below it is taken off, diffusers would cut it out as well."""
+
+    @property
+    def forward(self) -> Callable:
+        return vars(self)["forward"]
+
+    @forward.setter
+    def forward(self, below: Callable) -> None:
+        self.original_forward = below
 
 
 class _Context(BaseState):
@@ -367,7 +387,7 @@ class _UnitHook(ModelHook):
         def compute() -> Values:
             nonlocal computed, output
             output = forward(*args, **kwargs)
-            computed = self._take_apart(output, entered)
+            computed = self._take_apart(output, entered) if control.keeps(index) else []
             return computed
 
         values = control.unit(index, compute)
@@ -386,10 +406,13 @@ class _UnitHook(ModelHook):
                 leaves.append((None, None, leaf))
                 continue
             known = id(leaf) in numbers
-            number, before = numbers.setdefault(id(leaf), (len(values), self.streams.get(len(numbers))))
+            before = self.streams.get(len(numbers))
+            if before is not None and entered[before].shape != leaf.shape:  # a cache may answer in another order
+                before = None
+            number, before = numbers.setdefault(id(leaf), (len(values), before))
             if not known:
                 # FreeU and adapters write into what a block returned, so what is kept is a copy
-                own = leaf.clone() if before is None and self.control.keeps(self.index) else leaf
+                own = leaf.clone() if before is None else leaf
                 values.append(own if before is None else leaf - entered[before])
             leaves.append((number, before, None))
         self._form = spec, leaves

@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..capture import Call, example_call
-from ..macs import MacsCounter, storage
+from ..capture import Call, MacsCounter, example_call, storage
 from .units import Control, Unit, attach, tensors
 
 

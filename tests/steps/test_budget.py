@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from on_gpu import draw
 from tiny import laid_out, made_up, tiny
 
@@ -117,6 +119,9 @@ def test_fewer_steps_are_as_many_as_the_budget_pays_for(pipe, grid):
         assert type(pipe.scheduler) is DPMSolverMultistepScheduler
         assert pipe.scheduler.config.prediction_type == before.config.prediction_type
     assert pipe.scheduler is before
+    shifted = SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(ValueError, match="does not tell its timesteps"):
+        fewer_steps(shifted, grid, 0.5)
 
 
 def test_a_cell_costs_what_would_fall_with_it():

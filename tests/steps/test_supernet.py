@@ -97,7 +97,7 @@ def slope(net, gates, cell, prompts, wanted, step: float = 0.02) -> float:
 def test_open_gates_are_the_pipeline_hard_ones_the_schedule_and_gradients_are_slopes(kind):
     pipe, prompts = tiny(kind), PROMPTS if "text" in kind else [0, 0]
     options = {"use_resolution_binning": False} if "transformer" in kind else {}
-    net = SuperNet(pipe, laid_out(pipe, STEPS), options=options)
+    net = SuperNet(pipe, laid_out(pipe, STEPS, options=options), options=options)
     wanted, schedule = net.reference(prompts, SEEDS), some(net.grid)
     with net, torch.no_grad():
         assert torch.equal(net.latents(torch.ones(net.grid.shape), prompts, SEEDS), wanted)

@@ -30,11 +30,11 @@ def tiny(name: str = "text"):
     return copy.deepcopy(_made(name))
 
 
-def laid_out(pipe, steps: int, grain: str = "layers") -> Grid:
+def laid_out(pipe, steps: int, grain: str = "layers", options: dict | None = None) -> Grid:
     """Return what `grid_of` does, but trace each structure once only: that takes as long as five pictures."""
     key = structure_of(denoiser_of(pipe)[1]), grain
     if key not in _traced:
-        _traced[key] = grid_of(pipe, steps, grain)
+        _traced[key] = grid_of(pipe, steps, grain, options=options)
     times = timesteps_of(pipe, steps)
     return replace(_traced[key], scheduler=type(pipe.scheduler).__name__, steps=steps, timesteps=times)
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 import pruning_lib as pl
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.finetuning.finetune import Distillation, finetune
-from pruning_lib.finetuning.loop import FitConfig, fit, lr_factor, read_log
+from pruning_lib.finetuning.folder import read_log
+from pruning_lib.finetuning.loop import FitConfig, fit, lr_factor
 
 PATHS = ["down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "mid_block"]
 
