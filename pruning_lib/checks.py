@@ -27,6 +27,14 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return "Known: " + ", ".join(map(repr, by_lower.values())) + "."
 
 
+def printable(text: object, most: int = 1000) -> str:
+    """Return text from anywhere as a terminal may show it: the unprintable escaped, the middle of what is long cut."""
+    text = str(text)
+    if len(text) > most:
+        text = f"{text[: 3 * most // 5]} … {text[-most // 3 :]}"
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 def path_levels(path: str) -> list[str]:
     """Split a path; an index stays with its list: "down_blocks.0.resnets.1" -> ["down_blocks.0", "resnets.1"]."""
     return re.split(r"\.(?!\d+(?:\.|$))", path)

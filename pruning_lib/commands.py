@@ -37,10 +37,11 @@ class Commands(TyperGroup):
         except (Exit, Abort, BrokenPipeError):  # an exit code, --help and `… | head` are no errors
             raise
         except _TOLD as error:
-            if ctx.params.get("traceback"):
-                tracebacks.print_exc()
-            else:
-                echo(f"Error: {error or type(error).__name__}", err=True)
+            from .checks import printable
+
+            told = f"Error: {str(error).strip() or f'{type(error).__name__}; `pruning-lib --traceback …` says where.'}"
+            told = tracebacks.format_exc() if ctx.params.get("traceback") else told
+            echo("\n".join(printable(line, 5000) for line in told.splitlines()), err=True)
             raise Exit(2) from error
 
 

@@ -9,9 +9,13 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import tempfile
+import threading
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -36,7 +40,7 @@ def check_new_file(path: Path, suffix: str = "") -> Path:
     """Return where a new file, or folder, can be made: what ends in `suffix`, if any, and is not there yet."""
     if suffix and path.suffix != suffix:
         raise ValueError(f"{path} does not end in {suffix}.")
-    if path.exists():
+    if path.resolve().exists():  # resolved, for in new/../old the folder "new" may have yet to be made
         what = "folder" if path.is_dir() else "file"
         raise ValueError(f"{path} exists already. Give a new {what}, or move that one away.")
     check_place(path)
@@ -52,7 +56,8 @@ def beside(folder: str) -> Path:
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Give a name beside `path` to write a file or a folder to, and move it into place; a crash leaves the old one.
 
-    A place that cannot be written to, or a folder there that is not empty, is an OSError.
+    A place that cannot be written to, or a folder there that is not empty, is an OSError. SIGTERM removes the parts
+    before it ends the process; parts that a killed run left are named in a warning.
 
     Example:
         >>> with write_whole("numbers.json") as part:
@@ -60,8 +65,11 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{escape(path.name)}-*.tmp"):
+        size = sum(part.lstat().st_size for part in left.rglob("*")) / 1e6
+        warnings.warn(f"A killed run left {left} ({size:,.1f} MB). Delete it, if none is running.", stacklevel=3)
     name = {"prefix": f".{path.name}-", "suffix": ".tmp"}
-    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as box:
+    with _unwinding(), tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as box:
         part, usual = Path(box, path.name), Path(box, "usual")
         yield part
         if part.is_file():
@@ -72,6 +80,27 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         elif path.is_dir():
             path.rmdir()  # fails where it is not empty
         os.replace(part, path)
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Let SIGTERM, or SIGHUP, leave a block as an exception does, and end the process when all is cleaned up."""
+    told, mine = [], threading.current_thread() is threading.main_thread()
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)} if mine else ()
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        told.append(number)
+        raise SystemExit(128 + number)
+
+    old = {number: signal.signal(number, leave) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number in old:
+            signal.signal(number, signal.SIG_DFL)
+        if told:
+            signal.raise_signal(told[0])
 
 
 def plain(value: object) -> object:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,19 +20,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checks import printable
 from .pickle import CheckpointError, GlobalName, InertObject, Pickle, TensorRef, read_pickle
 
 PIECE = 2**18  # elements that are in memory at a time
 MAX_PICKLE = 2**29  # bytes of a zip's pickle, which holds names and shapes only
 MAX_VALUES, MAX_DEPTH = 500_000, 50  # tensors and containers; a training file of Stable Diffusion has some thousand
+MAX_ITEMS = 20 * MAX_VALUES  # in all containers, those that are met again included
+MAX_REPEATS = 2**24  # elements that expanded tensors may have beyond those of their storages
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's older format
 # Safetensors' types, in the order in which they lie in a file: the wide ones first, so that every tensor is aligned.
 _TYPES = """
     U64=uint64 I64=int64 F64=float64 C64=complex64 F32=float32 U32=uint32 I32=int32 BF16=bfloat16 F16=float16 U16=uint16
-    I16=int16 F8_E4M3=float8_e4m3fn F8_E5M2=float8_e5m2 I8=int8 U8=uint8 BOOL=bool
+    I16=int16 F8_E5M2FNUZ=float8_e5m2fnuz F8_E4M3FNUZ=float8_e4m3fnuz F8_E8M0=float8_e8m0fnu F8_E4M3=float8_e4m3fn
+    F8_E5M2=float8_e5m2 I8=int8 U8=uint8 F4=float4_e2m1fn_x2 BOOL=bool
 """
-DTYPES = {code: getattr(torch, name) for code, name in (pair.split("=") for pair in _TYPES.split())}
+_PAIRS = [pair.split("=") for pair in _TYPES.split()]
+DTYPES = {code: getattr(torch, name) for code, name in _PAIRS if hasattr(torch, name)}
 DTYPE_NAMES = {dtype: code for code, dtype in DTYPES.items()}
+PAIRS = DTYPES.get("F4")  # torch's type of two numbers in a byte, which safetensors counts one by one
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,17 @@ class Entry:
     offset: int  # of its first element in the storage, in elements
     storage: str  # names the storage; tensors that share one have the same
     start: int  # of the storage in the file, in bytes
+    bits: tuple[str, ...] = ()  # "conj", "neg": what its numbers are to those of the storage
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Number of elements; of `PAIRS`, as torch does, those of bytes."""
         return math.prod(self.shape)
+
+    @property
+    def params(self) -> int:
+        """Number of numbers."""
+        return self.numel * (2 if self.dtype == PAIRS else 1)
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +72,7 @@ class Entry:
     @property
     def view(self) -> tuple:
         """Equal for two entries that are the same tensor under two names."""
-        return self.storage, self.offset, self.shape, self.stride, self.dtype
+        return self.storage, self.offset, self.shape, self.stride, self.dtype, self.bits
 
 
 @dataclass
@@ -88,7 +101,7 @@ class Source:
             else:
                 span = 1 + sum((n - 1) * step for n, step in zip(entry.shape, entry.stride, strict=True))
                 whole = self._elements(file, entry, entry.offset, span)
-                yield whole.as_strided(entry.shape, entry.stride).flatten()
+                yield whole.as_strided(entry.shape, entry.stride).reshape(-1).contiguous()
 
     def _elements(self, file: BinaryIO, entry: Entry, first: int, count: int) -> Tensor:
         size = entry.dtype.itemsize
@@ -100,7 +113,9 @@ class Source:
             if not more:
                 raise CheckpointError(f"{self.path} became shorter while it was read: {'.'.join(entry.path)}.")
             got += more
-        return torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype)
+        found = torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype)
+        found = found.conj().resolve_conj() if "conj" in entry.bits else found
+        return found.neg() if "neg" in entry.bits else found
 
 
 def open_file(path: str | Path, allow: Iterable[str] = ()) -> Source:
@@ -115,7 +130,12 @@ def open_file(path: str | Path, allow: Iterable[str] = ()) -> Source:
     with path.open("rb") as file:
         head = file.read(512)
     try:
-        if head[:4] == b"PK\x03\x04":  # the very test of torch.load
+        is_zip = head[:4] == b"PK\x03\x04"  # the very test of torch.load
+        if is_zip and head[8:9] == b"{":
+            raise CheckpointError("it can be read as a zip and as safetensors, as no honest file can. Do not use it")
+        if not is_zip and _is_tar(path):  # this, too, is a test of torch.load
+            raise CheckpointError(f"this is {_TAR}")
+        if is_zip:
             source = _read_zip(path, allow)
         elif head[8:9] == b"{":  # before the next test: a header's length may begin with any byte
             source = _read_safetensors(path)
@@ -124,11 +144,22 @@ def open_file(path: str | Path, allow: Iterable[str] = ()) -> Source:
         else:
             raise CheckpointError(_what_else(head))
     except CheckpointError as error:
-        error.args = (f"{path}: {error}",)
+        error.args = (printable(f"{path}: {error}"),)
         raise
     if (source.kind == "safetensors") != (path.suffix == ".safetensors"):
         source.notes.append(f"The name ends in {path.suffix or 'nothing'}, the content is {source.kind}.")
     return source
+
+
+_TAR = "a tar archive, as torch wrote before 2017, or something else packed. Unpack it first"
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with tarfile.open(path, "r:"):
+            return True
+    except Exception:  # of many kinds, where something else is taken for a tar
+        return False
 
 
 def _what_else(head: bytes) -> str:
@@ -142,7 +173,7 @@ def _what_else(head: bytes) -> str:
         if head.lstrip().startswith(start):
             return f"this is {what}"
     if head[257:262] == b"ustar":
-        return "this is a tar archive, as torch wrote before 2017, or something else packed. Unpack it first"
+        return f"this is {_TAR}"
     return "this is neither safetensors nor what torch.save writes. It may be cut short at its start; fetch it again"
 
 
@@ -154,15 +185,15 @@ def _check_view(
     name: str, dtype: torch.dtype, nbytes: int, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
 ) -> None:
     """Check that a strided view lies within its storage of `nbytes`, and claims no more than the storage holds."""
-    numbers = (*shape, *stride, offset)
-    if len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers) or len(shape) > 64:
+    numbers, known = (*shape, *stride, offset), len(shape) == len(stride) < 65
+    if not known or not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or math.prod(shape) >= 2**63:
         raise CheckpointError(f"{name} has an impossible shape, stride or offset")
     numel, holds = math.prod(shape), nbytes // dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if numel and (last >= holds or numel > holds):
+    if numel and (last >= holds or numel > holds + MAX_REPEATS):
         raise CheckpointError(
             f"{name} claims {numel:,} elements up to place {last:,}, but its storage holds {holds:,}. "
-            "A tensor that repeats itself must be saved as a copy: tensor.clone()."
+            "A tensor that repeats itself so often must be saved as a copy: tensor.clone()."
         )
 
 
@@ -181,8 +212,13 @@ def _read_safetensors(path: Path) -> Source:
     entries, storages = [], {}
     for name, row in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
         if row["dtype"] not in DTYPES:
-            raise CheckpointError(f"{name} has the type {row['dtype']}, which this torch does not have")
+            lacks = f"which torch {torch.__version__} does not have"
+            raise CheckpointError(f"{name} has the type {row['dtype']}, {lacks}")
         dtype, shape = DTYPES[row["dtype"]], tuple(row["shape"])
+        if dtype == PAIRS:
+            if not shape or shape[-1] % 2:
+                raise CheckpointError(f"{name} has an odd number of F4 in a row, and torch has them in pairs")
+            shape = (*shape[:-1], shape[-1] // 2)
         first, end = row["data_offsets"]
         _check_view(name, dtype, end - first, shape, _row_major(shape), 0)
         entries.append(Entry((name,), dtype, shape, _row_major(shape), 0, name, 8 + length + first))
@@ -194,13 +230,16 @@ def _read_zip(path: Path, allow: Iterable[str]) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+    except Exception as error:  # a hole where the directory was ends in many ways, even in a place before the file
         raise CheckpointError(f"its zip directory is damaged or cut short ({error}). Fetch it again") from error
-    members = _members(path, infos)
-    pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
-    if len(pickles) != 1 or any("/code/" in name or name.endswith("constants.pkl") for name in members):
-        what = "a TorchScript program" if pickles else "a zip archive, but not one that torch.save writes"
+    names = [info.filename for info in infos]
+    pickles = [name for name in names if name.lower().rpartition("/")[2] == "data.pkl"]
+    script = any("/code/" in name or name.lower().endswith("constants.pkl") for name in names)
+    if len(pickles) != 1 or script:
+        what = "a TorchScript program" if script else "a zip archive, but not one that torch.save writes"
+        what = "made up: it holds several pickles" if len(pickles) > 1 and not script else what
         raise CheckpointError(f"this is {what}. Save a state dict: torch.save(model.state_dict(), …)")
+    members = _members(path, infos)
     folder = pickles[0].removesuffix("data.pkl")
     with path.open("rb") as file:
         if f"{folder}byteorder" in members and _record(file, members[f"{folder}byteorder"], 16) != b"little":
@@ -215,12 +254,20 @@ def _read_zip(path: Path, allow: Iterable[str]) -> Source:
             raise CheckpointError(
                 f"the storage {key} claims {storage.nbytes:,} bytes, but the file holds {places[key][1]:,} of them"
             )
+    read = ["data.pkl", *(f"data/{key}" for key in pickle.storages)]
+    try:  # torch has a reader of its own, and it decides what is in a file
+        theirs = torch._C.PyTorchFileReader(str(path))
+        same = all(theirs.get_record_offset(name) == members[folder + name][0] for name in read)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"torch.load refuses it ({str(error).splitlines()[0]}). Fetch it again") from error
+    if not same:
+        raise CheckpointError("torch.load would read other bytes than its directory tells. The file is made up")
     return _torch_source(path, "torch zip", pickle, places)
 
 
 def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
     """Return name -> (first byte, bytes) of the members, or raise where they are packed, overlap or leave the file."""
-    size, end = path.stat().st_size, 0
+    size, end, lower = path.stat().st_size, 0, set()
     members: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
         for info in sorted(infos, key=lambda info: info.header_offset):
@@ -229,7 +276,7 @@ def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, tuple[int, i
                     f"{info.filename} is packed: {info.compress_size:,} bytes would become {info.file_size:,}. "
                     "torch.save never packs, so this may be a zip bomb"
                 )
-            file.seek(info.header_offset)
+            file.seek(max(info.header_offset, 0))  # below 0 where bytes are missing before the directory
             head = file.read(30)
             names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:], "little")
             start = info.header_offset + 30 + names
@@ -238,8 +285,9 @@ def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, tuple[int, i
                     f"{info.filename} claims bytes {start:,} to {start + info.file_size:,} of {size:,}, or bytes of "
                     "another. The file is cut short or made up; fetch it again"
                 )
-            if info.filename in members:
+            if info.filename.lower() in lower:  # torch.load finds names in either case
                 raise CheckpointError(f"{info.filename} is there twice. The file is made up; do not use it")
+            lower.add(info.filename.lower())
             end = start + info.file_size
             members[info.filename] = (start, info.file_size)
     return members
@@ -288,7 +336,9 @@ def _torch_source(path: Path, kind: str, pickle: Pickle, places: dict[str, tuple
     for keys, ref in _tensors(pickle.value):
         _check_view(".".join(keys), ref.dtype, ref.storage.nbytes, ref.shape, ref.stride, ref.offset)
         key = ref.storage.key
-        entries.append(Entry(keys, ref.dtype, ref.shape, ref.stride, ref.offset, key, places[key][0]))
+        entries.append(Entry(keys, ref.dtype, ref.shape, ref.stride, ref.offset, key, places[key][0], ref.bits))
+    if sum(max(one.numel - places[one.storage][1] // one.dtype.itemsize, 0) for one in entries) > MAX_REPEATS:
+        raise CheckpointError("its tensors repeat themselves too often. Save copies of them: tensor.clone()")
     storages = {key: size for key, (_, size) in places.items()}
     top = pickle.value if isinstance(pickle.value, dict) else {"": pickle.value}
     with_tensors = {entry.path[0] for entry in entries}
@@ -304,22 +354,26 @@ def _tensors(value: Any) -> Iterator[tuple[tuple[str, ...], TensorRef]]:
     """Yield every tensor with the keys that lead to it; values nested too often or too deep are refused."""
     nested = (dict, list, tuple, InertObject)  # a TensorRef is a tuple
     waiting: list[tuple[tuple[str, ...], Any]] = [((), value)] if isinstance(value, nested) else []
-    count = 0
+    count = items = 0
     while waiting:
         keys, item = waiting.pop()
-        count += 1
-        if count > MAX_VALUES or len(keys) > MAX_DEPTH:
-            raise CheckpointError(f"its values are nested more than {MAX_DEPTH} deep, or are more than {MAX_VALUES:,}")
         if isinstance(item, TensorRef):
             yield keys or ("tensor",), item
             continue
+        items += 3 if isinstance(item, InertObject) else len(item)
+        if items > MAX_ITEMS:  # counted before they are copied
+            raise CheckpointError(f"its values are nested so that they are more than {MAX_ITEMS:,}")
         if isinstance(item, dict):
-            inside = [(_text(key), below) for key, below in item.items()]
+            inside = item.items()
         elif isinstance(item, InertObject):
             inside = [(name, getattr(item, name)) for name in ("args", "state", "items")]
         else:
-            inside = [(str(i), below) for i, below in enumerate(item)]
-        waiting += [((*keys, key), below) for key, below in reversed(inside) if isinstance(below, nested)]
+            inside = enumerate(item)
+        inside = [(key, below) for key, below in inside if isinstance(below, nested)]
+        count += len(inside)
+        if count > MAX_VALUES or len(keys) >= MAX_DEPTH:
+            raise CheckpointError(f"its values are nested more than {MAX_DEPTH} deep, or are more than {MAX_VALUES:,}")
+        waiting += [((*keys, _text(key)), below) for key, below in reversed(inside)]
 
 
 def _text(key: Any) -> str:
@@ -339,4 +393,4 @@ def _describe(value: Any) -> str:
         return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"int of {value.bit_length()} bits"
-    return f"{type(value).__name__} {str(value)[:60]}"
+    return f"{type(value).__name__} {str(value[:60] if isinstance(value, (str, bytes)) else value)[:60]}"

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from ..checks import text_table
-from .files import Entry, Source, open_file
+from ..checks import printable, text_table
+from .files import PAIRS, PIECE, Entry, Source, open_file
 from .folder import list_folder
-from .parts import PARTS, part_of
+from .parts import PARTS, parts_of
+from .pickle import CheckpointError, UnsafePickleError
 
 
 @dataclass
@@ -38,8 +39,28 @@ class Row:
 
 def rows_of(source: Source, part: str | None = None) -> list[Row]:
     """Return a source's tensors with their parts; `part` overrules what the names say."""
-    told = [(entry, *part_of(entry.path)) for entry in source.entries]
-    return [Row(source, entry, part or told_part, name) for entry, told_part, name in told]
+    told = parts_of([(entry.path, entry.shape) for entry in source.entries])
+    return [Row(source, entry, part or told, name) for entry, (told, name) in zip(source.entries, told, strict=True)]
+
+
+def told_ids(row: Row) -> tuple[str, str]:
+    """Return what to say of position ids that are no whole numbers 0 … n - 1, and what to do: "mend", "refuse" or "".
+
+    A merge or a cast of checkpoints leaves them a little wrong; whole numbers that increase otherwise are meant so.
+    """
+    old = row.entry
+    if not row.name.endswith("position_ids") or not 0 < old.numel <= PIECE or old.dtype.is_complex or not old.shape:
+        return "", ""
+    found = torch.cat([*row.source.pieces(old)]).double().reshape(-1, old.shape[-1])
+    right = torch.arange(old.shape[-1]).double().expand_as(found)
+    if torch.equal(found, found.round()) and bool((found.diff() > 0).all()):
+        usual = torch.equal(found, right)
+        what = f"{row.name} holds {'' if usual else 'other numbers than '}0 to {old.shape[-1] - 1} in {old.dtype}."
+        return what * (not usual or old.dtype.is_floating_point), ""
+    place = int((found != right).flatten().nonzero()[0])
+    near = bool(((found - right).abs() <= 1 + right / 128).all())
+    what = f"{printable(row.name, 200)} is damaged: in place {place} it holds {found.flatten()[place]:g}"
+    return what, "mend" if near else "refuse" * old.dtype.is_floating_point
 
 
 def charge(rows: Sequence[Row]) -> int:
@@ -132,10 +153,11 @@ class CheckpointReport:
             rows.append([PARTS[name], ", ".join(part.dtypes), *sizes, *values])
         rest = {"bytes no tensor uses": self.unused, "container, names, other files": self.container}
         rows += [[what, "", "", "", f"{nbytes / 1e6:,.2f}", "", "", ""] for what, nbytes in rest.items() if nbytes]
-        lines = [f"{self.path}: {self.kind}, {self.nbytes / 1e6:,.2f} MB", text_table(head, rows, left=2)]
+        lines = [f"{self.path}: {self.kind}, {self.nbytes / 1e6:,.2f} MB", *text_table(head, rows, left=2).split("\n")]
         if self.others:
-            lines.append("no tensors: " + "; ".join(f"{key} ({what})" for key, what in list(self.others.items())[:8]))
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            others = [f"{printable(key, 100)} ({printable(what, 100)})" for key, what in list(self.others.items())[:8]]
+            lines.append("no tensors: " + "; ".join(others))
+        return "\n".join(map(printable, [*lines, *(f"note: {note}" for note in self.notes)]))
 
 
 def inspect_checkpoint(path: str | Path, *, values: bool = True, allow: Iterable[str] = ()) -> CheckpointReport:
@@ -161,7 +183,15 @@ def inspect_checkpoint(path: str | Path, *, values: bool = True, allow: Iterable
         report = CheckpointReport(path, "folder", sum(file.nbytes for file in files))
         report.files = [{"file": f.name, "for": f.role, "bytes": f.nbytes} for f in files]
         for file in (file for file in files if file.holds_tensors):
-            source = open_file(path / file.name, allow)
+            try:
+                source = open_file(path / file.name, allow)
+            except UnsafePickleError:
+                raise
+            except CheckpointError as error:
+                if file.role != "copy":
+                    raise
+                report.notes.append(f"No loader needs it, and it cannot be read: {error}.")
+                continue
             rows += rows_of(source, file.part)
             report.notes += [f"{file.name}: {note}" for note in source.notes if file.suffix != ".pkl"]
     else:
@@ -183,16 +213,16 @@ def _fill(report: CheckpointReport, rows: list[Row], values: bool) -> None:
             continue
         counted.add(row.view)
         part.tensors += 1
-        part.params += row.entry.numel
+        part.params += row.entry.params
         part.nbytes += row.charged
         dtype = str(row.entry.dtype).removeprefix("torch.")
-        part.dtypes[dtype] = part.dtypes.get(dtype, 0) + row.entry.numel
+        part.dtypes[dtype] = part.dtypes.get(dtype, 0) + row.entry.params
         if len(part.examples) < 3:
             part.examples.append(row.name)
-        if values and row.entry.dtype.is_floating_point:
+        if values and row.entry.dtype.is_floating_point and row.entry.dtype != PAIRS:
             _count(part, row)
-        if row.name.endswith("position_ids") and row.entry.dtype.is_floating_point:
-            report.notes.append(f"{row.name} was cast to {dtype}; whole numbers above 2048 or 256 do not survive that.")
+        said, todo = told_ids(row) if values else ("", "")
+        report.notes += [f"{said}; `slim` {todo}s it." if todo else said] if said else []
     report.container = report.nbytes - report.unused - sum(part.nbytes for part in report.parts.values())
     report.notes += [f"{count} tensors of the {PARTS[part]} stand under two names." for part, count in again.items()]
     for name, part in report.parts.items():

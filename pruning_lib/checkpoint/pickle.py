@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from ..checks import printable
+
 # What training programs leave beside the weights. It is read as inert data, listed in the report, and never kept.
 # Of these modules only classes may stand: a library's functions, and what it imported itself, are nobody's leftovers.
 LEFTOVER_CLASSES = """
@@ -42,10 +44,14 @@ _STORAGES = """
     Bool=bool ComplexFloat=complex64 ComplexDouble=complex128
 """
 STORAGE_DTYPES = {kind: DTYPES[dtype] for kind, dtype in (pair.split("=") for pair in _STORAGES.split())}
+MAX_COPIES = 2_000_000  # items that calls of a pickle may copy, of long arguments
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: damaged, cut short, or not what it says it is."""
+    """A checkpoint that cannot be read: damaged, cut short, or not what it says it is; names of its are printable."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 class UnsafePickleError(CheckpointError):
@@ -53,8 +59,9 @@ class UnsafePickleError(CheckpointError):
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
-        wanted = ", ".join(self.names[:5]) + (f" and {len(self.names) - 5} more" if len(self.names) > 5 else "")
-        mend = f"If you know that to be harmless, allow it by name ({self.names[0]}): it is then skipped, not run."
+        names = [printable(name, 100) for name in self.names[:5]]
+        wanted = ", ".join(names) + (f" and {len(self.names) - 5} more" if len(self.names) > 5 else "")
+        mend = f"If you know that to be harmless, allow it by name ({names[0]}): it is then skipped, not run."
         if any(name.partition(".")[0] in NEVER for name in self.names):
             mend = "Delete the file, and do not open it with another program."
         super().__init__(f"the file would run code when loaded: it asks for {wanted}. Nothing was run. {mend}")
@@ -93,6 +100,7 @@ class TensorRef(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    bits: tuple[str, ...] = ()  # "conj" and "neg": what is still to be done to the numbers of the storage
 
 
 class Pickle(NamedTuple):
@@ -146,6 +154,7 @@ class _Reader:
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}  # a dict: a pickle may name slot four billion
         self.allow = tuple(allow)
+        self.copied = 0
         self.names: dict[str, bool] = {}  # name -> may it stand in a checkpoint
         self.storages: dict[str, StorageRef] = {}
 
@@ -174,18 +183,20 @@ class _Reader:
             self.stack.append(self.name(module, name))
         elif code in ("REDUCE", "NEWOBJ"):
             args = pop()
-            self.stack.append(_call(pop(), args))
+            self.stack.append(self.call(pop(), args))
         elif code == "NEWOBJ_EX":
             kwargs, args = pop(), pop()
-            self.stack.append(_call(pop(), (args, kwargs) if kwargs else args))
+            self.stack.append(self.call(pop(), (args, kwargs) if kwargs else args))
         elif code == "INST":
             args = tuple(self.since_mark())
-            self.stack.append(_call(self.name(*arg.split(" ", 1)), args))
+            self.stack.append(self.call(self.name(*arg.split(" ", 1)), args))
         elif code == "OBJ":
             name, *args = self.since_mark()
-            self.stack.append(_call(name, tuple(args)))
+            self.stack.append(self.call(name, tuple(args)))
         elif code == "BUILD":
             state = pop()
+            if isinstance(self.stack[-1], TensorRef):  # torch would make it a view of another storage
+                raise CheckpointError("a tensor is changed after it was made, which torch.save never does")
             if isinstance(self.stack[-1], InertObject):
                 self.stack[-1].state = state
         elif code == "BINPERSID":
@@ -237,7 +248,7 @@ class _Reader:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], GlobalName):
             raise CheckpointError(f"a storage is described by {type(pid).__name__}, not as torch.save does")
         _, kind, key, _, count, *view = pid
-        if type(count) is not int or count < 0 or not isinstance(key, (str, int)):
+        if type(count) is not int or not 0 <= count < 2**63 or not isinstance(key, (str, int)):
             raise CheckpointError("a storage claims an impossible number of elements, or has no key")
         if view and view[0] is not None:
             raise CheckpointError("a storage is a view of another, as torch wrote before 2017. Save it anew with torch")
@@ -249,6 +260,19 @@ class _Reader:
         if self.storages.setdefault(storage.key, storage).nbytes != storage.nbytes:
             raise CheckpointError(f"two tensors claim different sizes for the same storage {storage.key}")
         return storage
+
+    def call(self, name: Any, args: Any) -> Any:
+        """Return what a call makes; what it copies is counted first, for many calls may share one argument."""
+        if not isinstance(name, GlobalName):
+            raise CheckpointError("the pickle calls something that is not a name")
+        if name.full not in CALLS or not isinstance(args, tuple):
+            return InertObject(name.full, args)
+        for one in (args, *args[:4]):
+            self.copied += len(one) if isinstance(one, (dict, list, tuple)) and len(one) > 8 else 0
+            if self.copied > MAX_COPIES:
+                raise CheckpointError(f"its calls copy more than {MAX_COPIES:,} items, as no checkpoint's do")
+        made = CALLS[name.full](*args)
+        return self.call(*made) if name.full.endswith("_from_type_v2") else made
 
     def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.below.pop()
@@ -271,9 +295,10 @@ def _mapping(pairs: Any = ()) -> dict:
     plain = (str, bytes, int, float, complex, type(None), GlobalName, InertObject, torch.dtype)
     found = {}
     for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
-        for part in key if isinstance(key, tuple) else (key,):
-            if not isinstance(part, plain):
-                raise CheckpointError(f"a dictionary has a {type(part).__name__} in its keys")
+        parts = key if isinstance(key, tuple) else (key,)
+        for part in parts if len(parts) < 65 else (parts,):
+            if not isinstance(part, plain) or (isinstance(part, int) and part.bit_length() > 64):
+                raise CheckpointError(f"a dictionary has a huge {type(part).__name__}, or a container, in its keys")
         found[key] = value
     return found
 
@@ -284,7 +309,16 @@ def _tensor(storage: StorageRef, offset: int, shape: Any, stride: Any, *more: An
         dtype = more[2]
     if not isinstance(storage, StorageRef) or dtype is None:
         raise CheckpointError("a tensor has no storage, or one without a type")
-    return TensorRef(storage, dtype, offset, tuple(shape), tuple(stride))
+    if len(shape) > 64 or len(stride) > 64:
+        raise CheckpointError("a tensor has an impossible shape: more than 64 dimensions")
+    bits = next((one for one in more[2:] if one is not None and not isinstance(one, torch.dtype)), {})
+    has = {
+        "conj": dtype.is_complex,
+        "neg": not str(dtype)[6:].startswith(("bool", "uint16", "uint32", "uint64", "float8")),
+    }
+    if not isinstance(bits, dict) or not all(has.get(bit) or not on for bit, on in bits.items()):
+        raise CheckpointError(f"a {dtype} tensor has more beside its storage than can be applied: save tensor.clone()")
+    return TensorRef(storage, dtype, offset, tuple(shape), tuple(stride), tuple(bit for bit in has if bits.get(bit)))
 
 
 def _pairs(items: list[Any]) -> dict:
@@ -299,7 +333,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *more: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *more: data,
-    "torch._tensor._rebuild_from_type_v2": lambda name, kind, args, state: _call(name, args),
+    "torch._tensor._rebuild_from_type_v2": lambda name, kind, args, state: (name, args),  # to be called in turn
     "torch.nn.parameter.Parameter": lambda data, *more: data,
     "torch.Tensor": lambda *args: InertObject("torch.Tensor", args),
     "torch.Size": tuple,
@@ -310,11 +344,3 @@ CALLS: dict[str, Callable[..., Any]] = {
     "builtins.set": list,
     "builtins.frozenset": list,
 }
-
-
-def _call(name: Any, args: Any) -> Any:
-    if not isinstance(name, GlobalName):
-        raise CheckpointError("the pickle calls something that is not a name")
-    if name.full in CALLS and isinstance(args, tuple):
-        return CALLS[name.full](*args)
-    return InertObject(name.full, args)

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import DTYPE_NAMES, open_file
+from ..checks import printable
+from .files import DTYPE_NAMES, PAIRS, open_file
+from .pickle import CheckpointError
 
 
-class CastError(ValueError):
+class CastError(CheckpointError):
     """A number that the wanted type cannot hold."""
 
 
@@ -45,10 +48,10 @@ class NewTensor:
                 piece = piece.float() if piece.dtype.itemsize == 1 else piece  # 8-bit types can hardly be compared
                 lost = torch.isinf(cast) & torch.isfinite(piece)
                 if lost.any():
+                    wider = "Use bfloat16, which reaches as far as float32, or keep" * (self.dtype == torch.float16)
                     raise CastError(
-                        f"{self.name} holds {float(piece[lost][0]):,.6g}, and {str(self.dtype)[6:]} ends at "
-                        f"{torch.finfo(self.dtype).max:,.6g}. Nothing was written. Use bfloat16, which reaches as far "
-                        "as float32, or keep the type."
+                        f"{self.name} holds {float(piece[lost][0]):,.6g}, and {str(self.dtype)[6:]} "
+                        f"ends at {torch.finfo(self.dtype).max:,.6g}. Nothing was written. {wider or 'Keep'} the type."
                     )
                 self.flushed += int(((cast == 0) & (piece != 0)).sum())
             yield cast
@@ -57,15 +60,18 @@ class NewTensor:
 def _header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> tuple[bytes, list[NewTensor]]:
     """Return the first bytes of the file, and the tensors in the order in which they follow: by type, then by name."""
     for one in tensors:
-        if one.dtype not in DTYPE_NAMES:
-            raise ValueError(f"{one.name} is {one.dtype}, which safetensors cannot hold. Cast or remove it.")
+        if one.dtype not in DTYPE_NAMES or one.name == "__metadata__" or re.search("[\ud800-\udfff]", one.name):
+            raise CheckpointError(
+                f"{one.name} is {one.dtype}: type or name is one that safetensors cannot hold. Cast or remove it."
+            )
     types = list(DTYPE_NAMES)
     order = sorted(tensors, key=lambda one: (types.index(one.dtype), one.name))
     rows: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     at = 0
     for one in order:
         end = at + one.nbytes
-        rows[one.name] = {"dtype": DTYPE_NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [at, end]}
+        shape = [*one.shape[:-1], 2 * one.shape[-1]] if one.dtype == PAIRS else list(one.shape)
+        rows[one.name] = {"dtype": DTYPE_NAMES[one.dtype], "shape": shape, "data_offsets": [at, end]}
         at = end
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -99,15 +105,18 @@ def write_checked(path: Path, tensors: Sequence[NewTensor], metadata: Mapping[st
         same = entry.shape == one.shape and entry.dtype == one.dtype
         pairs = zip(one.pieces(), written.pieces(entry), strict=True)
         if not same or not all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs):
-            raise OSError(f"{one.name} came back from the disk different from what was written. Check the disk.")
+            raise OSError(
+                f"{printable(one.name, 200)} came back from the disk different from what was written. Check the disk."
+            )
 
 
 def check_room(folder: Path, nbytes: int) -> None:
     """Check that `nbytes` more fit on the disk of `folder`, with some to spare; an OSError says what is missing."""
     free, spare = shutil.disk_usage(folder).free, 16 * 2**20
     if nbytes + spare > free:
+        left = ", ".join(path.name for path in folder.glob(".*-*.tmp"))
         raise OSError(
             errno.ENOSPC,
             f"The result needs {nbytes / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free. Nothing was written. "
-            "Free some space, or choose a target on another disk",
+            f"Free some space{f' (killed runs left {left} there)' * bool(left)}, or choose a target on another disk",
         )

@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ..checks import nearest
-from .structured import PrunedUNet, build, cast, check_unet, plain_config, sizes
+from .structured import INSTEAD, PrunedUNet, build, cast, check_unet, count, own_weights, plain_config, sizes
 
 VARIANTS = ("base", "small", "tiny")
 
@@ -45,12 +45,14 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> BlockPru
     Example:
         >>> pipe.unet = pl.remove_blocks(pipe.unet, "base").unet
     """
-    check_unet(unet, "remove_blocks cuts")
+    unet = check_unet(unet, "remove_blocks cuts", INSTEAD)
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown. {nearest(str(variant), VARIANTS)}")
-    small = cast(build(_config(unet, variant), unet.device), unet.dtype)
+    config, found = _config(unet, variant), own_weights(unet, values=False)
+    whole = count(build(plain_config(unet), torch.device("meta")))
+    small = cast(build(config, unet.device), unet.dtype)
     weights, removed = {}, {}
-    for name, value in unet.state_dict().items():
+    for name, value in found.items():
         new = _renamed(name, unet, variant)
         if new is None:
             block = "mid_block" if name.startswith("mid_block.") else ".".join(name.split(".")[:4])
@@ -58,7 +60,7 @@ def remove_blocks(unet: UNet2DConditionModel, variant: str = "base") -> BlockPru
         else:
             weights[new] = value.clone()
     small.load_state_dict(weights, strict=True)
-    return BlockPruned(unet=small, variant=variant, removed=tuple(removed), **sizes(unet, small))
+    return BlockPruned(unet=small, variant=variant, removed=tuple(removed), **sizes(whole, count(small)))
 
 
 def _config(unet: UNet2DConditionModel, variant: str) -> dict[str, object]:

@@ -17,8 +17,6 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ..denoisers import example_inputs
-
 # Their width is that of the inputs, the outputs or the time embedding, which stay.
 _FIXED = re.compile(r"^(conv_out|time_embedding|add_embedding|class_embedding|encoder_hid_proj|add_time_proj)(\.|$)")
 _LEVEL = re.compile(r"^(down_blocks|up_blocks)\.(\d+)\.|^(conv_in|mid_block)(\.|$)")
@@ -34,7 +32,8 @@ class ChannelGroup:
         level: of the UNet, 0 for the first.
         size: number of channels.
         heads: number of attention heads the channels are split into, 0 outside attention.
-        gated: True where the second half of the channels gates the first (GEGLU).
+        whole_heads: True where heads are of one width, and go whole.
+        gated: True where the second half of the channels gates the first (GEGLU), or one half scales and one shifts.
         normed: True where a GroupNorm reads the channels.
     """
 
@@ -43,6 +42,7 @@ class ChannelGroup:
     level: int
     size: int
     heads: int = 0
+    whole_heads: bool = False
     gated: bool = False
     normed: bool = False
 
@@ -58,10 +58,9 @@ def torch_pruning() -> ModuleType:
     return torch_pruning
 
 
-def trace(unet: nn.Module) -> Any:
+def trace(unet: nn.Module, inputs: dict[str, object]) -> Any:
     """Run the UNet once and return its dependency graph."""
     tp = torch_pruning()
-    inputs = example_inputs(unet, device=next(unet.parameters()).device)
     for parameter in unet.parameters():  # the graph is read off what autograd recorded
         parameter.requires_grad_(True)
     try:
@@ -70,31 +69,32 @@ def trace(unet: nn.Module) -> Any:
                 unet, inputs, forward_fn=lambda m, x: m(**x), output_transform=lambda out: out.sample, verbose=False
             )
     except Exception as error:  # whatever a foreign tracer stumbles over, the reader needs to know which model it was
-        raise ValueError(
-            f"Torch-Pruning {tp.__version__} cannot trace this {type(unet).__name__}: {error} "
-            "Set the default attention processor, and take off hooks and compilation."
-        ) from error
+        told = str(error) or type(error).__name__
+        raise ValueError(f"Torch-Pruning {tp.__version__} cannot trace this {type(unet).__name__}: {told}") from error
 
 
-def channel_groups(unet: nn.Module, graph: Any) -> list[ChannelGroup]:
-    """Return every group of prunable channels; each belongs to one level."""
+def channel_groups(unet: nn.Module, graph: Any, small: nn.Module) -> list[ChannelGroup]:
+    """Return every group of prunable channels; each belongs to one level. `small` is what the UNet shall become."""
     names = {module: name for name, module in unet.named_modules()}
     all_widths = unet.config.block_out_channels
-    heads = {m.to_q: m.heads for m in unet.modules() if isinstance(m, Attention)}
+    heads = {m.to_q: (m.heads, small.get_submodule(names[m]).heads) for m in unet.modules() if isinstance(m, Attention)}
     gates = {m.proj for m in unet.modules() if isinstance(m, GEGLU)}
+    gates |= {m.time_emb_proj for m in unet.modules() if getattr(m, "time_embedding_norm", "") == "scale_shift"}
     found = []
     for group in graph.get_all_groups():
         modules = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
         # A norm over joined channels would belong to the levels of both; layers with weights say where they are made.
         paths = [names[m] for m in modules if isinstance(m, (nn.Conv2d, nn.Linear))]
-        if any(_FIXED.match(path) for path in paths):
-            continue
         root, size = group[0][0].target.module, len(group[0][1])
-        at = {_level(path, len(all_widths)) for path in paths} - {None}
+        at = {level_of(path, len(all_widths)) for path in paths} - {None}
+        if not at or any(_FIXED.match(path) for path in paths):
+            continue
         if len({all_widths[level] for level in at}) != 1:
             raise ValueError(f"The channels of {names[root]} belong to levels {sorted(at)} of different width.")
+        before, after = next((heads[m] for m in modules if m in heads), (0, 0))
         split = {
-            "heads": next((heads[m] for m in modules if m in heads), 0),
+            "heads": before,
+            "whole_heads": before != after,
             "gated": root in gates,
             "normed": any(isinstance(m, nn.GroupNorm) for m in modules),
         }
@@ -102,7 +102,8 @@ def channel_groups(unet: nn.Module, graph: Any) -> list[ChannelGroup]:
     return found
 
 
-def _level(path: str, levels: int) -> int | None:
+def level_of(path: str, levels: int) -> int | None:
+    """Return the level of a UNet that a layer belongs to, or None."""
     match = _LEVEL.match(path)
     if match is None:
         return None
@@ -140,12 +141,15 @@ def choose(group: ChannelGroup, scores: Tensor, share: float, norm_groups: int) 
         share: of the channels to keep; times the size it is a whole number.
         norm_groups: groups of every GroupNorm.
     """
-    scores = scores.detach().float().cpu()
+    scores, norms = scores.detach().float().cpu(), norm_groups if group.normed else 1
     if group.gated:
         half = group.size // 2
-        kept = _best(scores[:half] + scores[half:], share, 1)
+        kept = _best(scores[:half] + scores[half:], share, norms)
         return torch.cat([kept, kept + half])
-    return _best(scores, share, group.heads or (norm_groups if group.normed else 1))
+    if group.whole_heads:
+        kept = _best(scores.view(group.heads, -1).sum(1), share, 1)
+        return torch.arange(group.size).view(group.heads, -1)[kept].flatten()
+    return _best(scores, share, group.heads or norms)
 
 
 def _best(scores: Tensor, share: float, parts: int) -> Tensor:

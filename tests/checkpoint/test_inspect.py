@@ -65,7 +65,7 @@ NAMES = {
     "encoder.layers.0.mlp.fc1.weight": "text_encoder",
     "sqrt_one_minus_alphas_cumprod": "schedule",
     "lora_unet_down_blocks_0.lora_down.weight": "adapter",
-    "unet.down_blocks.0.attentions.0.lora.up.weight": "unet",
+    "unet.down_blocks.0.attentions.0.lora.up.weight": "adapter",
     "vision_model.encoder.layers.0.mlp.fc1.weight": "image_encoder",
     "something.else": "other",
 }

@@ -7,11 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from peft import LoraConfig
 from small_denoisers import build
 from small_models import run
+from tiny_pipelines import RECIPES
+from torch.nn.utils.parametrizations import weight_norm
 
 import pruning_lib as pl
+from pruning_lib.capture import captured
+from pruning_lib.denoisers import example_inputs
 from pruning_lib.finetuning.denoising import DenoisingTask
 from pruning_lib.structured.blocks import remove_blocks
 from pruning_lib.structured.channels import ChannelGroup, choose
@@ -169,6 +176,226 @@ def test_wrong_arguments_and_a_missing_torch_pruning(monkeypatch):
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             remove_blocks(model, variant)
+
+
+class OwnProcessor:
+    """Computes what the usual one does."""
+
+    def __call__(self, attention, hidden_states, *args, **kwargs):
+        return AttnProcessor2_0()(attention, hidden_states, *args, **kwargs)
+
+
+def tied(unet: UNet2DConditionModel) -> None:
+    unet.down_blocks[1].resnets[0].conv2.weight = unet.mid_block.resnets[0].conv2.weight
+
+
+def state(unet: torch.nn.Module) -> list:
+    """What must not change in a given model: its weights and how they are kept, processors, hooks, settings."""
+    plain = (bool, int, float, str, tuple)
+    told = [
+        (name, type(m), getattr(m, "processor", None), len(m._forward_hooks), vars(m).get("forward"), vars(m).keys())
+        + tuple(value for value in vars(m).values() if isinstance(value, plain))
+        for name, m in unet.named_modules()
+    ]
+    weights = [(id(p), p.requires_grad, p.dtype, p.device, p.grad, p._version) for p in unet.parameters()]
+    return [told, weights, dict(getattr(unet, "config", {}))]
+
+
+SET_FOR_A_RUN = {
+    "slicing": lambda unet: unet.set_attention_slice("auto"),
+    "default processors": lambda unet: unet.set_default_attn_processor(),
+    "old processors": lambda unet: unet.set_attn_processor(AttnProcessor()),
+    "own processors": lambda unet: unet.set_attn_processor(OwnProcessor()),
+    "fused": lambda unet: unet.fuse_qkv_projections(),
+    "unfused": lambda unet: (unet.fuse_qkv_projections(), unet.unfuse_qkv_projections()),
+    "FreeU": lambda unet: unet.enable_freeu(0.9, 0.2, 1.2, 1.4),
+    "checkpointing": lambda unet: (unet.train(), unet.enable_gradient_checkpointing()),
+    "frozen": lambda unet: unet.requires_grad_(False),
+    "hooked": lambda unet: unet.mid_block.register_forward_hook(lambda *_: 0),
+    "compiled": lambda unet: unet.compile(),
+    "compiled around": torch.compile,
+    "compiled within": lambda unet: setattr(unet, "mid_block", torch.compile(unet.mid_block)),
+    "channels last": lambda unet: torch.nn.Module.to(unet, memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("change", SET_FOR_A_RUN.values(), ids=SET_FOR_A_RUN)
+@pytest.mark.parametrize("prune", [lambda u: prune_structured(u, 0.5), remove_blocks], ids=["channels", "blocks"])
+def test_what_is_set_for_a_run_changes_nothing(change, prune):
+    make = three_levels if prune is remove_blocks else tiny
+    expected, unet = prune(make()), make()
+    changed = change(unet)
+    given = changed if isinstance(changed, torch.nn.Module) else unet
+    before, drawn = state(given), torch.get_rng_state()
+    found = prune(given)
+    assert state(given) == before and torch.equal(torch.get_rng_state(), drawn)
+    assert same(found.unet, expected.unet) and found.params_before == expected.params_before
+    assert torch.equal(run(found.unet), run(expected.unet))
+
+
+SIMPLE = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "attention_head_dim": 4,
+}
+MIXED = {
+    "down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "SimpleCrossAttnUpBlock2D"),
+    "attention_head_dim": 4,
+}
+CONFIGS = {
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
+    "skipped activation": {"resnet_skip_time_act": True, "resnet_out_scale_factor": 1.4},
+    "resnet samplers": {
+        "down_block_types": ("CrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
+    },
+    "simple attention": {**SIMPLE, "resnet_time_scale_shift": "scale_shift"},
+    "simple attention to the text": {**SIMPLE, "only_cross_attention": True},
+    "mixed attention": MIXED,
+    "consistency": {"time_cond_proj_dim": 6},
+    "Fourier": {"time_embedding_type": "fourier"},
+    "class as a time": {"class_embed_type": "timestep"},
+    "class projected": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 6},
+    "class beside the time": {
+        "class_embed_type": "simple_projection",
+        "projection_class_embeddings_input_dim": 6,
+        "class_embeddings_concat": True,
+    },
+    "no size": {"sample_size": None},
+}
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_every_configuration_is_narrowed_and_reloaded(options, tmp_path):
+    unet = tiny(**options)
+    before = state(unet)
+    small = prune_structured(unet, 0.5).unet
+    assert state(unet) == before and tuple(small.config.block_out_channels) == (8, 16)
+    small.save_pretrained(tmp_path)
+    again, info = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and same(again, small)
+    inputs = example_inputs(small, sample_size=8, device="cpu")
+    if small.config.time_cond_proj_dim:
+        inputs["timestep_cond"] = torch.ones(1, 6)
+    with torch.no_grad():
+        found, expected = again(**inputs).sample, small(**inputs).sample
+    assert torch.allclose(found, expected, atol=1e-5) and expected.std() > 0
+    if small.config.time_embedding_type == "fourier":
+        assert torch.equal(small.time_proj.weight, unet.time_proj.weight), "its waves do not follow the width"
+
+
+def test_the_halves_that_scale_and_shift_lose_the_same_channels_of_each_norm_group():
+    unet = tiny(resnet_time_scale_shift="scale_shift")
+    small = prune_structured(unet, widths=(8, 32))
+    kept = small.kept["down_blocks.0.resnets.0.time_emb_proj"]
+    assert torch.equal(kept[8:], kept[:8] + 16) and (kept[:8] // 4).bincount().tolist() == [2] * 4
+    new, old = (model.down_blocks[0].resnets[0] for model in (small.unet, unet))
+    assert torch.equal(new.time_emb_proj.weight, old.time_emb_proj.weight[kept])
+    assert torch.equal(new.conv1.weight, old.conv1.weight[kept[:8]][:, small.kept["conv_in"]])
+
+
+def test_heads_of_one_width_go_whole_and_dead_ones_cost_nothing():
+    unet = tiny(**SIMPLE)
+    attention = unet.mid_block.attentions[0]
+    dead = (torch.arange(32) // 4 % 2 == 0).nonzero().flatten()
+    for layer in (attention.to_q, attention.to_k, attention.to_v, attention.add_k_proj, attention.add_v_proj):
+        layer.weight.data[dead] = 0
+        layer.bias.data[dead] = 0
+    attention.to_out[0].weight.data[:, dead] = 0
+    small = prune_structured(unet, 0.5)
+    new = small.unet.mid_block.attentions[0]
+    alive = torch.tensor([i for i in range(32) if i not in dead])
+    assert (attention.heads, new.heads) == (8, 4)
+    assert torch.equal(new.add_v_proj.weight, attention.add_v_proj.weight[alive])
+    assert torch.equal(new.to_q.bias, attention.to_q.bias[alive]), "a head as wide as before keeps its scale"
+
+
+def test_guidance_of_a_consistency_model_is_fitted_as_well_as_fewer_waves_can_hold_it():
+    unet = tiny(time_cond_proj_dim=6)
+    new, old = (model.time_embedding for model in (prune_structured(unet, 0.5).unet, unet))
+    wanted = old.linear_1.weight @ old.cond_proj.weight
+    found = new.linear_1.weight @ new.cond_proj.weight
+    best = torch.linalg.lstsq(new.linear_1.weight.double(), wanted.double()).solution
+    assert torch.allclose(found, (new.linear_1.weight.double() @ best).float(), atol=1e-4)
+    assert (found - wanted).norm() < wanted.norm()
+
+
+def adapter(unet: UNet2DConditionModel) -> None:
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+
+
+def extra_processors(unet: UNet2DConditionModel) -> None:
+    made = {
+        path: IPAdapterAttnProcessor2_0(unet.get_submodule(path[:-10]).inner_dim, 12) for path in unet.attn_processors
+    }
+    unet.set_attn_processor(made)
+
+
+def whole_numbers(unet: UNet2DConditionModel) -> None:
+    unet.conv_in.weight = torch.nn.Parameter(unet.conv_in.weight.data.to(torch.int8), requires_grad=False)
+
+
+def damaged(unet: UNet2DConditionModel) -> None:
+    unet.conv_in.weight.data[0] = float("nan")
+
+
+REFUSED = {
+    "adapter": (adapter, {}, r"64 weights are added.*lora_|base_layer.*unload_lora_weights"),
+    "image adapter": (extra_processors, {}, r"to_k_ip.*unload_ip_adapter"),
+    "configuration": (lambda u: u.register_to_config(encoder_hid_dim_type="x"), {}, "builds no UNet of this config"),
+    "replaced": (lambda u: setattr(u.mid_block, "attentions", torch.nn.ModuleList()), {}, "not what its configuration"),
+    "reparametrised": (lambda u: weight_norm(u.conv_in), {}, "conv_in.parametrizations"),
+    "quantised": (whole_numbers, {}, r"conv_in.weight is a Tensor of torch.int8\. Prune the model first"),
+    "small floats": (lambda u: u.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32), {}, "float8_e4m3fn"),
+    "meta": (lambda u: u.to("meta"), {}, "conv_in.weight has no values"),
+    "offloaded": (lambda u: cpu_offload(u, torch.device("cpu")), {}, "conv_in.weight has no values.*offload"),
+    "damaged": (damaged, {}, "conv_in.weight holds NaN"),
+    "fuser": (None, {"attention_type": "gated"}, r"fuser.linear takes no part.*captured\(pipe, 1\)"),
+    "image as text": (
+        None,
+        {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8},
+        r"addition_embed_type='image'.*call=captured\(pipe, 1\)",
+    ),
+    "two texts": (None, {"cross_attention_dim": (12, 10)}, r"does not run on.*call=captured\(pipe, 1\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "options", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_narrowed_is_named_and_stays_as_it_was(change, options, words):
+    unet = tiny(**options)
+    if change is not None:
+        change(unet)
+    before = state(unet)
+    with pytest.raises(ValueError, match=words):
+        prune_structured(unet, 0.5)
+    assert state(unet) == before
+
+
+def test_tied_weights_are_narrowed_each_for_itself():
+    unet = tiny()
+    tied(unet)
+    small = prune_structured(unet, 0.5).unet
+    assert small.down_blocks[1].resnets[0].conv2.weight is not small.mid_block.resnets[0].conv2.weight
+    assert run(small).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gligen", "kandinsky22"])
+def test_a_recorded_call_reaches_what_the_configuration_does_not_tell(name):
+    case = RECIPES[name]()
+    options = {**case.options, **({case.prompt[0]: case.prompt[1]} if case.prompt else {})}
+    small = prune_structured(case.pipe.unet, 0.5, call=captured(case.pipe, case.steps, options))
+    assert small.widths_after == (4, 8) and small.macs_after < small.macs_before
+    case.pipe.unet = small.unet
+    assert case().isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "flux", "unconditional"])
+def test_other_denoisers_are_refused_with_what_takes_them(name):
+    model = build(name)
+    with pytest.raises(TypeError, match=f"got {type(model).__name__}.*a head cannot go alone.*pl.remove_operators"):
+        prune_structured(model, 0.5)
 
 
 @pytest.fixture(scope="module")
