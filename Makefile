@@ -48,8 +48,9 @@ quick: setup ## Under a minute: lint, the house's rules, and the tests that find
 unit: setup $(TORCHVISION_STAMP) ## Run the tests that need no built book
 	@PRUNING_LIB_TORCHVISION_TARGET="$(abspath $(TORCHVISION_TARGET))" $(TEST) -m "not book"
 
-compat: setup ## Try every tiny pipeline of tests/compat, not the sample that `make test` takes
-	@COMPAT=all $(TEST) --dist load tests/compat
+compat: setup ## Try every tiny pipeline of tests/compat, not the sample that `make test` takes, and record the table
+	@COMPAT=all $(TEST) --dist load tests/compat/test_beside.py
+	@$(VENV_PYTHON) tests/compat/table.py --record
 
 site-tests: setup ## Run the tests of the built book
 	@$(VENV_PYTHON) scripts/find_chromium.py --install

@@ -14,6 +14,7 @@ import execute
 import fingerprint
 import pair
 import status
+import support
 
 ROOT = Path(__file__).resolve().parents[1]
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -55,6 +56,7 @@ def build(root: Path) -> int:
     step("Executing the chapters")
     runs = execute.execute_all(root)
     status.write(root, runs)
+    support.write(root)
     step("Building the pages (every warning is an error)")
     code = sphinx(root)
     if code:

@@ -78,7 +78,7 @@ def status(root: Path, runs: Sequence[Run]) -> dict:
     }
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
 
@@ -92,11 +92,11 @@ def page(data: dict) -> str:
         [
             "## Pages",
             f"Each page may take {data['page_budget_s']} seconds; all of them took {total:.0f}.",
-            _table(["page", "seconds", "executed"], pages),
+            table(["page", "seconds", "executed"], pages),
             "## Hardware",
-            _table(["what", "this build"], [[names.get(k, k), v] for k, v in data["hardware"].items()]),
+            table(["what", "this build"], [[names.get(k, k), v] for k, v in data["hardware"].items()]),
             "## Versions",
-            _table(["package", "version"], list(data["versions"].items())),
+            table(["package", "version"], list(data["versions"].items())),
             f"Built {data['built']}.",
             "",
         ]

@@ -84,7 +84,7 @@ def _big_model(run: Run, make: Callable, facts: dict) -> dict:
     def draw(steps: int) -> object:
         return pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), **options)
 
-    grid, wanted = grid_of(pipe, facts["steps"]), ("uniform", "searched-like")
+    grid, wanted = grid_of(pipe, facts["steps"], options=options), ("uniform", "searched-like")
     return timed_ways(pipe, grid, draw, (0.4,), repeats=run.at(3, 2), device=run.device, wanted=wanted)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,18 @@ def test_status_page_shows_what_was_measured(status: dict, site: Path) -> None:
     shown = [status["built"], status["hardware"]["processor"], *status["versions"].values()]
     shown += [str(page["seconds"]) for page in status["pages"]]
     assert [value for value in shown if value not in html] == []
+
+
+def test_the_page_on_pipelines_shows_the_record(root: Path, site: Path) -> None:
+    record = json.loads((root / "pruning_book/records/support_matrix.json").read_text("utf-8"))
+    rows, html = record["data"]["rows"], (site / "book/which-pipelines.html").read_text("utf-8")
+    assert len(rows) > 60 and [row["pipeline"] for row in rows if row["pipeline"] not in html] == []
+    reasons = {said for row in rows for said in row["found"].values() if said.startswith("refused: ")}
+    text = unescape(re.sub("<[^>]+>", "", html))
+    assert reasons and [said for said in reasons if said.removeprefix("refused: ")[:60] not in text] == []
+    for column in ("schedule", "MACs", "operators"):
+        said = [row["found"][column] for row in rows]
+        assert said.count("yes") >= 0.9 * len(rows), f"{column}: nine of ten at least"
 
 
 def test_the_build_executed_nothing_twice(root: Path, site: Path) -> None:
