@@ -18,7 +18,7 @@ from pruning_lib.checks import synchronise
 from pruning_lib.operators.budget import reductions
 from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
-from pruning_lib.sampling import LatentSampler
+from pruning_lib.operators.score import LatentSampler
 
 from .common import Record, peak_mib, spread
 

@@ -10,7 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +42,7 @@ class Call:
         batch: samples in that call; guidance in one call makes it two for each picture.
         timesteps: of the run's rows, as `scheduler.step` was given them.
         calls: of the denoiser in each row.
+        twin: the denoiser without weights as it was in that call, with what the run had switched on in it; or None.
     """
 
     args: tuple
@@ -49,6 +50,7 @@ class Call:
     batch: int
     timesteps: tuple[float, ...]
     calls: int
+    twin: nn.Module | None = field(default=None, repr=False)
 
     def on(self, model: nn.Module) -> tuple[nn.Module, tuple, dict]:
         """Return a model without weights and these inputs to run it on; or the real ones, if it asks for values."""
@@ -101,12 +103,17 @@ def captured(
     rows: list[list[str]] = [[]]
     timesteps: list[float] = []
     answers = {key: _Answers(module, key, rows) for key, module in denoisers_of(pipe).items()}
+
+    def stepped(timestep: object) -> None:
+        timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))  # some hand on one for each sample
+        rows.append([])
+
     with ExitStack() as stack:
         stack.enter_context(as_it_was(pipe))
         for key, module in denoisers_of(pipe).items():
             stack.enter_context(_instead(module, answers[key]))
         pipe.set_progress_bar_config(**{**getattr(pipe, "_progress_bar_config", {}), "disable": True})
-        stack.enter_context(stepping(pipe.scheduler, lambda t: (timesteps.append(float(t)), rows.append([]))))
+        stack.enter_context(stepping(pipe.scheduler, stepped))
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(torch.no_grad())
         torch.manual_seed(0)
@@ -122,7 +129,7 @@ def captured(
                 ) from error
         own = [float(t) for t in pipe.scheduler.timesteps.tolist()]
     if first and answers[name].first is not None:
-        return Call(*answers[name].first, answers[name].batch, tuple(timesteps), 1)
+        return Call(*answers[name].first, answers[name].batch, tuple(timesteps), 1, answers[name].twin)
     return _call_of(pipe, name, answers[name], rows, timesteps, own)
 
 
@@ -178,6 +185,11 @@ def _call_of(
             f"{told} calls {name} at some steps and {', '.join(others)} at others; a schedule is for one denoiser that "
             "is called at every step."
         )
+    if answers.switched:
+        raise ValueError(
+            f"{told} changes {answers.switched} of its {name} while it draws, so rows of a schedule would differ in "
+            "what they cost. Pass what keeps it, as gligen_scheduled_sampling_beta=1.0 does for GLIGEN."
+        )
     counts = [row.count(name) for row in rows]
     if 0 in counts:
         raise ValueError(
@@ -216,10 +228,16 @@ class _Answers:
         self.module, self.name, self.rows = module, name, rows
         self.first: tuple[tuple, dict] | None = None
         self.batch, self.told_apart = 1, False
-        self._twin, self._shapes = None, {}
+        self._switches, self.switched = {}, ""  # what is on or off inside at the first call; what was changed later
+        self._shapes = {}
+        self.twin: nn.Module | None = None
 
     def __call__(self, forward: Callable, args: tuple, kwargs: dict) -> object:
         self.rows[-1].append(self.name)
+        inside = ((path, *pair) for path, module in self.module.named_modules() for pair in vars(module).items())
+        switches = {f"{path}.{key}": value for path, key, value in inside if isinstance(value, bool)}
+        self._switches = self._switches or switches
+        self.switched = self.switched or next((k for k in switches if switches[k] != self._switches.get(k)), "")
         if self.first is None:
             self.first = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
             sample = (*args, *kwargs.values())[0]
@@ -228,10 +246,10 @@ class _Answers:
             self.told_apart = registry is not None and hasattr(self.module, "cache_context")
         key = str(pytree.tree_map(lambda x: x.shape if isinstance(x, Tensor) else type(x), (args, kwargs)))
         if key not in self._shapes:
-            self._twin = self._twin or meta_copy(self.module)
+            self.twin = self.twin or meta_copy(self.module)
             inputs = pytree.tree_map(on_meta, (args, kwargs))
             try:
-                self._shapes[key] = self._twin(*inputs[0], **inputs[1])
+                self._shapes[key] = self.twin(*inputs[0], **inputs[1])
             except (RuntimeError, NotImplementedError, TypeError, ValueError):
                 self._shapes[key] = None  # it asks for values
         if self._shapes[key] is None:
@@ -299,13 +317,21 @@ def _instead(module: nn.Module, answers: _Answers) -> Iterator[None]:
 
 @contextmanager
 def as_it_was(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Put back, in the end, what a run notes in its pipeline, in its scheduler and on its denoisers."""
+    """Put back, in the end, what a run notes in its pipeline, in its scheduler and on its denoisers.
+
+    Of the denoisers' modules that is what stands there by name, such as processors: a run that ends by an error does
+    not put its own away. What they compute once and keep stays.
+    """
     owners = [vars(owner) for owner in (pipe, pipe.scheduler)]
     before = [{key: list(part) if type(part) is list else part for key, part in owner.items()} for owner in owners]
     bare = [vars(module) for module in denoisers_of(pipe).values() if not hasattr(module, "_diffusers_hook")]
+    modules = [vars(module) for denoiser in denoisers_of(pipe).values() for module in denoiser.modules()]
+    named = [{k: v for k, v in own.items() if not k.startswith("_") and k != "forward"} for own in modules]
     try:
         yield
     finally:
+        for own, kept in zip(modules, named, strict=True):
+            own.update(kept)
         for owner, kept in zip(owners, before, strict=True):
             offloading = {key: owner[key] for key in ("_all_hooks",) if key in owner}  # a run puts it on anew
             owner.clear()

@@ -11,8 +11,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import count
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -127,21 +126,26 @@ class Unroll:
         # a copy, for solvers with a memory keep outputs, and the graph behind them
         scheduler = copy.deepcopy(self.pipe.scheduler) if torch.is_grad_enabled() else self.pipe.scheduler
 
-        def again() -> None:
+        def again() -> None:  # from the same noise
             last.steps = 0
+            torch.manual_seed(seeds[0])
+            for generator, seed in zip(last.noise, seeds, strict=False):
+                generator.manual_seed(seed)
             self.again()
 
         with ExitStack() as stack:
             stack.enter_context(as_it_was(self.pipe))
             if scheduler is not self.pipe.scheduler:
-                stack.enter_context(_replaced(self.pipe, "scheduler", scheduler))
+                stack.enter_context(replaced(self.pipe, "scheduler", scheduler))
             stack.enter_context(stepping(scheduler, self.stepped))
-            stack.enter_context(_replaced(self.pipe, "_progress_bar_config", no_bar))
-            stack.enter_context(_replaced(scheduler, "step", last.of(scheduler)))
+            stack.enter_context(replaced(self.pipe, "_progress_bar_config", no_bar))
+            stack.enter_context(replaced(scheduler, "step", last.of(scheduler)))
             for name in ("vae", "vqvae"):
                 if isinstance(vae := getattr(self.pipe, name, None), nn.Module) and hasattr(vae, "decode"):
                     channels = getattr(vae.config, "out_channels", 3)
-                    stack.enter_context(_replaced(vae, "decode", functools.partial(_nothing, channels)))
+                    stack.enter_context(replaced(vae, "decode", functools.partial(_nothing, channels)))
+            hook = denoiser_of(self.pipe)[1].register_forward_pre_hook(last.called, with_kwargs=True)
+            stack.callback(hook.remove)
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(seeds[0])  # some pipelines draw from the global generator, too
             try:
@@ -150,6 +154,9 @@ class Unroll:
                 self.pipe.maybe_free_model_hooks()  # what the pipeline itself does at its end
         if last.latents is None:
             raise TypeError(f"{self.name} has no last latents: it does not call scheduler.step.")
+        frames = last.latents.ndim < max(last.seen) == 5  # each a sample to the scheduler
+        if frames and len(last.latents) > len(seeds):
+            return last.latents.unflatten(0, (len(seeds), -1))
         return last.latents[: len(seeds)]  # with guidance some pipelines carry each twice
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -207,87 +214,8 @@ def pictures(
     return torch.cat(parts).contiguous()
 
 
-class LatentSampler:
-    """Draws the same latents again and again, so that only what was changed in the denoiser can make a difference.
-
-    Args:
-        pipe: a diffusers pipeline with a denoiser and a scheduler; text-to-image, class-conditional or unconditional.
-        prompts: texts, or numbers of classes, taken in turn and encoded once; None for an unconditional pipeline.
-        num_latents: how many, >= 2.
-        steps: denoising steps, >= 1.
-        seed: latent i starts from noise of seed `seed` + i.
-        batch: latents at a time, >= 1. A pipeline with guidance calls its denoiser with twice as many.
-        sampling: `guidance_scale` and `options`, as in `Unroll`.
-    """
-
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        prompts: Sequence[str] | Sequence[int] | None,
-        *,
-        num_latents: int = 16,
-        steps: int = 10,
-        seed: int = 0,
-        batch: int = 16,
-        **sampling,
-    ):
-        check_whole("num_latents", num_latents, 2)  # of one latent there is no standard deviation
-        check_whole("batch", batch, 1)
-        check_whole("seed", seed, 0)
-        self.pipe, self.batch, self.seed, self.num_latents = pipe, batch, seed, num_latents
-        self.unroll, self.prompts = Unroll(pipe, steps=steps, **sampling), None
-        if self.unroll.argument != "batch_size":
-            self.prompts = self.unroll.check(prompts)
-        elif prompts:
-            raise ValueError(f"{self.unroll.name} is unconditional and takes no prompts. Give prompts=None.")
-        self._texts: dict[int, list] = {}  # of the batch that starts there, in the order of the calls
-
-    def arguments(self) -> dict[str, object]:
-        """Return the arguments that make a sampler of the same latents for the same pipeline."""
-        options = dict(self.unroll.call)
-        return {
-            "prompts": self.prompts and list(self.prompts),
-            "num_latents": self.num_latents,
-            "steps": options.pop("num_inference_steps"),
-            "guidance_scale": options.pop("guidance_scale", None),
-            "seed": self.seed,
-            "options": options,
-        }
-
-    def settings(self) -> dict[str, object]:
-        """Return what decides the latents besides the models; the batch size does not."""
-        scheduler = self.pipe.scheduler
-        plain = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-        told = {"class": type(scheduler).__name__, **plain}
-        return {"pipeline": self.unroll.name, "scheduler": told, **self.arguments()}
-
-    def draw(self) -> Tensor:
-        """Return the latents, float32 `[num_latents, ...]` on the CPU."""
-        drawn, prompts = [], self.prompts or [0]
-        for start in range(0, self.num_latents, self.batch):
-            part = range(self.num_latents)[start : start + self.batch]
-            mine = [prompts[i % len(prompts)] for i in part]
-            with torch.no_grad(), self._encoded_once(start):
-                drawn.append(self.unroll.latents(mine, [self.seed + i for i in part]).float().cpu())
-        return torch.cat(drawn)
-
-    def _encoded_once(self, start: int) -> AbstractContextManager:
-        encode, calls, known = getattr(self.pipe, "encode_prompt", None), count(), self._texts.setdefault(start, [])
-        if encode is None:
-            return nullcontext()
-
-        @functools.wraps(encode)
-        def remembered(*args, **kwargs):
-            call = next(calls)
-            if call == len(known):
-                known.append(encode(*args, **kwargs))
-            return known[call]
-
-        return _replaced(self.pipe, "encode_prompt", remembered)
-
-
 @contextmanager
-def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
     """Give an object an attribute of its own, and take it away again."""
     had, before = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
@@ -322,15 +250,20 @@ class _LastStep:
 
     def __init__(self, noise: list[torch.Generator]):
         self.noise, self.latents, self.steps = noise, None, 0
+        self.seen = {0}  # numbers of dimensions of what the denoiser was called with
+
+    def called(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.seen |= {value.ndim for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
 
     def of(self, scheduler: SchedulerMixin) -> Callable:
         """Return `scheduler.step`, watched."""
         step = scheduler.step
-        takes_generator = "generator" in inspect.signature(step).parameters
+        takes = [*inspect.signature(step).parameters]
+        place = takes.index("generator") if "generator" in takes else -1
 
         @functools.wraps(step)
         def watched(*args, **kwargs):
-            if takes_generator and kwargs.get("generator") is None:  # some pipelines hand none on
+            if place >= len(args) and kwargs.get("generator") is None:  # some pipelines hand none on
                 sample = kwargs["sample"] if "sample" in kwargs else args[2]
                 kwargs["generator"] = self.noise * (len(sample) // len(self.noise))
             result = step(*args, **kwargs)

@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from tiny_pipes import PIPES, PROMPTS, pipe_of
 
-from pruning_lib.sampling import LatentSampler, Unroll, pictures
+from pruning_lib.operators.score import LatentSampler
+from pruning_lib.sampling import Unroll, pictures
 
 EXTRA = {"text, transformer": {"options": {"clean_caption": False, "use_resolution_binning": False}}}
 

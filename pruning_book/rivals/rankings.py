@@ -22,9 +22,8 @@ from pruning_lib.interval import Interval, bootstrap_interval
 from pruning_lib.operators.find import Operators, find_operators
 from pruning_lib.operators.plan import Plan, plan_for
 from pruning_lib.operators.replace import replacement
-from pruning_lib.operators.score import score_plans
+from pruning_lib.operators.score import LatentSampler, score_plans
 from pruning_lib.operators.scores import Scores
-from pruning_lib.sampling import LatentSampler
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

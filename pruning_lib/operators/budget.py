@@ -6,17 +6,22 @@ Sizes are counted on the pruned structure itself, on the meta device, so what op
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..capture import Call, MacsCounter, example_call
 from ..checks import check_number, check_whole, nearest
-from ..denoisers import example_inputs, meta_copy
+from ..denoisers import example_inputs
 from ..latency import measure_latency, ratio
-from ..macs import MacsReport, count_macs
 from .find import Operators
 from .plan import Plan, plan_for
-from .remove import change_operators, pruned_copy
+from .remove import Replacement, pruned_copy
+
+if TYPE_CHECKING:
+    from ..macs import MacsReport
 
 
 def choose(
@@ -65,16 +70,19 @@ def choose(
         )
 
     check_number(name, value, "(0, 1)")
-    whole = count_macs(denoiser, sample_size=sample_size)
+    call = _call(denoiser, sample_size, operators.call)
+    whole = _sizes(*call.on(denoiser))
 
     def removed(paths: list[str]) -> float:
         plan = plan_for(paths, operators)
         if name != "latency_ratio":
-            return reductions(denoiser, plan, sample_size, whole)[name == "params_ratio"]
+            return reductions(denoiser, plan, sample_size, whole, call)[name == "params_ratio"]
         weight, pruned = next(denoiser.parameters()), pruned_copy(denoiser, plan)
-        kind = {"batch": batch, "device": weight.device, "dtype": weight.dtype}
-        inputs = example_inputs(denoiser, sample_size=sample_size, **kind)
-        calls = {"whole": lambda: denoiser(**inputs), "pruned": lambda: pruned(**inputs)}
+        args, inputs = call.args, call.kwargs
+        if call is not operators.call:
+            kind = {"batch": batch, "device": weight.device, "dtype": weight.dtype}
+            args, inputs = (), example_inputs(denoiser, sample_size=sample_size, **kind)
+        calls = {"whole": lambda: denoiser(*args, **inputs), "pruned": lambda: pruned(*args, **inputs)}
         with torch.no_grad():  # both take turns, so that a slow moment hits both
             times = measure_latency(calls, repeats=15, device=weight.device)
         return 1 - 1 / ratio(times["whole"], times["pruned"]).value
@@ -92,17 +100,44 @@ def choose(
 
 
 def reductions(
-    denoiser: nn.Module, plan: Plan, sample_size: int | tuple[int, int] | None = None, whole: MacsReport | None = None
+    denoiser: nn.Module,
+    plan: Plan,
+    sample_size: int | tuple[int, int] | None = None,
+    whole: MacsReport | None = None,
+    call: Call | None = None,
 ) -> tuple[float, float]:
     """Return the shares of MACs (batch 1, with attention products) and of parameters that a plan removes.
 
-    `whole` is the count of the denoiser itself, where it is known already.
+    `whole` is the count of the denoiser itself, where it is known already; `call` what it is called with, as
+    `find_operators(pipe).call` is, which a denoiser of no known family needs.
     """
-    whole = whole or count_macs(denoiser, sample_size=sample_size)
-    copy = meta_copy(denoiser)
-    change_operators(copy, plan)
-    less = count_macs(copy, sample_size=sample_size)
+    plan.check(denoiser)
+    model, args, kwargs = _call(denoiser, sample_size, call).on(denoiser)
+    whole = whole or _sizes(model, args, kwargs)
+    with Replacement(model, plan):
+        less = _sizes(model, args, kwargs)
     return 1 - less.macs / whole.macs, 1 - less.params / whole.params
+
+
+def _call(denoiser: nn.Module, sample_size: int | tuple[int, int] | None, call: Call | None) -> Call:
+    """Return a call to count with: one of a known family, else one that was captured."""
+    try:
+        return example_call(denoiser, sample_size=sample_size)
+    except (TypeError, ValueError):
+        if call is None or sample_size is not None:
+            raise
+        return call
+
+
+class _Sizes(NamedTuple):
+    macs: int
+    params: int
+
+
+def _sizes(model: nn.Module, args: tuple, kwargs: dict) -> _Sizes:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), MacsCounter(model, [""]) as counter:
+        model(*args, **kwargs)
+    return _Sizes(sum(counter.macs[""]), sum(p.numel() for p in model.parameters()))
 
 
 def _steps(ranking: Sequence[str], operators: Operators) -> list[list[str]]:

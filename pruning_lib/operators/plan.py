@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -21,10 +21,12 @@ class Plan:
     Attributes:
         changes: (path, modification) pairs; none lies inside another.
         base: the denoiser they are for.
+        norms: paths of norms that go too, since they only served what is removed; None in older plans, which name none.
     """
 
     changes: tuple[tuple[str, str], ...]
     base: Fingerprint
+    norms: tuple[str, ...] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -50,7 +52,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, from which `from_dict` makes the plan again."""
-        return {"version": 1, "base": self.base.to_dict(), "changes": [list(pair) for pair in self.changes]}
+        changes = [list(pair) for pair in self.changes]
+        norms = {} if self.norms is None else {"norms": list(self.norms)}
+        return {"version": 1, "base": self.base.to_dict(), "changes": changes, **norms}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object], source: str = "this") -> Plan:
@@ -58,7 +62,8 @@ class Plan:
         data = check_format(data, "plan", source=source)
         with reading("plan", source):
             changes = tuple((str(path), str(how)) for path, how in data["changes"])
-            return cls(changes, Fingerprint(**data["base"]))
+            norms = None if data.get("norms") is None else tuple(map(str, data["norms"]))
+            return cls(changes, Fingerprint(**data["base"]), norms)
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON."""
@@ -84,4 +89,6 @@ def plan_for(changes: Iterable[str] | Mapping[str, str], operators: Operators) -
             raise ValueError(f"{path} does not allow {how!r}. {nearest(str(how), options)}")
         pairs[path] = how or options[0]
     outer = [path for path in pairs if not any(path.startswith(f"{other}.") for other in pairs)]
-    return Plan(tuple((path, pairs[path]) for path in outer), operators.base)
+    along = [operators[path].norms if pairs[path].startswith("zero") else () for path in outer]
+    norms = None if None in along else tuple(norm for some in along for norm in some)
+    return Plan(tuple((path, pairs[path]) for path in outer), operators.base, norms)

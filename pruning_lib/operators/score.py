@@ -5,24 +5,108 @@ For k operators that takes k + 1 generations, of which no picture is decoded.
 
 from __future__ import annotations
 
+import functools
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..checks import check_whole
 from ..denoisers import denoiser_of
 from ..processes import Processes, is_out_of_memory
-from ..sampling import LatentSampler
-from .find import KINDS, Operators, find_operators
-from .plan import Plan
+from ..sampling import Unroll, replaced
+from .find import KINDS, Operators, as_it_was, find_operators
+from .plan import Plan, plan_for
 from .remove import Replacement
 from .scores import OperatorScore, ScoreCache, Scores, checksum, latent_shift
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+class LatentSampler:
+    """Draws the same latents again and again, so that only what was changed in the denoiser can make a difference.
+
+    Args:
+        pipe: a diffusers pipeline with a denoiser and a scheduler; text-to-image, class-conditional or unconditional.
+        prompts: texts, or numbers of classes, taken in turn and encoded once; None for an unconditional pipeline.
+        num_latents: how many, >= 2.
+        steps: denoising steps, >= 1.
+        seed: latent i starts from noise of seed `seed` + i.
+        batch: latents at a time, >= 1. A pipeline with guidance calls its denoiser with twice as many.
+        sampling: `guidance_scale` and `options`, as in `Unroll`.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        prompts: Sequence[str] | Sequence[int] | None,
+        *,
+        num_latents: int = 16,
+        steps: int = 10,
+        seed: int = 0,
+        batch: int = 16,
+        **sampling,
+    ):
+        check_whole("num_latents", num_latents, 2)  # of one latent there is no standard deviation
+        check_whole("batch", batch, 1)
+        check_whole("seed", seed, 0)
+        self.pipe, self.batch, self.seed, self.num_latents = pipe, batch, seed, num_latents
+        self.unroll, self.prompts = Unroll(pipe, steps=steps, **sampling), None
+        if self.unroll.argument != "batch_size":
+            self.prompts = self.unroll.check(prompts)
+        elif prompts:
+            raise ValueError(f"{self.unroll.name} is unconditional and takes no prompts. Give prompts=None.")
+        self._texts: dict[int, list] = {}  # of the batch that starts there, in the order of the calls
+
+    def arguments(self) -> dict[str, object]:
+        """Return the arguments that make a sampler of the same latents for the same pipeline."""
+        options = dict(self.unroll.call)
+        return {
+            "prompts": self.prompts and list(self.prompts),
+            "num_latents": self.num_latents,
+            "steps": options.pop("num_inference_steps"),
+            "guidance_scale": options.pop("guidance_scale", None),
+            "seed": self.seed,
+            "options": options,
+        }
+
+    def settings(self) -> dict[str, object]:
+        """Return what decides the latents besides the models; the batch size does not."""
+        scheduler = self.pipe.scheduler
+        plain = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        told = {"class": type(scheduler).__name__, **plain}
+        return {"pipeline": self.unroll.name, "scheduler": told, **self.arguments()}
+
+    def draw(self) -> Tensor:
+        """Return the latents, float32 `[num_latents, ...]` on the CPU."""
+        drawn, prompts = [], self.prompts or [0]
+        for start in range(0, self.num_latents, self.batch):
+            part = range(self.num_latents)[start : start + self.batch]
+            mine = [prompts[i % len(prompts)] for i in part]
+            with torch.no_grad(), self._encoded_once(start):
+                drawn.append(self.unroll.latents(mine, [self.seed + i for i in part]).float().cpu())
+        return torch.cat(drawn)
+
+    def _encoded_once(self, start: int) -> AbstractContextManager:
+        encode, calls, known = getattr(self.pipe, "encode_prompt", None), count(), self._texts.setdefault(start, [])
+        if encode is None:
+            return nullcontext()
+
+        @functools.wraps(encode)
+        def remembered(*args, **kwargs):
+            call = next(calls)
+            if call == len(known):
+                known.append(encode(*args, **kwargs))
+            return known[call]
+
+        return replaced(self.pipe, "encode_prompt", remembered)
 
 
 def score_operators(
@@ -39,8 +123,9 @@ def score_operators(
     infinite where they are not finite. Under `accelerate launch` each process scores its share, all return the whole.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser is of a known family, else a TypeError; left as it was.
-        prompts: texts or numbers of classes, taken in turn; None for an unconditional pipeline.
+        pipe: a diffusers pipeline; left as it was. Of several denoisers the first is scored.
+        prompts: texts, numbers of classes, or arguments of the pipeline's call for one latent, such as embeddings, as
+            mappings; taken in turn; None for an unconditional pipeline.
         operators: which ones: as `find_operators` lists them, or their paths. Default: all of `kinds`, as there.
         sampling: `num_latents` (default 16), `steps` (10), `guidance_scale` (the pipeline's), `seed` (0), `batch` (16)
             and `options`, as in `LatentSampler`; `keep_latents` (False) to keep them for `Scores.of_latents`;
@@ -62,15 +147,22 @@ def score_operators(
     if isinstance(operators, Operators):
         found = operators
         Plan((), found.base).check(denoiser)
-    elif operators is None:
-        found = find_operators(denoiser, kinds)
     else:
-        every = find_operators(denoiser, tuple(KINDS))
-        chosen = {every[path] for path in ([operators] if isinstance(operators, str) else operators)}
-        found = Operators(sorted(chosen, key=lambda op: op.order), every.base)
-    plans = [Plan(((op.path, op.modifications[0]),), found.base) for op in found]
+        chosen, how = (tuple(KINDS) if operators is not None else kinds), _asked(pipe, prompts, **sampling)
+        found = find_operators(pipe, chosen, **how)
+        if operators is not None:
+            some = {found[path] for path in ([operators] if isinstance(operators, str) else operators)}
+            found = found.only(sorted(some, key=lambda op: op.order))
+    plans = [plan_for([op.path], found) for op in found]
     original, scored, settings = _score(pipe, prompts, plans, **sampling)
     return Scores(found, scored, original, settings, denoiser)
+
+
+def _asked(pipe, prompts, *, steps: int = 10, guidance_scale=None, options=None, **_) -> dict[str, object]:
+    """Return how `find_operators` runs a pipeline as it is scored."""
+    unroll = Unroll(pipe, steps=steps, guidance_scale=guidance_scale, options=options)
+    asked = {} if unroll.argument == "batch_size" and not prompts else unroll.asked(unroll.check(prompts)[:1], [0])
+    return {"steps": steps, "options": {**unroll.options, **asked}}
 
 
 def score_plans(
@@ -97,10 +189,11 @@ def _score(
     known = _union(processes, cache.load())
     todo = [plan for plan in dict.fromkeys(plans) if plan.changes and plan.changes not in known]
     mine = todo[processes.rank :: processes.count]
-    wrapper, training = getattr(pipe, name), denoiser.training
-    setattr(pipe, name, denoiser.eval())  # with the wrapper of torch.compile, every change would be compiled anew
+    wrapper = getattr(pipe, name)
+    quiet = not (progress and processes.is_main)
     try:
-        with tqdm(total=len(todo), desc="score operators", disable=not (progress and processes.is_main)) as bar:
+        with as_it_was(denoiser), tqdm(total=len(todo), desc="score operators", disable=quiet) as bar:
+            setattr(pipe, name, denoiser.eval())  # with torch.compile's wrapper, every change would be compiled anew
             for scored in _generate(denoiser, sampler, mine, keep_latents) if mine or () not in known else ():
                 known[scored.changes] = scored
                 cache.add(scored)
@@ -114,7 +207,6 @@ def _score(
         failure = str(error).partition("\n")[0] or type(error).__name__
     finally:
         setattr(pipe, name, wrapper)
-        denoiser.train(training)
     here, known = known, _union(processes, known)
     failure = next(filter(None, processes.gather(failure)), "")
     if failure:
@@ -133,7 +225,16 @@ def _generate(denoiser: nn.Module, sampler: LatentSampler, plans: list[Plan], ke
     for plan in (None, *plans):
         started = time.perf_counter()
         with Replacement(denoiser, plan) if plan else nullcontext():
-            latents = sampler.draw()
+            try:
+                latents = sampler.draw()
+            except (ValueError, AttributeError, TypeError, KeyError) as error:
+                if original is None:
+                    raise
+                warnings.warn(
+                    f"The pipeline cannot run without {', '.join(plan.paths)}: {error}. The score is infinite.",
+                    stacklevel=2,
+                )
+                latents = torch.full_like(original, torch.nan)
         seconds = time.perf_counter() - started
         original = latents if original is None else original
         if not original.isfinite().all():

@@ -30,6 +30,8 @@ from .plan import Plan
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from ..capture import Call
+
 Changes = tuple[tuple[str, str], ...]
 _NUMBERS = ("avg_dist", "std_dist", "mse", "seconds")
 _TENSORS = ("avg", "std", "latents")
@@ -171,19 +173,22 @@ class Scores:
         *,
         formula: str | Formula = "paper",
         pipe: DiffusionPipeline | None = None,
+        call: Call | None = None,
         **budget,
     ) -> Plan:
         """Plan to change the operators of lowest score; never those whose score is infinite.
 
         `count` says how many, or one of `macs_ratio`, `params_ratio` and `latency_ratio` the share to remove; errors as
-        in `choose`. `formula` is as in `values`; `pipe`, that was scored, is needed for a share of scores from a file.
+        in `choose`. `formula` is as in `values`; `pipe`, that was scored, is needed for a share of scores from a file,
+        and if its family is not known, `call`, as `find_operators(pipe).call` is.
         """
         values = self.values(formula)
         ranking = [path for path in self.ranked(formula) if math.isfinite(values[path])]
         denoiser = self.denoiser if pipe is None else denoiser_of(pipe)[1]
         if denoiser is None and count is None:
             raise ValueError("These scores come from a file. Pass pipe=, the pipeline that was scored, to count on.")
-        return choose(ranking, self.operators, denoiser, count=count, **budget)
+        known, call = self.operators, call or self.operators.call
+        return choose(ranking, Operators(known, known.base, known.refused, call), denoiser, count=count, **budget)
 
     def of(self, *kinds: str) -> Scores:
         """Return the scores of operators of these kinds."""

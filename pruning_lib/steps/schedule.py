@@ -94,8 +94,12 @@ class Grid:
         return (on != 0).detach().cpu()
 
     def live(self, on: Tensor) -> Tensor:
-        """Return the cells that are on and whose work reaches the picture, bool `[T, N]`, as `live_cells`."""
-        return live_cells(torch.as_tensor(on), self.wiring)
+        """Return the cells that are on and whose work reaches the picture, bool `[T, N]`, as `live_cells`.
+
+        The first row stays as it is: what nobody reads is run there, too, for nothing else could be passed on.
+        """
+        on = torch.as_tensor(on)
+        return torch.cat([on[:1] != 0, live_cells(on, self.wiring)[1:]])
 
     def calls(self, on: Tensor) -> Tensor:
         """Return the rows at which the denoiser is called, bool `[T]`: where something is computed or read anew."""

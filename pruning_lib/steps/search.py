@@ -20,12 +20,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import check_number, check_whole, synchronise
+from ..denoisers import denoiser_of
+from ..files import plain
 from ..sampling import Unroll
 from .budget import check_budget, evenly, threshold_scores
 from .evaluate import WORTH_COST, BudgetExhausted, Evaluator, Known, SearchBudget
 from .schedule import Grid, Schedule, encode_table, grid_of
 from .supernet import gate_gradients, is_offloaded
 from .training import TrainedPruner
+from .units import caches_on
 
 # (depth of the outer units, share of the affordable whole calls that are kept whole)
 _MIXTURES = ((0, 0.8), (1, 0.5), (1, 0.25), (2, 0.7), (2, 0.5), (2, 0.35), (2, 0.2), (2, 0.1))
@@ -314,9 +317,9 @@ def search_schedule(
         f"Searching within {keep:.3g} of the MACs: {evaluations} evaluations of {images} pictures, {total} in all"
         + (f"; {done} evaluations are done already." if done else ".")
     )
-    if gradients and is_offloaded(pipe):
+    if gradients and (is_offloaded(pipe) or caches_on(denoiser_of(pipe)[1])):
         gradients = False
-        tell("The pipeline is offloaded, so there are no gradients, and changes are proposed by chance.")
+        tell("The pipeline is offloaded, or caches, so there are no gradients, and changes are proposed by chance.")
     begun = time.perf_counter()
     with torch.no_grad():
         evaluator.unroll.latents(prompts[:1], evaluator.seeds[:1])
@@ -338,7 +341,8 @@ def search_schedule(
     with tqdm(total=total, desc="search", unit="picture", disable=not progress) as bar:
         how = {"images": total, "seed": seed, "starts": starts, "worth": importance if gradients else None}
         found = local_search(grid, keep, evaluator, watch=watch, **how)
-    told = {"method": "search", "prompts": len(set(prompts)), "evaluations": evaluator.images // images}
+    told = {"method": "search", "prompts": len(set(map(str, plain(prompts))))}
+    told["evaluations"] = evaluator.images // images
     return replace(found, provenance={**found.provenance, **told})
 
 

@@ -20,7 +20,7 @@ from ..quality import ssim
 from ..sampling import Unroll
 from .replay import ByStep, Key, LastValue, hold_of, sample_and_timestep
 from .schedule import Grid, Schedule, grid_of, units_for
-from .units import Values, attach
+from .units import Values, attach, caches_on
 
 LOSSES = ("ssim", "l1", "l2", "ssim+l1", "latent")
 _OF_PICTURES = {
@@ -169,6 +169,11 @@ class SuperNet:
                 "The pipeline is offloaded and puts weights away before the backward pass comes by. Call "
                 "pipe.remove_all_hooks() and pipe.to('cuda') first; checkpointing=True, half precision and "
                 "loss='latent' save memory. A schedule that is found runs offloaded."
+            )
+        if checkpointing and (caches := caches_on(self._denoiser)):
+            raise ValueError(
+                f"A cache is enabled on the denoiser ({', '.join(caches)}), and checkpointing calls it a second time, "
+                "when it answers otherwise. Call its disable_cache() first, or pass checkpointing=False."
             )
         self.pipe = pipe
         self.unroll = Unroll(pipe, steps=grid.steps if isinstance(grid, Grid) else grid, **sampling)

@@ -289,6 +289,13 @@ def attach(denoiser: nn.Module, units: Sequence[Unit], control: Control) -> Iter
             denoiser._diffusers_hook.invalidate_child_registries_cache()
 
 
+def caches_on(denoiser: nn.Module) -> list[str]:
+    """Return the names of others' hooks that answer from what they keep, so that a call cannot be made twice."""
+    registries = [module._diffusers_hook for module in denoiser.modules() if hasattr(module, "_diffusers_hook")]
+    hooks = [pair for registry in registries for pair in registry.hooks.items()]
+    return sorted({name for name, hook in hooks if hook._is_stateful and name != HOOK})
+
+
 def _take_off(module: nn.Module, *, registered: bool) -> None:
     """Remove this package's hook, and every attribute that was not there before it; `registered` others' registry."""
     registry = HookRegistry.check_if_exists_or_initialize(module)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from tiny_pipelines import Case
@@ -15,6 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pruning_lib as pl
 from pruning_lib.denoisers import denoiser_of
+from pruning_lib.operators.find import Operators
+from pruning_lib.operators.plan import plan_for
+from pruning_lib.operators.remove import change_operators, load_pruned
 from pruning_lib.steps.schedule import Grid, Schedule
 from pruning_lib.steps.supernet import SuperNet, _backward
 
@@ -83,17 +90,20 @@ def emulated(case: Case, schedule: Schedule, denoiser: nn.Module) -> Iterator[No
     for index, unit in enumerate(schedule.grid.units):
         paths[unit.modules[-1]] = index, bool(unit.streams)
     whole = denoiser.forward
-    hooked = []
+    hooked = [(denoiser, vars(denoiser).get("forward"))]  # offloading puts one of its own there
     for path, (index, adds) in paths.items():
         module = denoiser.get_submodule(path)
+        hooked.append((module, vars(module).get("forward")))
         module.forward = patched(module.forward, index, adds)
-        hooked.append(module)
     denoiser.forward, case.pipe.scheduler.step = counting, stepped
     try:
         yield
     finally:
-        for module in (*hooked, denoiser):
-            del module.forward
+        for module, before in hooked:
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
         del case.pipe.scheduler.step
 
 
@@ -208,3 +218,184 @@ def macs_of_runs(case: Case, schedule: Schedule, denoiser: nn.Module) -> tuple[f
     with schedule.applied(case.pipe):
         some, _ = run()
     return whole / samples[0] / per_row, some / whole
+
+
+def first_call_macs(case: Case, denoiser: nn.Module) -> dict[str, float]:
+    """Return the MACs that ran in each module in the first call of a run, of one sample, by PyTorch's own counter."""
+    found = {}
+
+    def counted(*args, **kwargs):
+        if found:
+            return forward(*args, **kwargs)
+        handles, begun = [], {}
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+
+            def enter(path, *_):
+                begun[path] = counter.get_total_flops()
+
+            def leave(path, *_):
+                found[path] = found.get(path, 0) + counter.get_total_flops() - begun[path]
+
+            for path, module in denoiser.named_modules():
+                handles.append(module.register_forward_pre_hook(functools.partial(enter, path)))
+                handles.append(module.register_forward_hook(functools.partial(leave, path)))
+            result = forward(*args, **kwargs)
+        samples = len((*args, *kwargs.values())[0])
+        found.update({path: flops / 2 / samples for path, flops in found.items()})
+        for handle in handles:
+            handle.remove()
+        return result
+
+    with patched_forward(denoiser, counted) as forward:
+        case()
+    return found
+
+
+@contextmanager
+def patched_forward(module: nn.Module, by: Callable) -> Iterator[Callable]:
+    before = vars(module).get("forward")
+    forward, module.forward = module.forward, by
+    try:
+        yield forward
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+@contextmanager
+def branch_of_zeros(case: Case, denoiser: nn.Module, path: str, kind: str) -> Iterator[None]:
+    """Set what ends a branch to zero: its last layer, of text beside it too; of blocks and transformers all layers."""
+    module, order = denoiser.get_submodule(path), []
+    layers = {m: n for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
+    handles = [layer.register_forward_hook(lambda m, *_: order.append(m)) for layer in layers]
+    case()
+    for handle in handles:
+        handle.remove()
+    last = [layer for layer in order if "shortcut" not in layers[layer]][-1:]
+    if kind in ("transformer", "transformer block"):
+        last = list(layers)
+    elif kind.endswith("attention"):
+        names = ("to_out", "to_add_out", "proj_attn", "out_layer", "to_v", "add_v_proj")
+        ends = [m for m, n in layers.items() if n.split(".")[0] in names[:4]]
+        last = ends or [m for m, n in layers.items() if n.split(".")[0] in names] or last
+    saved = {weight: weight.detach().clone() for layer in last for weight in layer.parameters()}
+    for weight in saved:
+        weight.data.zero_()
+    try:
+        yield
+    finally:
+        for weight, value in saved.items():
+            weight.data.copy_(value)
+
+
+def last_latents(case: Case, seeds: range) -> Tensor:
+    """Return what the last step of the scheduler gave, of each seed alone."""
+    drawn, scheduler = [], case.pipe.scheduler
+    step = scheduler.step
+
+    @functools.wraps(step)
+    def noted(*args, **kwargs):
+        result = step(*args, **kwargs)
+        drawn[-1] = result[0] if isinstance(result, tuple) else result.prev_sample
+        return result
+
+    scheduler.step = noted
+    try:
+        for seed in seeds:
+            drawn.append(None)
+            case(seed)
+    finally:
+        del scheduler.step
+    frames = type(case.pipe).__name__ == "TextToVideoSDPipeline"  # its scheduler is given one sample for each
+    return torch.cat([latents[None].float() if frames else latents[:1].float() for latents in drawn])
+
+
+def state(case: Case, denoiser: nn.Module) -> list[object]:
+    """Return what scoring and removal leave alone."""
+    held = [(m.training, type(getattr(m, "processor", None)), len(m._forward_hooks)) for m in denoiser.modules()]
+    flags = [(name, w.requires_grad, w._version, id(w)) for name, w in denoiser.named_parameters()]
+    return [held, flags, dict(vars(denoiser.config)), vars(case.pipe).get("_progress_bar_config")]
+
+
+def check_operators(case: Case, many: int = 1) -> dict[str, str]:
+    """Operators: found, MACs, removal against a branch of zeros, a score by hand, saved and loaded, all as before."""
+    denoiser = denoiser_of(case.pipe)[1]
+    plain, before = case(), state(case, denoiser)
+    try:
+        operators = pl.find_operators(case.pipe, steps=case.steps, options=asked(case))
+    except (ValueError, TypeError) as error:
+        return {"found": f"refused: {error}"}
+    kinds = [op.kind for op in operators]
+    inner = [kind for kind in kinds if "attention" in kind or kind in ("resnet", "transformer block")]
+    found = {"found": "yes" if inner else f"none: {operators.refused}"}
+    macs, wrong = first_call_macs(case, denoiser), []
+    wrong = [op.path for op in operators if abs(op.macs / max(macs.get(op.path, 0), 1) - 1) > 0.01 and op.macs]
+    found["MACs"] = "yes" if not wrong else f"wrong: {wrong}"
+    paths = [p for k in dict.fromkeys(kinds) for p in operators.of(k).paths[:many] + operators.of(k).paths[-many:]]
+    for path in dict.fromkeys(paths):
+        op = operators[path]
+        try:
+            with change_operators(denoiser, plan_for([path], operators)):
+                removed = case()
+        except Exception as error:
+            found[f"removed {path}"] = f"wrong: {type(error).__name__} {error} {op.modifications}"
+            continue
+        if op.kind in ("downsampler", "upsampler", "convolution"):
+            continue
+        with branch_of_zeros(case, denoiser, path, op.kind):
+            wanted = case()
+        error = off(removed, wanted)
+        if error > 5e-5:
+            found[f"removed {path}"] = f"wrong: {error:.2g} {op.kind} {op.modifications} of {off(removed, plain):.2g}"
+    found["as before"] = "yes" if torch.equal(case(), plain) and state(case, denoiser) == before else "wrong"
+    if not inner:
+        return found
+    path = next(op.path for op in operators if op.kind in inner)
+    found |= check_score(case, denoiser, operators, path) | check_saved(case, operators, path)
+    found["as before at the end"] = "yes" if torch.equal(case(), plain) and state(case, denoiser) == before else "wrong"
+    return found
+
+
+def check_score(case: Case, denoiser: nn.Module, operators: Operators, path: str) -> dict[str, str]:
+    """A score against one by hand."""
+    prompts = case.prompt and ([dict([case.prompt])] if case.prompt[0] not in ("prompt", "class_labels") else None)
+    takes = inspect.signature(type(case.pipe).__call__).parameters
+    none = None if "batch_size" in takes and "class_labels" not in takes else [{}]
+    prompts = prompts or (case.prompt[1] if case.prompt else none)
+    how = {"num_latents": 2, "batch": 1, "steps": case.steps, "options": case.options, "progress": False}
+    try:
+        scores = pl.score_operators(case.pipe, prompts, operators=operators.only([operators[path]]), **how)
+        scores.save(Path(tempfile.mkdtemp()) / "scores.safetensors")
+    except Exception as error:
+        return {"score": f"refused: {type(error).__name__} {error}"}
+    whole = last_latents(case, range(2))
+    with change_operators(denoiser, plan_for([path], operators)):
+        less = last_latents(case, range(2))
+    wanted = ((whole.mean(0) - less.mean(0)).norm() + (whole.std(0) - less.std(0)).norm()).item()
+    told = scores.values()[path]
+    return {"score": "yes" if abs(told - wanted) <= 1e-3 * abs(wanted) else f"wrong: {told:.5g}, by hand {wanted:.5g}"}
+
+
+def check_saved(case: Case, operators: Operators, path: str) -> dict[str, str]:
+    """Removed, saved and loaded: the same weights and the same picture."""
+    small = pl.remove_operators(case.pipe, plan_for([path], operators))
+    wanted = replace(case, pipe=small)()
+    held = denoiser_of(small)[1].state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            small.save_pretrained(folder)
+            again = load_pruned(folder)
+        except Exception as error:
+            return {"saved": f"refused: {type(error).__name__} {error}"}
+    name, loaded = denoiser_of(again)
+    back = loaded.state_dict()
+    if [*back] != [*held] or not all(torch.equal(back[key], held[key]) for key in held):
+        return {"saved": "wrong: other weights"}
+    freeu = getattr(denoiser_of(small)[1], "up_blocks", [None])[0]
+    if hasattr(freeu, "b1"):  # is switched on, which no file holds
+        loaded.enable_freeu(s1=freeu.s1, s2=freeu.s2, b1=freeu.b1, b2=freeu.b2)
+    small.register_modules(**{name: loaded})  # the other parts are not ours to load
+    error = off(replace(case, pipe=small)(), wanted)
+    return {"saved": "yes" if error < 1e-5 else f"wrong: {error:.2g}"}

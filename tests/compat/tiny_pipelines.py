@@ -408,15 +408,22 @@ def panorama() -> Case:
     )
 
 
-@recipe
-def gligen() -> Case:
-    more = {}
+def boxed(**options) -> Case:
     return stable_diffusion(
         diffusers.StableDiffusionGLIGENPipeline,
         net=unet(attention_type="gated"),
-        more=more,
-        **sized(gligen_phrases=["a lion"], gligen_boxes=[[0.1, 0.2, 0.6, 0.8]]),
+        **sized(gligen_phrases=["a lion"], gligen_boxes=[[0.1, 0.2, 0.6, 0.8]], **options),
     )
+
+
+@recipe
+def gligen() -> Case:
+    return boxed()
+
+
+@recipe
+def gligen_throughout() -> Case:
+    return boxed(gligen_scheduled_sampling_beta=1.0)
 
 
 @recipe

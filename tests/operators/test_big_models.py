@@ -10,7 +10,7 @@ import pruning_lib as pl
 from pruning_book.stand_in import stand_in
 from pruning_lib.denoisers import denoiser_of
 from pruning_lib.operators.remove import load_pruned
-from pruning_lib.sampling import LatentSampler
+from pruning_lib.operators.score import LatentSampler
 
 # Some of each kind that matters, early and late; PixArt's pipeline would round a size to one it was trained for.
 SD15 = ["down_blocks.2.attentions.1", "mid_block.resnets.0", "up_blocks.0.upsamplers.0"]

@@ -61,12 +61,19 @@ def test_transformers_have_blocks_of_their_own_kinds():
     assert {op.modifications for op in find_operators(make("unet"), ["self-attention"])} == {("identity",)}
     # The first block of DiT lends its embedding to the output layer.
     assert block not in operators and "transformer_blocks.1" in operators
+    with pytest.raises(KeyError, match=r"cannot be removed: .*norm1\.emb.* called from outside"):
+        operators[block]
+    # A norm goes with a branch where nobody else reads it: PixArt's second is that of the feed-forward.
+    assert find_operators(make())[f"mid_block.attentions.0.{block}.attn2"].norms == (
+        f"mid_block.attentions.0.{block}.norm2",
+    )
+    assert find_operators(make("pixart"))[f"{block}.attn2"].norms == ()
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="kind of operator 'conv'.*convolution"):
         find_operators(make("unet"), ["conv"])
-    with pytest.raises(TypeError, match=r"not of a known family.*pipe\.unet.*find.py.*denoisers.py"):
+    with pytest.raises(TypeError, match=r"not of a known family.*pass the pipeline to.*find_operators"):
         find_operators(nn.Linear(2, 2))
     with pytest.raises(KeyError, match="mid_block.resnets.0"):
         find_operators(make("unet"))["mid_block.resnet.0"]

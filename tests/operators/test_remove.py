@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTPipeline
 from safetensors.torch import load_file, save_file
 from tiny_denoisers import make, run
+from tiny_pipes import pipe_of
 from torch import nn
 
 from pruning_lib.operators.find import KINDS, find_operators
@@ -92,6 +93,29 @@ def test_a_plan_survives_its_file_drops_what_lies_inside_and_fits_one_structure(
     small = remove_operators(other, plan)
     with pytest.raises(ValueError, match="it was pruned before.*score this one"):
         remove_operators(small, plan)
+
+
+def test_older_plans_take_the_norms_that_they_took(tmp_path):
+    pipe = pipe_of("text")
+    small = remove_operators(pipe, CUT)
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "unet/config.json").read_text())
+    assert config[CONFIG_KEY]["plans"][0].pop("norms") == [f"{ATTENTION}.norm1"]
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    assert bits(load_pruned(tmp_path).unet) == bits(small.unet)
+    old = Plan.from_dict(config[CONFIG_KEY]["plans"][0])
+    with change_operators(pipe.unet, old):
+        assert bits(pipe.unet) == bits(small.unet)
+
+
+def test_what_was_set_on_a_configuration_stays(tmp_path):
+    """As image adapters do: an attribute, and no entry."""
+    pipe = pipe_of("text")
+    pipe.unet.config.encoder_hid_dim_type, pipe.unet.config["sample_size"] = "told", 99
+    small = remove_operators(pipe, CUT)
+    small.save_pretrained(tmp_path)
+    assert small.unet.config.encoder_hid_dim_type == "told" and small.unet.config.sample_size == 8
+    assert bits(load_pruned(tmp_path).unet) == bits(small.unet)
 
 
 def test_bad_changes_change_nothing():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from small_denoisers import build
 from tiny_denoisers import DENOISERS, make, run
 from torch import nn
 
+from pruning_lib.denoisers import example_inputs
 from pruning_lib.operators.find import KINDS, find_operators
 from pruning_lib.operators.plan import plan_for
 from pruning_lib.operators.remove import Replacement
-from pruning_lib.operators.replace import replacement
+from pruning_lib.operators.replace import Untold, replacement, trial
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -29,6 +32,79 @@ def test_every_modification_of_every_operator_runs_and_changes_the_output(name):
                 assert not torch.equal(out, whole), (op.path, how)
                 assert sum(p.numel() for p in model.parameters()) < params, (op.path, how)
     assert torch.equal(run(model, 1), whole)
+
+
+def _pixart() -> nn.Module:
+    return make("pixart")
+
+
+def _with_added_keys() -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        encoder_hid_dim=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    )
+
+
+def _rescaled() -> nn.Module:
+    return build("unconditional", in_channels=4, out_channels=4, mid_block_scale_factor=2**0.5)
+
+
+def _joint() -> nn.Module:
+    return build("sd3")
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "how"),
+    [
+        (_pixart, "transformer_blocks.0.attn2", "zero"),  # its feed-forward reads norm2
+        (_with_added_keys, "down_blocks.1.attentions.0", "identity"),  # whatever its residual_connection says
+        (_rescaled, "mid_block.attentions.0", f"identity / {2**0.5!r}"),
+        (_joint, "transformer_blocks.0.attn", "zero (hidden_states, encoder_hidden_states)"),
+    ],
+)
+def test_what_a_trial_finds_is_the_branch_with_its_last_layer_at_zero(model, path, how):
+    model = model().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+        inputs = example_inputs(model, device="cpu", tokens=7)
+        operators = find_operators(model)
+        assert operators[path].modifications == (how,)
+        with Replacement(model, plan_for([path], operators)):
+            found = model(**inputs).sample
+        attention = model.get_submodule(path)
+        for last in (attention.to_out[0], getattr(attention, "to_add_out", None)):
+            if last is not None:
+                last.weight.zero_(), last.bias.zero_()
+        wanted = model(**inputs).sample
+    assert torch.allclose(found, wanted, atol=1e-5 * wanted.abs().max())
+
+
+def test_what_does_more_than_add_is_refused_with_the_reason():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return (x + self.conv(x)) * (1 + self.scale(x.mean((2, 3))))[..., None, None]
+
+    assert trial(Scaled(), (noise(1, 4, 4, 4),), {}) == "identity"
+    with pytest.raises(Untold, match="do more than add"):
+        trial(Scaled(), (noise(1, 4, 4, 4),), {}, alone=True)
+    with pytest.raises(Untold, match="neither zeros nor what came in"):
+        trial(nn.Sequential(nn.LayerNorm(4), nn.Identity()), (noise(1, 4),), {})
+    with pytest.raises(Untold, match="zeros of a shape"):
+        trial(nn.Sequential(nn.Linear(4, 5)), (noise(1, 4),), {})
 
 
 def noise(*shape: int) -> torch.Tensor:

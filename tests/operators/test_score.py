@@ -8,15 +8,15 @@ import math
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from tiny_pipes import PROMPTS, pipe_of
 
 from pruning_lib.operators.budget import choose, reductions
 from pruning_lib.operators.find import KINDS, Operators, find_operators
 from pruning_lib.operators.plan import Plan, plan_for
 from pruning_lib.operators.remove import change_operators
-from pruning_lib.operators.score import score_operators, score_plans
+from pruning_lib.operators.score import LatentSampler, score_operators, score_plans
 from pruning_lib.operators.scores import Scores, latent_shift
-from pruning_lib.sampling import LatentSampler
 
 DRAWN = {"num_latents": 3, "steps": 2, "guidance_scale": 2.0, "batch": 2}
 PATHS = ["down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "mid_block.attentions.0", "up_blocks.1.resnets.0"]
@@ -134,6 +134,33 @@ def test_latents_that_are_not_finite_give_an_infinite_score_and_an_original_that
         score(pipe)
 
 
+def test_modes_and_processors_are_put_back_and_what_no_run_does_without_has_an_infinite_score(draws) -> None:
+    class Other(AttnProcessor):
+        pass
+
+    pipe = pipe_of("text")
+    attention, broken = pipe.unet.mid_block.attentions[0], []
+    draw = pipe.prepare_latents
+
+    def prepare(*args, **kwargs):  # what a pipeline changes when it begins, and would undo at its end
+        pipe.unet.set_attn_processor(Other())
+        if broken and not any(module is attention for module in pipe.unet.modules()):
+            raise ValueError("I need that layer")
+        return draw(*args, **kwargs)
+
+    before = dict(pipe.unet.attn_processors)
+    attention.train()
+    pipe.prepare_latents, broken = prepare, [1]
+    with pytest.warns(UserWarning, match="cannot run without mid_block.attentions.0: I need that layer"):
+        found = score(pipe, ["mid_block.attentions.0", "mid_block.resnets.0"])
+    assert found.broken == ["mid_block.attentions.0"]
+    draws |= {"begun": 0, "most": 1}
+    with pytest.raises(KeyboardInterrupt):
+        score(pipe)
+    assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
+    assert attention.training and not pipe.unet.training
+
+
 def test_sets_of_changes_are_scored_together(scores: Scores) -> None:
     pipe = pipe_of("text")
     plans = [plan_for(changes, EVERY) for changes in (PATHS[:2], {PATHS[1]: "pointwise"}, PATHS[:1], [])]
@@ -186,7 +213,7 @@ def test_what_is_refused(scores: Scores) -> None:
         (lambda: score(operators=("down_blocks.0.resnet.1",)), "Did you mean 'down_blocks.0.resnets.1'"),
         (lambda: score(operators=STRANGER), "made for a UNet2DModel"),
         (lambda: score(num_latents=1), "num_latents=1"),
-        (lambda: score(alien, None), "AutoencoderKL is not of a known family"),
+        (lambda: score(alien, None), "could not be run to see what it calls its unet with"),
         (lambda: score_plans(pipe_of("text"), [], [Plan((), STRANGER.base)]), "made for a UNet2DModel"),
         (lambda: latent_shift(torch.ones(2, 2), torch.ones(2, 4)), "expected equal shapes"),
         (lambda: scores.ranked("papper"), "formula='papper' is unknown. Did you mean 'paper'"),

@@ -12,8 +12,7 @@ from small_pipe import CAPTIONS, IMAGES, copy_of, small_pipe
 from tiny_pipes import PROMPTS, pipe_of
 
 from pruning_lib.finetuning.finetune import finetune
-from pruning_lib.operators.score import score_operators
-from pruning_lib.sampling import LatentSampler
+from pruning_lib.operators.score import LatentSampler, score_operators
 
 
 def tune(folder: Path, batch: int, steps: int, spoil: int = 0, **more: object) -> tuple[dict, list]:
