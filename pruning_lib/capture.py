@@ -302,36 +302,52 @@ def storage(tensor: Tensor) -> int:
 
 @contextmanager
 def _instead(module: nn.Module, answers: _Answers) -> Iterator[None]:
-    """Let answers stand in for a module's forward; offloading, compilation and hooks around it rest."""
-    held = {key: vars(module)[key] for key in ("forward", "_compiled_call_impl") if key in vars(module)}
-    forward = module.forward
-    vars(module)["_compiled_call_impl"] = None
-    vars(module)["forward"] = lambda *args, **kwargs: answers(forward, args, kwargs)
+    """Let answers stand in for a module's forward; offloading, compilation and everybody's hooks on it rest."""
+    own, forward = vars(module), module.forward
+    held = {key: own[key] for key in ("forward", "_compiled_call_impl") if key in own}
+    held |= {key: hooks for key, hooks in own.items() if key.startswith("_forward") and "hooks" in key}
+    own.update({key: type(hooks)() for key, hooks in held.items() if "hooks" in key})
+    own["_compiled_call_impl"] = None
+    own["forward"] = lambda *args, **kwargs: answers(forward, args, kwargs)
     try:
         yield
     finally:
         for key in ("forward", "_compiled_call_impl"):
-            vars(module).pop(key, None)
-        vars(module).update(held)
+            own.pop(key, None)
+        own.update(held)
+
+
+@contextmanager
+def modules_as_they_were(model: nn.Module) -> Iterator[None]:
+    """Put back what stands in a model's modules by name, such as modes, switches and processors.
+
+    A run that ends by an error does not put its own away. What modules compute once and keep stays.
+    """
+    parts = [*model.modules()]
+    named = [{k: v for k, v in vars(part).items() if not k.startswith("_") and k != "forward"} for part in parts]
+    processors = {part: part.processor for part in parts if hasattr(part, "set_processor")}
+    try:
+        yield
+    finally:
+        for part, kept in zip(parts, named, strict=True):
+            vars(part).update(kept)
+        for part, processor in processors.items():
+            if part.processor is not processor:
+                part.set_processor(processor)  # one with weights is a module of its own
 
 
 @contextmanager
 def as_it_was(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Put back, in the end, what a run notes in its pipeline, in its scheduler and on its denoisers.
-
-    Of the denoisers' modules that is what stands there by name, such as processors: a run that ends by an error does
-    not put its own away. What they compute once and keep stays.
-    """
+    """Put back, in the end, what a run notes in its pipeline, in its scheduler and on its denoisers."""
     owners = [vars(owner) for owner in (pipe, pipe.scheduler)]
     before = [{key: list(part) if type(part) is list else part for key, part in owner.items()} for owner in owners]
     bare = [vars(module) for module in denoisers_of(pipe).values() if not hasattr(module, "_diffusers_hook")]
-    modules = [vars(module) for denoiser in denoisers_of(pipe).values() for module in denoiser.modules()]
-    named = [{k: v for k, v in own.items() if not k.startswith("_") and k != "forward"} for own in modules]
     try:
-        yield
+        with ExitStack() as stack:
+            for denoiser in denoisers_of(pipe).values():
+                stack.enter_context(modules_as_they_were(denoiser))
+            yield
     finally:
-        for own, kept in zip(modules, named, strict=True):
-            own.update(kept)
         for owner, kept in zip(owners, before, strict=True):
             offloading = {key: owner[key] for key in ("_all_hooks",) if key in owner}  # a run puts it on anew
             owner.clear()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
-from ..capture import Call, MacsCounter, captured, example_call
+from ..capture import Call, MacsCounter, captured, example_call, modules_as_they_were
 from ..checks import nearest, place
 from ..denoisers import Fingerprint, denoiser_of, is_known, on_meta
 from .replace import WHOLE, Untold, allowed, trial
@@ -161,8 +160,7 @@ def find_operators(
     if not isinstance(model, nn.Module):
         _, denoiser = denoiser_of(model)
         try:
-            with as_it_was(denoiser):
-                call = captured(model, steps, options, first=True)
+            call = captured(model, steps, options, first=True)
         except ValueError:
             if options or not is_known(denoiser):
                 raise
@@ -189,21 +187,6 @@ def find_operators(
             found.append(Operator(path, names[path], kind, *shapes, params, macs, order, how, norms))
         order += bool(how)
     return Operators(found, Fingerprint.of(denoiser), refused, call)
-
-
-@contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back every module's mode and processor: a run that fails or is stopped leaves its own there."""
-    modes = {module: module.training for module in model.modules()}
-    processors = {module: module.processor for module in modes if hasattr(module, "set_processor")}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for module, processor in processors.items():
-            if module.processor is not processor:
-                module.set_processor(processor)
 
 
 @dataclass
@@ -250,7 +233,7 @@ class _Run(MacsCounter):
             handles.append(module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True))
             handles.append(module.register_forward_hook(partial(self._leave, path)))
         try:
-            with as_it_was(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), self:
+            with modules_as_they_were(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), self:
                 out = model.eval()(*args, **kwargs)
         finally:
             for handle in handles:

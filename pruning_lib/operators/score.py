@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..capture import modules_as_they_were
 from ..checks import check_whole
 from ..denoisers import denoiser_of
 from ..processes import Processes, is_out_of_memory
 from ..sampling import Unroll, replaced
-from .find import KINDS, Operators, as_it_was, find_operators
+from .find import KINDS, Operators, find_operators
 from .plan import Plan, plan_for
 from .remove import Replacement
 from .scores import OperatorScore, ScoreCache, Scores, checksum, latent_shift
@@ -192,7 +193,7 @@ def _score(
     wrapper = getattr(pipe, name)
     quiet = not (progress and processes.is_main)
     try:
-        with as_it_was(denoiser), tqdm(total=len(todo), desc="score operators", disable=quiet) as bar:
+        with modules_as_they_were(denoiser), tqdm(total=len(todo), desc="score operators", disable=quiet) as bar:
             setattr(pipe, name, denoiser.eval())  # with torch.compile's wrapper, every change would be compiled anew
             for scored in _generate(denoiser, sampler, mine, keep_latents) if mine or () not in known else ():
                 known[scored.changes] = scored

@@ -13,9 +13,10 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
-from options import WAYS, check_way
+from options import OFF_BESIDE, WAYS, check_ways
 from sweep import check_operators, check_steps, check_training
 from tiny_pipelines import RECIPES
 
@@ -59,17 +60,17 @@ def row(name: str) -> dict[str, object]:
         "saved": saved or absent,
     }
     found = {column: summary(checks) for column, checks in found.items()}
-    ways = {} if refused else {way: guarded(check_way, name, way, "blocks") for way in WAYS}
+    off = OFF_BESIDE.get(name, ())
+    ways = {} if refused else {way: check_ways(RECIPES[name], [way], "blocks", off) for way in WAYS}
     return {**told, "found": found, "ways": ways, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def guarded(check, name: str, *more: str) -> dict[str, str] | str:
+def guarded(check: Callable[..., dict[str, str]], name: str, *more: str) -> dict[str, str]:
     """Run a check on a pipeline of its own; what it does not catch is wrong."""
     try:
         return check(RECIPES[name](), *more)
     except Exception as error:
-        said = f"wrong: {type(error).__name__}: {str(error)[:200]}"
-        return said if check is check_way else {check.__name__: said}
+        return {check.__name__: f"wrong: {type(error).__name__}: {str(error)[:200]}"}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.hooks.layer_skip import LayerSkipConfig, apply_layer_skip
-from options import BUNDLES, check_ways
+from options import BUNDLES, OFF_BESIDE, check_ways
 from sweep import grid_of, off, table
 from test_compat import KNOWN, REFUSED, sampled
 from tiny_pipelines import RECIPES, Case
@@ -318,8 +318,6 @@ def test_attention_broadcast_draws_the_same(name):
 # --- ways to call ---------------------------------------------------------------------------------------------------
 
 
-# Tokens drawn from nearly the same numbers are the same tokens.
-OFF_BESIDE = {"amused": {"differs"}}
 CELLS = [
     (name, ways, ("blocks", "layers")[(i + j) % 2])
     for i, name in enumerate(sorted({*RECIPES} - {*REFUSED}))
