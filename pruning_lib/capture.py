@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .checks import check_whole, nearest
-from .denoisers import denoiser_of, denoisers_of, example_inputs, is_known, meta_copy, on_meta
+from .denoisers import OTHERWISE, denoiser_of, denoisers_of, example_inputs, is_known, meta_copy, on_meta
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -58,7 +58,13 @@ class Call:
         try:
             with torch.no_grad():
                 twin(*inputs[0], **inputs[1])
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+            given = [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+            if any(leaf.is_meta for leaf in given):  # built, not captured
+                raise ValueError(
+                    f"{type(model).__name__} does not run on the inputs of its family: {str(error).rstrip('.')}. "
+                    f"{OTHERWISE}"
+                ) from error
             return model, self.args, self.kwargs
         return twin, *inputs
 

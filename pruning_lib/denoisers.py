@@ -102,7 +102,7 @@ def _unet_2d_condition(c: SimpleNamespace, make: _Maker) -> dict[str, Tensor]:
     elif c.addition_embed_type not in (None, "text"):
         raise ValueError(
             f"This UNet2DConditionModel wants addition_embed_type={c.addition_embed_type!r}, which no rule here "
-            f"covers. {_OTHERWISE}"
+            f"covers. {OTHERWISE}"
         )
     return inputs
 
@@ -163,7 +163,7 @@ _FAMILIES: dict[str, Callable[[SimpleNamespace, _Maker], dict]] = {
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
 }
-_OTHERWISE = (
+OTHERWISE = (
     "A pipeline tells by itself what it calls its denoiser with: pass the pipeline to grid_of or find_operators, and "
     "call=captured(pipe, steps), of pruning_lib.capture, to units_of. For count_macs give every input of its forward "
     "by name, as in count_macs(model, hidden_states=torch.empty(1, 4, 32, 32), timestep=torch.ones(1))."
@@ -226,7 +226,7 @@ def _family(denoiser: nn.Module) -> str:
         if cls.__name__ in _FAMILIES and hasattr(denoiser, "config"):
             return cls.__name__
     name = type(denoiser).__name__
-    raise TypeError(f"{name} is not of a known family. {nearest(name, _FAMILIES)} {_OTHERWISE}")
+    raise TypeError(f"{name} is not of a known family. {nearest(name, _FAMILIES)} {OTHERWISE}")
 
 
 # What other libraries hang on an instance to move weights or skip work; the structure underneath is what we want.

@@ -24,6 +24,18 @@ from pruning_lib.denoisers import denoiser_of
 from pruning_lib.records import passport, results_folder, save_record
 
 COSTS = ("MACs", "share")
+# The ways, in words.
+TOLD = {
+    "batch": "two prompts at once",
+    "other_guidance": "guidance on where it is off, off where it is on",
+    "two_each": "two pictures for each prompt",
+    "lora": "LoRA",
+    "vae_slicing": "a sliced autoencoder",
+    "fused_qkv": "fused projections of attention",
+    "freeu": "FreeU",
+    "forward_chunking": "feed-forwards in chunks",
+    "callback": "a callback that changes the latents",
+}
 
 
 def summary(found: dict[str, str]) -> str:
@@ -40,7 +52,12 @@ def row(name: str) -> dict[str, object]:
     torch.set_num_threads(1)
     started, case = time.perf_counter(), RECIPES[name]()
     parts = {"pipeline": case.pipe, "denoiser": denoiser_of(case.pipe)[1]}
-    told = {"name": name.replace("_", " "), **{what: type(part).__name__ for what, part in parts.items()}}
+    scheduler = type(case.pipe.scheduler).__name__
+    if scheduler.lower().startswith(name.partition("_")[2] or "none"):  # a recipe that differs by it alone
+        words = f"{name.partition('_')[0]}, {scheduler.removesuffix('Scheduler')}"
+    else:
+        words = name.replace("_", " ")
+    told = {"name": words, **{what: type(part).__name__ for what, part in parts.items()}}
     steps = {
         f"{grain}, {check}": said
         for grain in ("blocks", "layers")
@@ -91,7 +108,7 @@ def main() -> int:
     print(f"{faults} wrong, in {(time.perf_counter() - started) / 60:.1f} minutes")
     if given.record:
         ordered = [{k: v for k, v in rows[name].items() if k != "seconds"} for name in RECIPES if name in rows]
-        data = {"rows": ordered, "ways": {way: way.replace("_", " ") for way in WAYS}}
+        data = {"rows": ordered, "ways": {way: TOLD.get(way, way.replace("_", " ")) for way in WAYS}}
         path = results_folder() / "support_matrix.json"
         save_record(path, "support_matrix", data, passport(seeds=[0, 1], n=len(rows), device="cpu"))
         print(f"written: {path}")
