@@ -75,7 +75,7 @@ def test_operators_are_scored_with_one_reading_per_batch(gpu):
     how = {"operators": find_operators(pipe.unet, ["upsampler", "downsampler"]), "num_latents": 2, "steps": 1}
     with gpu:
         scores = score_operators(gpu.holds(pipe), ["lion"], progress=False, **how)
-    assert gpu.waits.pop("pruning_lib.sampling") == 1 + len(how["operators"])
+    assert gpu.waits.pop("pruning_lib.operators.score") == 1 + len(how["operators"])
     assert set(gpu.waits) == {"pruning_lib.operators.scores"}  # once per run: which weights are scored
     assert scores.values() == pytest.approx(score_operators(pipe, ["lion"], progress=False, **how).values(), rel=1e-3)
 

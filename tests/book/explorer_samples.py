@@ -5,6 +5,8 @@ Every picture is one flat colour, so that it tells its place. Each function take
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 
@@ -128,14 +130,11 @@ SCHEDULES = {
 }
 
 
-def grid(**changes) -> Grid:
+def grid(names: Sequence[str] = UNITS, **changes) -> Grid:
     """Return a grid of 4 steps x 4 units, 1000 M MACs a call."""
     given = {
-        **{
-            "units": tuple(Unit(name, (name,)) for name in UNITS),
-            "wiring": Wiring(INPUTS, frozenset({3}), False),
-            "grain": "layers",
-        },
+        "units": tuple(Unit(name, (name,)) for name in names),
+        **{"wiring": Wiring(INPUTS, frozenset({3}), False), "grain": "layers"},
         **{"class_name": "UNet2DConditionModel", "structure": "0" * 16, "scheduler": "DDIMScheduler"},
         "macs": (100_000_000, 200_000_000, 300_000_000, 350_000_000),
         "macs_without_attention": (100_000_000, 200_000_000, 250_000_000, 300_000_000),

@@ -95,7 +95,13 @@ def test_what_stands_beside_a_storage_is_applied(options, tmp_path):
 @pytest.mark.parametrize("options", [{}, LEGACY])
 def test_strides_of_every_kind_are_read(options, tmp_path):
     x, cube = torch.arange(100.0), torch.arange(60).reshape(3, 4, 5)
-    state = {"step": x[::7], "column": cube[:, 0], "inner": cube[..., 2], "diagonal": cube[0].diagonal(), "t": cube.T}
+    state = {
+        "step": x[::7],
+        "column": cube[:, 0],
+        "inner": cube[..., 2],
+        "diagonal": cube[0].diagonal(),
+        "t": cube.permute(2, 1, 0),
+    }
     state |= {"wide": torch.ones(3, 1).expand(3, 50), "one": torch.tensor(2.0).expand(5), "windows": x.unfold(0, 9, 2)}
     state |= {"none": x[100::3], "empty": torch.zeros(0, 3).t(), "scalar": x[5], "permuted": cube.permute(1, 2, 0)[::2]}
     state |= {
