@@ -2,7 +2,8 @@
 // the denoiser are left, and how many MACs that makes. A wiring is {inputs, output, reads}: for each unit the units it
 // reads, the units that the output reads, and whether the output also reads the denoiser's own input.
 
-/** Return [step][unit]: true where a cell is computed and its value reaches an output, now or from the cache later. */
+/** Return [step][unit]: true where a cell is computed and its value reaches an output, now or from the cache later.
+ * The first step stays as it is: what nobody reads is run there, too, for nothing else could be passed on. */
 export function live(on, { inputs, output }) {
   const found = on.map((row) => row.map(() => false)), later = on[0].map(() => false);
   for (let t = on.length - 1; t >= 0; t--) {
@@ -14,7 +15,7 @@ export function live(on, { inputs, output }) {
       if (found[t][n]) for (const other of inputs[n]) now[other] = true;
     }
   }
-  return found;
+  return [on[0], ...found.slice(1)];
 }
 
 /** Return, for each step, whether the denoiser is called at all; where not, its last output is used again. */
