@@ -12,13 +12,7 @@ from pathlib import Path
 from status import FOLDER, table
 
 RECORD = Path("pruning_book/records/support_matrix.json")
-COLUMNS = {
-    "schedule": "schedules",
-    "MACs": "MACs",
-    "training": "trained gates",
-    "operators": "operators",
-    "saved": "cut, saved, loaded",
-}
+COLUMNS = {"schedule": "schedules", "MACs": "MACs", "training": "gates", "operators": "operators", "saved": "saved"}
 SIGNS = {"yes": "yes", "refused": "no", "wrong": "wrong"}
 
 
@@ -31,7 +25,7 @@ def page(record: dict) -> str:
     """Return the tables as Markdown."""
     data, passport = record["data"], record["passport"]
     rows, ways = data["rows"], data["ways"]
-    head = ["tried", "pipeline", "denoiser", *COLUMNS.values()]
+    head = ["tried", *COLUMNS.values(), "pipeline", "denoiser"]
     cells, reasons = [], []
     for row in rows:
         signs = []
@@ -40,7 +34,7 @@ def page(record: dict) -> str:
             signs.append(SIGNS.get(verdict(said), "-"))
             if verdict(said) in ("refused", "wrong"):
                 reasons.append([row["name"], what, said.partition(": ")[2]])
-        cells.append([row["name"], row["pipeline"], row["denoiser"], *signs])
+        cells.append([row["name"], *signs, row["pipeline"], row["denoiser"]])
     totals = [
         [what, *(sum(verdict(row["found"][column]) == word for row in rows) for word in ("yes", "refused", "wrong"))]
         for column, what in COLUMNS.items()
@@ -57,9 +51,9 @@ def page(record: dict) -> str:
         [
             f"## {len(rows)} pipelines",
             table(["what", "yes", "refused", "wrong"], totals),
-            table(head, cells),
+            f"```{{dropdown}} All {len(rows)}, one by one\n{table(head, cells)}\n```",
             "## Where it does not work, and why",
-            table(["tried", "what", "reason"], [[name, ", ".join(what), why] for (name, why), what in merged.items()]),
+            "\n".join(f"- **{name}** ({', '.join(what)}): {why}" for (name, why), what in merged.items()),
             "## Beside what else is switched on",
             "Each is tried on every pipeline that offers it, with a table of reused units.",
             table(["switched on", "yes", "refused", "wrong", "not offered"], beside),
