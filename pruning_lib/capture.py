@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 _PLAIN = {"prompt": "", "class_labels": [0]}
 
 
-class NotStarted(ValueError):
-    """A pipeline failed before it called its denoiser: something is missing that its call needs."""
-
-
 @dataclass(frozen=True)
 class Call:
     """The first call of a denoiser in a run, and the shape of that run.
@@ -41,7 +37,6 @@ class Call:
         args, kwargs: what the denoiser was called with, tensors where the run had them.
         batch: samples in that call; guidance in one call makes it two for each picture.
         timesteps: of the run's rows, as `scheduler.step` was given them.
-        calls: of the denoiser in each row.
         twin: the denoiser without weights as it was in that call, with what the run had switched on in it; or None.
     """
 
@@ -49,7 +44,6 @@ class Call:
     kwargs: dict
     batch: int
     timesteps: tuple[float, ...]
-    calls: int
     twin: nn.Module | None = field(default=None, repr=False)
 
     def on(self, model: nn.Module) -> tuple[nn.Module, tuple, dict]:
@@ -71,7 +65,7 @@ class Call:
 
 def example_call(denoiser: nn.Module, *, sample_size: int | tuple[int, int] | None = None) -> Call:
     """Return a call of one sample with the inputs that a known family takes, without values; see `example_inputs`."""
-    return Call((), example_inputs(denoiser, sample_size=sample_size), 1, (), 1)
+    return Call((), example_inputs(denoiser, sample_size=sample_size), 1, ())
 
 
 def captured(
@@ -128,14 +122,14 @@ def captured(
         except Exception as error:
             told = f"{type(pipe).__name__} could not be run to see what it calls its {name} with: {error}"
             if answers[name].first is None:
-                raise NotStarted(f"{told} Pass what its call needs, as in options={{'image': image}}.") from error
+                raise ValueError(f"{told} Pass what its call needs, as in options={{'image': image}}.") from error
             if not first:
                 raise ValueError(
                     f"{told} It looks into its {name} while it draws, so it cannot follow a schedule."
                 ) from error
         own = [float(t) for t in pipe.scheduler.timesteps.tolist()]
     if first and answers[name].first is not None:
-        return Call(*answers[name].first, answers[name].batch, tuple(timesteps), 1, answers[name].twin)
+        return Call(*answers[name].first, answers[name].batch, tuple(timesteps), answers[name].twin)
     return _call_of(pipe, name, answers[name], rows, timesteps, own)
 
 
@@ -208,23 +202,25 @@ def _call_of(
             f"{told} calls its {name} {counts[0]} times in its first step and {counts[at]} times in step {at + 1}, and "
             "does not say which call is which. Switch off what changes between steps."
         )
-    if not place_in(own, timesteps):
+    if place_in(own, timesteps) is None:
         raise ValueError(
             f"{told} steps its scheduler {len(timesteps)} times, and not once at each of its {len(own)} timesteps in "
             "turn (views of a panorama, jumps back in time), so rows of a schedule would have no meaning."
         )
-    return Call(*answers.first, answers.batch, tuple(timesteps), max(counts))
+    return Call(*answers.first, answers.batch, tuple(timesteps))
 
 
 def place_in(timesteps: Sequence[float], part: Sequence[float]) -> int | None:
-    """Return where a part of some timesteps begins, plus 1; None if they do not hold it in one piece."""
-    ends = range(len(timesteps) - len(part) + 1)
-    close = (
-        begin + 1
-        for begin in ends
-        if all(abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in zip(timesteps[begin:], part, strict=False))
-    )
-    return next(close, None)
+    """Return where a part of some timesteps begins; None if they do not hold it in one piece."""
+    for begin in range(len(timesteps) - len(part) + 1):
+        if all(map(same_time, timesteps[begin:], part)):
+            return begin
+    return None
+
+
+def same_time(a: float, b: float) -> bool:
+    """Whether two timesteps are one, however each was rounded."""
+    return abs(a - b) <= 1e-3 * max(1.0, abs(b))
 
 
 class _Answers:

@@ -6,7 +6,7 @@ Sizes are counted on the pruned structure itself, on the meta device, so what op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,9 +19,6 @@ from ..latency import measure_latency, ratio
 from .find import Operators
 from .plan import Plan, plan_for
 from .remove import Replacement, pruned_copy
-
-if TYPE_CHECKING:
-    from ..macs import MacsReport
 
 
 def choose(
@@ -70,13 +67,15 @@ def choose(
         )
 
     check_number(name, value, "(0, 1)")
+    Plan((), operators.base).check(denoiser)
     call = _call(denoiser, sample_size, operators.call)
-    whole = _sizes(*call.on(denoiser))
+    counted = call.on(denoiser)
+    whole = _sizes(*counted)
 
     def removed(paths: list[str]) -> float:
         plan = plan_for(paths, operators)
         if name != "latency_ratio":
-            return reductions(denoiser, plan, sample_size, whole, call)[name == "params_ratio"]
+            return _removed(plan, whole, *counted)[name == "params_ratio"]
         weight, pruned = next(denoiser.parameters()), pruned_copy(denoiser, plan)
         args, inputs = call.args, call.kwargs
         if call is not operators.call:
@@ -100,20 +99,19 @@ def choose(
 
 
 def reductions(
-    denoiser: nn.Module,
-    plan: Plan,
-    sample_size: int | tuple[int, int] | None = None,
-    whole: MacsReport | None = None,
-    call: Call | None = None,
+    denoiser: nn.Module, plan: Plan, sample_size: int | tuple[int, int] | None = None, call: Call | None = None
 ) -> tuple[float, float]:
     """Return the shares of MACs (batch 1, with attention products) and of parameters that a plan removes.
 
-    `whole` is the count of the denoiser itself, where it is known already; `call` what it is called with, as
-    `find_operators(pipe).call` is, which a denoiser of no known family needs.
+    `call` is what the denoiser is called with, as `find_operators(pipe).call`, which one of no known family needs.
     """
     plan.check(denoiser)
-    model, args, kwargs = _call(denoiser, sample_size, call).on(denoiser)
-    whole = whole or _sizes(model, args, kwargs)
+    counted = _call(denoiser, sample_size, call).on(denoiser)
+    return _removed(plan, _sizes(*counted), *counted)
+
+
+def _removed(plan: Plan, whole: _Sizes, model: nn.Module, args: tuple, kwargs: dict) -> tuple[float, float]:
+    """Return the shares that a plan removes of a model of these sizes, counted with these inputs."""
     with Replacement(model, plan):
         less = _sizes(model, args, kwargs)
     return 1 - less.macs / whole.macs, 1 - less.params / whole.params

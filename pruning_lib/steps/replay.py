@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..capture import place_in, stepping
+from ..capture import place_in, same_time, stepping
 from ..denoisers import denoiser_of
 from .units import Control, Unit, Values, attach
 
@@ -233,8 +233,8 @@ class Replay(ByStep):
         if self.row is None or self.row >= len(self.timesteps):
             return  # steps of somebody else's loop
         on_cpu = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
-        if on_cpu and not _same(told := _number(timestep), self.timesteps[self.row]):
-            rows = [row for row, other in enumerate(self.timesteps) if _same(told, other)]
+        if on_cpu and not same_time(told := _number(timestep), self.timesteps[self.row]):
+            rows = [row for row, other in enumerate(self.timesteps) if same_time(told, other)]
             if not self._first or not rows:
                 raise ValueError(
                     f"The scheduler steps at timestep {told:g}, where this schedule's row {self.row + 1} of "
@@ -268,7 +268,7 @@ def following(pipe: DiffusionPipeline, units: Sequence[Unit], control: Replay, s
         control.restart()
         asked, told = [float(t) for t in scheduler.timesteps.tolist()], control.timesteps
         place = place_in(asked, told)  # image to image leaves out the first
-        ahead = (place or 1) - 1
+        ahead = place or 0
         if place is None:
             raise ValueError(
                 f"This schedule is for {steps} steps of {type(scheduler).__name__} ({len(told)} calls at timesteps "
@@ -302,10 +302,6 @@ def _check_alone(denoiser: nn.Module) -> None:
             "FasterCache is enabled on this denoiser, and it changes the batch below what a schedule keeps. Call "
             "disable_cache() of the denoiser first."
         )
-
-
-def _same(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-3 * max(1.0, abs(b))
 
 
 def _few(timesteps: Sequence[float]) -> str:

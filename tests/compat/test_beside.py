@@ -101,27 +101,14 @@ def _attention_cache(model: nn.Module, **changed: object) -> None:
     theirs.apply_pyramid_attention_broadcast(model, config)
 
 
-def _faster_cache(model: nn.Module) -> None:
-    config = theirs.FasterCacheConfig(
-        spatial_attention_timestep_skip_range=ALWAYS,
-        spatial_attention_block_identifiers=("transformer_blocks",),
-        attention_weight_callback=lambda _: 0.5,
-        unconditional_batch_skip_range=2,
-        unconditional_batch_timestep_skip_range=ALWAYS,
-        tensor_format="BCHW",
-        current_timestep_callback=lambda: 500,
-    )
-    theirs.apply_faster_cache(model, config)
-
-
-def _distilled_cache(model: nn.Module) -> None:
+def _faster_cache(model: nn.Module, **more: object) -> None:
     config = theirs.FasterCacheConfig(
         spatial_attention_timestep_skip_range=ALWAYS,
         spatial_attention_block_identifiers=("transformer_blocks",),
         attention_weight_callback=lambda _: 0.5,
         tensor_format="BCHW",
-        is_guidance_distilled=True,
         current_timestep_callback=lambda: 500,
+        **more,
     )
     theirs.apply_faster_cache(model, config)
 
@@ -142,8 +129,10 @@ def _magnitudes(model: nn.Module) -> None:
 CACHES: dict[str, Callable[[nn.Module], object]] = {
     "first block": lambda model: theirs.apply_first_block_cache(model, theirs.FirstBlockCacheConfig(threshold=0.9)),
     "attention": _attention_cache,
-    "faster": _faster_cache,
-    "faster, distilled": _distilled_cache,
+    "faster": lambda model: _faster_cache(
+        model, unconditional_batch_skip_range=2, unconditional_batch_timestep_skip_range=ALWAYS
+    ),
+    "faster, distilled": lambda model: _faster_cache(model, is_guidance_distilled=True),
     "taylor": _taylor,
     "magnitudes": _magnitudes,
     "sea": lambda model: theirs.apply_sea_cache(model, theirs.SeaCacheConfig(threshold=0.9)),
